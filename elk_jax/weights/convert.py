@@ -54,6 +54,8 @@ class Rule:
 class Format:
     """A foreign format. `ignored`, `constants`: regular expressions of whole names.
 
+    rules: of several for one path, the first has the name that `rename` writes; of the alternatives in a pattern, also.
+
     ignored: foreign tensors that are not weights. constants: (our path, value) of parameters that the file omits.
     path: applied to the target of a rule, for systematic differences in spelling. partial: parameters that the file
     lacks may be initialised anew.
@@ -174,6 +176,52 @@ def convert(
     anew = tuple(path for path in target_shapes if path not in wanted)
     used = tuple(rows[path] for path in wanted if path in rows)
     return model_folder.nest(ordered), NameMap(used, tuple(ignored), filled, anew)
+
+
+def rename(params: model_folder.Params, fmt: Format) -> Tensors:
+    """The inverse of `convert`: foreign name -> tensor of every parameter, contiguous and of its own type.
+
+    Only for formats without `path`, whose patterns have groups `(...)` of their target, and alternatives `(?:...)`,
+    none of them within another. ValueError for a parameter that no rule makes.
+    """
+    rules = [(re.compile(_paths(rule)), rule) for rule in fmt.rules]
+    tensors = {}
+    for path, value in model_folder.flatten(params).items():
+        found = ((pattern.fullmatch(path), rule) for pattern, rule in rules)
+        match, rule = next(((match, rule) for match, rule in found if match), (None, None))
+        if match is None or rule is None:
+            raise ValueError(f"no rule makes {path}")
+        tensors[_foreign_name(rule, match.groupdict())] = _laid_back(np.asarray(value), rule.layout)
+    return tensors
+
+
+_GROUP, _ALTERNATIVES = re.compile(r"\((?!\?)([^()]*)\)"), re.compile(r"\(\?:([^()|]*)[^()]*\)\??")
+
+
+def _paths(rule: Rule) -> str:
+    """A pattern of the paths that a rule makes, with its groups by the names g1, g2."""
+    groups = _GROUP.findall(rule.pattern)
+    parts = re.split(r"\\(\d)", rule.target)
+    return "".join(rf"(?P<g{part}>{groups[int(part) - 1]})" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+
+
+def _foreign_name(rule: Rule, groups: Mapping[str, str]) -> str:
+    """The name that a rule turns into the path with these groups."""
+    number = iter(range(1, 10))
+    filled = _GROUP.sub(lambda _: re.escape(groups[f"g{next(number)}"]), rule.pattern)
+    name = re.sub(r"\\(.)", r"\1", _ALTERNATIVES.sub(r"\1", filled))
+    if not re.fullmatch(rule.pattern, name):
+        raise ValueError(f"{name} does not match {rule.pattern}")
+    return name
+
+
+def _laid_back(value: np.ndarray, layout: Layout) -> np.ndarray:
+    """The tensor that `layout` turns into `value`. A layout only moves numbers: where to shows it of their places."""
+    shape = {4: lambda h, w, i, o: (o, i, h, w), 2: lambda i, o: (o, i)}.get(value.ndim, lambda *axes: axes)
+    places = layout(np.arange(value.size).reshape(shape(*value.shape)))
+    tensor = np.empty(value.size, value.dtype)
+    tensor[places.reshape(-1)] = value.reshape(-1)
+    return tensor.reshape(shape(*value.shape))
 
 
 def _place(name: str, fmt: Format) -> tuple[str, Layout]:

@@ -19,13 +19,14 @@ from elk_jax.output import Console
 from elk_jax.weights import classifiers, convert, effdet, model_folder, reading, resnet
 from elk_jax.weights.classifiers import Origin, name_table, say
 
-_PRESETS: dict[str, Callable[[], Any]] = {
+PRESETS: dict[str, Callable[[], Any]] = {
     "detectron2": faster_rcnn.detectron2,
     "torchvision": faster_rcnn.torchvision,
     "torchvision_v2": faster_rcnn.torchvision_v2,
     "retinanet": retinanet.torchvision,
     "retinanet_v2": retinanet.torchvision_v2,
 }
+"""By the conventions of a file (`Foreign.preset`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ def convert_foreign(
 
     drop, ignore: see `convert.convert`. Raises UserError when file and model do not agree in every tensor.
     """
-    preset, changes = _PRESETS[foreign.preset](), changes or {}
+    preset, changes = PRESETS[foreign.preset](), changes or {}
     backbone = resnet.settings(foreign) | fields.as_dict(changes.get("backbone", {}), "model.backbone")
     settings = {**dataclasses.asdict(preset), **foreign.settings, **changes, "backbone": backbone}
     model = fields.build(type(preset), settings, "model")

@@ -60,8 +60,14 @@ def interpret(tensors: Tensors, norm_eps: float = EPS) -> Foreign:
     resnet["num_classes"] = sizes(tensors, classifier, 2)[0] if backbone_only and classifier in tensors else 0
     if norm_eps != EPS:
         tensors = fold_eps(tensors, norm_eps)
-    rules = (*_body_rules(), *(_retinanet_rules() if is_retinanet else _detector_rules()))
-    return Foreign(tensors, Format(rules, IGNORED), preset, resnet, settings, backbone_only)
+    fmt = format_of(None if is_retinanet else settings.get("box_convs", 0))
+    return Foreign(tensors, fmt, preset, resnet, settings, backbone_only)
+
+
+def format_of(box_convs: int | None) -> Format:
+    """The rules of a Faster R-CNN with so many convolutions in its box head, and of ResNets; None: of a RetinaNet."""
+    behind = _retinanet_rules() if box_convs is None else _detector_rules(box_convs)
+    return Format((*_body_rules(), *behind), IGNORED)
 
 
 def fold_eps(tensors: Tensors, norm_eps: float) -> Tensors:
@@ -149,11 +155,12 @@ def _retinanet_rules() -> tuple[Rule, ...]:
     return rules
 
 
-def _detector_rules() -> tuple[Rule, ...]:
+def _detector_rules(box_convs: int) -> tuple[Rule, ...]:
+    first = rf"{box_convs + 1}" if box_convs else "fc6"  # behind the convolutions and a layer that flattens their map
     return (
         *(rule for level in (0, 1, 2, 3) for rule in _level(level, 2)),
-        *layer(r"rpn\.head\.conv", "rpn/conv1", oihw_to_hwio),
         *(rule for i in range(8) for rule in layer(rf"rpn\.head\.conv\.{i}\.0", f"rpn/conv{i + 1}", oihw_to_hwio)),
+        *layer(r"rpn\.head\.conv", "rpn/conv1", oihw_to_hwio),
         *layer(r"rpn\.head\.cls_logits", "rpn/objectness", oihw_to_hwio),
         *layer(r"rpn\.head\.bbox_pred", "rpn/deltas", oihw_to_hwio),
         *(
@@ -162,7 +169,7 @@ def _detector_rules() -> tuple[Rule, ...]:
             for rule in layer(rf"roi_heads\.box_head\.{i}\.0", f"box_head/conv{i + 1}", oihw_to_hwio)
         ),
         *(rule for i in range(8) for rule in norm(rf"roi_heads\.box_head\.{i}\.1", f"box_head/conv{i + 1}")),
-        *layer(r"roi_heads\.box_head\.(?:fc6|\d)", "box_head/fc1", chw_to_hwc),
+        *layer(rf"roi_heads\.box_head\.{first}", "box_head/fc1", chw_to_hwc),
         *layer(r"roi_heads\.box_head\.fc7", "box_head/fc2", out_in_to_in_out),
         *layer(r"roi_heads\.box_predictor\.cls_score", "box_head/class_logits", out_in_to_in_out),
         *layer(r"roi_heads\.box_predictor\.bbox_pred", "box_head/box_deltas", out_in_to_in_out),
