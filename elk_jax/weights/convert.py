@@ -181,47 +181,50 @@ def convert(
 def rename(params: model_folder.Params, fmt: Format) -> Tensors:
     """The inverse of `convert`: foreign name -> tensor of every parameter, contiguous and of its own type.
 
-    Only for formats without `path`, whose patterns have groups `(...)` of their target, and alternatives `(?:...)`,
-    none of them within another. ValueError for a parameter that no rule makes.
+    For formats without `path`, whose patterns have no parentheses but groups, `(...)`, and alternatives, `(?:...)`,
+    none within another. ValueError for a parameter that no rule makes.
     """
-    rules = [(re.compile(_paths(rule)), rule) for rule in fmt.rules]
+    rules = [(re.compile(_paths_of(rule)), rule) for rule in fmt.rules]
     tensors = {}
     for path, value in model_folder.flatten(params).items():
-        found = ((pattern.fullmatch(path), rule) for pattern, rule in rules)
-        match, rule = next(((match, rule) for match, rule in found if match), (None, None))
-        if match is None or rule is None:
+        for pattern, rule in rules:
+            if match := pattern.fullmatch(path):
+                tensors[_name_of(rule, match.groupdict())] = _laid_back(np.asarray(value), rule.layout)
+                break
+        else:
             raise ValueError(f"no rule makes {path}")
-        tensors[_foreign_name(rule, match.groupdict())] = _laid_back(np.asarray(value), rule.layout)
     return tensors
 
 
 _GROUP, _ALTERNATIVES = re.compile(r"\((?!\?)([^()]*)\)"), re.compile(r"\(\?:([^()|]*)[^()]*\)\??")
 
 
-def _paths(rule: Rule) -> str:
-    """A pattern of the paths that a rule makes, with its groups by the names g1, g2."""
+def _paths_of(rule: Rule) -> str:
+    """A pattern of the paths that a rule makes. Its group g1 is the first of the rule's, and so on."""
     groups = _GROUP.findall(rule.pattern)
-    parts = re.split(r"\\(\d)", rule.target)
-    return "".join(rf"(?P<g{part}>{groups[int(part) - 1]})" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+    parts = re.split(r"\\(\d)", rule.target)  # texts and numbers in turn
+    parts[::2] = map(re.escape, parts[::2])
+    parts[1::2] = [f"(?P<g{number}>{groups[int(number) - 1]})" for number in parts[1::2]]
+    return "".join(parts)
 
 
-def _foreign_name(rule: Rule, groups: Mapping[str, str]) -> str:
-    """The name that a rule turns into the path with these groups."""
+def _name_of(rule: Rule, groups: Mapping[str, str]) -> str:
+    """The name that a rule turns into the path with these groups; of alternatives the first."""
     number = iter(range(1, 10))
     filled = _GROUP.sub(lambda _: re.escape(groups[f"g{next(number)}"]), rule.pattern)
-    name = re.sub(r"\\(.)", r"\1", _ALTERNATIVES.sub(r"\1", filled))
-    if not re.fullmatch(rule.pattern, name):
-        raise ValueError(f"{name} does not match {rule.pattern}")
-    return name
+    return re.sub(r"\\(.)", r"\1", _ALTERNATIVES.sub(r"\1", filled))
+
+
+_FOREIGN_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
+"""Number of axes -> where those of a foreign tensor come from, whatever its layout: out, in, height, width."""
 
 
 def _laid_back(value: np.ndarray, layout: Layout) -> np.ndarray:
-    """The tensor that `layout` turns into `value`. A layout only moves numbers: where to shows it of their places."""
-    shape = {4: lambda h, w, i, o: (o, i, h, w), 2: lambda i, o: (o, i)}.get(value.ndim, lambda *axes: axes)
-    places = layout(np.arange(value.size).reshape(shape(*value.shape)))
+    """The tensor that `layout` turns into `value`: as a layout only moves numbers, it is asked where each one goes."""
+    shape = tuple(value.shape[axis] for axis in _FOREIGN_AXES.get(value.ndim, range(value.ndim)))
     tensor = np.empty(value.size, value.dtype)
-    tensor[places.reshape(-1)] = value.reshape(-1)
-    return tensor.reshape(shape(*value.shape))
+    tensor[layout(np.arange(value.size).reshape(shape)).reshape(-1)] = value.reshape(-1)
+    return tensor.reshape(shape)
 
 
 def _place(name: str, fmt: Format) -> tuple[str, Layout]:

@@ -29,12 +29,15 @@ IGNORED = (r".*\.num_batches_tracked",)
 FIRST = 3
 
 
-def understand(tensors: Tensors, name: str, changes: Mapping[str, Any]) -> Understood:
-    """The detector `name` of effdet in a file, with `changes`. UserError for others. Classes are the file's."""
+def understand(tensors: Tensors, name: str, changes: Mapping[str, Any], flag: str = "--model") -> Understood:
+    """The detector `name` of effdet in a file, with `changes`. UserError for others. Classes are the file's.
+
+    flag: which gives the name, for errors.
+    """
     match = next(filter(None, (re.fullmatch(pattern, name) for pattern in NAMES)), None)
     if match is None:
         todo = "name it as in tf_efficientdet_d0"
-        raise UserError(f"effdet has no EfficientDet '{name}' of the kinds read here", where="--model", todo=todo)
+        raise UserError(f"effdet has no EfficientDet '{name}' of the kinds read here", where=flag, todo=todo)
     model = configure(match[1], name.startswith("tf_"), name.endswith("_ap"), tensors)
     ours = fields.as_dict(changes.get("backbone", {}), "model.backbone")
     settings = {**vars(model), **changes, "backbone": {**vars(model.backbone), **ours}}

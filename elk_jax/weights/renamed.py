@@ -17,7 +17,7 @@ from elk_jax.backbones.norms import BATCH_NORM
 from elk_jax.backbones.resnet import ResNetConfig, has_bottlenecks
 from elk_jax.detection import detectors as built
 from elk_jax.detection.anchors import cell_anchors
-from elk_jax.detection.efficientdet_config import EfficientDetConfig, octaves
+from elk_jax.detection.efficientdet_config import EfficientDetConfig
 from elk_jax.errors import UserError
 from elk_jax.weights import convert, effdet, model_folder, torchvision
 from elk_jax.weights.detectors import PRESETS, Converted, convert_foreign, convert_understood
@@ -136,9 +136,8 @@ def to_torchvision(config: Any, params: model_folder.Params, resizing: Mapping[s
         "norm": (*BATCH_NORMS, _GROUPED),
         "stride_in_1x1": (False,) if has_bottlenecks(getattr(config.backbone, "depth", 0)) else None,
     }
-    library = "torchvision"
-    _refuse_others(config.backbone, ResNetConfig(num_classes=0), network, "backbone.", library, where)
-    _refuse_others(config, preset, choices, "", library, where)
+    _refuse_others(config.backbone, ResNetConfig(num_classes=0), network, "backbone.", "torchvision", where)
+    _refuse_others(config, preset, choices, "", "torchvision", where)
     fmt = torchvision.format_of(config.box_convs if two_stages else None)
     tensors = convert.rename(params, fmt)
     foreign = torchvision.interpret(tensors)
@@ -171,7 +170,7 @@ def to_torchvision(config: Any, params: model_folder.Params, resizing: Mapping[s
 
 def _one_stage(config: Any) -> dict[str, Any]:
     return {
-        "detector": "RetinaNet",
+        "class": "RetinaNet",
         "pyramid": {"channels": config.fpn_channels, "norm": False, "top": config.fpn_top},
         "head": {"convs": config.head_convs, "groups": _groups(config, "head_norm")},
     }
@@ -179,7 +178,7 @@ def _one_stage(config: Any) -> dict[str, Any]:
 
 def _two_stages(config: Any) -> dict[str, Any]:
     return {
-        "detector": "FasterRCNN",
+        "class": "FasterRCNN",
         "pyramid": {"channels": config.fpn_channels, "norm": config.fpn_norm != "none"},
         "rpn": {"convs": config.rpn_conv_depth},
         "roi": {"sampling_ratio": config.roi_sampling_ratio},
@@ -277,20 +276,19 @@ _EFFDET_NETWORK: Choices = {
 _MOST_POINTS = 5000  # effdet's max_detection_points
 
 
-def to_effdet(
-    config: Any, params: model_folder.Params, name: str, canvas: tuple[int, int], where: object
-) -> Renamed:
+def to_effdet(config: Any, params: model_folder.Params, name: str, canvas: tuple[int, int], where: object) -> Renamed:
     """An EfficientDet, for what effdet calls `name`. canvas: (height, width) in px that its anchors are made for."""
     if not isinstance(config, EfficientDetConfig) or config.backbone.name != "efficientnet":
         what = f"effdet has no detector of the kind '{config.name}' with a backbone '{config.backbone.name}'"
         raise UserError(what, where=where, todo="export an EfficientDet with an EfficientNet")
     tensors = convert.rename(params, effdet.format_of(config))
-    published = effdet.understand(tensors, name, {}).model
-    scale = config.anchor_sizes[0][0] / config.strides[0]
-    scales = len(config.anchor_sizes[0])
+    published = effdet.understand(tensors, name, {}, "--name").model
+    scale, scales = config.anchor_sizes[0][0] / config.strides[0], len(config.anchor_sizes[0])
+    sizes = tuple(tuple(scale * stride * 2 ** (o / scales) for o in range(scales)) for stride in config.strides)
+    equal = np.allclose(sizes, config.anchor_sizes, rtol=1e-6, atol=0)
     choices = {
         **_EFFDET.free(),
-        "anchor_sizes": (octaves(scale, config.levels),),
+        "anchor_sizes": (config.anchor_sizes if equal else sizes,),
         "detection_nms_iou": None if config.soft_nms_sigma else (published.detection_nms_iou,),
     }
     if len(config.backbone.pixel_mean) != 3:
@@ -302,7 +300,7 @@ def to_effdet(
     library = f"effdet's {name}"
     _refuse_others(config.backbone, published.backbone, _EFFDET_NETWORK, "backbone.", library, where)
     _refuse_others(config, published, choices, "", library, where)
-    changes = {one: getattr(config, one) for one in choices if one not in ("num_classes", "biases")}
+    changes = {one: getattr(config, one) for one in choices}
     changes["backbone"] = {one: getattr(config.backbone, one) for one in _EFFDET_NETWORK}
     _check_same(convert_understood(effdet.understand(tensors, name, changes)), config, params, where)
     anchors = sum(

@@ -1,34 +1,41 @@
-"""A trained detector as programs that JAX runs without elk_jax, one for each canvas of its input (StableHLO).
+"""A trained detector for other programs: JAX without elk_jax (StableHLO), torchvision, effdet.
 
-  OUTPUT/detector_HEIGHTxWIDTH.bin      jax.export.deserialize(...).call(image, image_size), weights included
-  OUTPUT/detector.json                  what goes in and comes out, classes, input, thresholds; it is written last
+  OUTPUT/detector_HEIGHTxWIDTH.bin      for JAX, one for each canvas of its input, weights included:
+                                        jax.export.deserialize(...).call(image, image_size)
+  OUTPUT/detector.safetensors           for torchvision and effdet: the state dict of a model
+  OUTPUT/detector.json                  what goes in and comes out, what a model is built from, classes, input,
+                                        thresholds; it is written last
 
 Shape legend: B images, any number of them; I images of a breast (2 for pairs); K detections; H W of the canvas.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from jax import export
 
 from elk_jax import files
+from elk_jax.data.augment import Resize
 from elk_jax.data.batches.buckets import Canvas
 from elk_jax.errors import UserError
+from elk_jax.fields import OneOf, check
 from elk_jax.output import Console
 from elk_jax.tasks.detection.model import Trained, load_one
 from elk_jax.tasks.run import new_console
-from elk_jax.weights import model_folder
+from elk_jax.weights import model_folder, renamed
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """A program runs on each of these."""
 SETTINGS = "detector.json"
+TENSORS = "detector.safetensors"
 INPUTS = ("image", "image_size")
 OUTPUTS = ("boxes", "scores", "labels", "valid")
 """Of a program, in their order."""
@@ -36,37 +43,118 @@ OUTPUTS = ("boxes", "scores", "labels", "valid")
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """No settings: a detector is exported as it is."""
+    """format: whose program or names, a key of FORMATS. name: of effdet, what it calls the detector. UserError where it
+    is missing, or of another format."""
+
+    format: Annotated[str, OneOf(("stablehlo", "torchvision", "effdet"))] = "stablehlo"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.format == "effdet" and not self.name:
+            raise UserError("effdet has no name for the detector", where="name", todo="give one: tf_efficientdet_d0")
+        if self.format != "effdet" and self.name:
+            raise UserError(f"the format {self.format} takes no name", where="name", todo="leave it out")
 
 
 def export_folder(
     model: Path, output: Path, settings: ExportSettings = ExportSettings(), console: Console | None = None
 ) -> None:
-    """Write the programs of a detector's model folder into a new or empty folder.
+    """Write a detector's model folder in another format into a new or empty folder.
 
     UserError for an ensemble, for a folder of another kind, for parameters that do not fit its settings, for a detector
-    that names no canvas, and for an output that has something in it. After an error nothing is written.
+    that the format does not have, and for an output that has something in it. After an error nothing is written.
     """
     console = console or new_console()
     trained = load_one(model)
-    description = trained.description
     model_folder.check_fits(trained.params, model_folder.shapes_of(trained.detector.init), model)
-    if not description.input.buckets:
-        what = "the detector names no canvas: it takes one from its images"
-        raise UserError(what, where=f"{model / model_folder.CONFIG}: input.buckets", todo="train with loader.buckets")
+    said = {**about(trained), "privacy": model_folder.promise(model)}
     with files.whole_folder(output, last=SETTINGS) as place:
-        shapes = {}
-        for canvas in description.input.buckets:
-            name = "detector_{}x{}.bin".format(*canvas)
-            made = program(trained, canvas)
-            files.write_bytes(place / name, bytes(made.serialize()))
-            shapes[name] = {key: _shape(given) for key, given in zip(INPUTS, made.in_avals)}
-        files.write_json(place / SETTINGS, about(trained, shapes, model_folder.promise(model)))
-    for name in (*shapes, SETTINGS):
+        how = FORMATS[settings.format](trained, place, model / model_folder.CONFIG, settings)
+        files.write_json(place / SETTINGS, {**how, **said})
+        names = sorted((path.name for path in place.iterdir()), key=lambda name: (name == SETTINGS, name))
+    for name in names:
         console.print(f"wrote {output / name}")
-    if views := description.input.flips:
-        what = f"the image and its mirrored views ({', '.join(views)})"
-        console.print(f"note: thresholds are of the fused boxes of {what}; a program sees one image: choose them anew")
+    for note in notes(trained, settings):
+        console.print(f"note: {note}")
+
+
+def notes(trained: Trained, settings: ExportSettings) -> list[str]:
+    """How an exported detector may answer otherwise than it does here, in words."""
+    entry, step, found = trained.description.input, max(trained.detector.strides), []
+    if entry.flips:
+        what = f"the image and its mirrored views ({', '.join(entry.flips)})"
+        found.append(f"thresholds are of the fused boxes of {what}; the export sees one image: choose them anew")
+    if settings.format == "stablehlo":
+        return found
+    uneven = [f"{height}x{width}" for height, width in entry.buckets if height % step or width % step]
+    if uneven and not trained.detector.config.anchor_rounded:
+        what = f"canvases of {', '.join(uneven)} px are padded to multiples of {step} px"
+        found.append(f"{what}, which may change scores at their right and lower edges")
+    if settings.format == "torchvision" and not torchvision_resizing(entry.resize):
+        found.append("torchvision's model must not resize: its images come as `input` says (docs/torch.md)")
+    return found
+
+
+def write_programs(trained: Trained, folder: Path, file: Path, settings: ExportSettings) -> dict[str, Any]:
+    """Write the programs of a detector; what SETTINGS says of them. file: its model.json, for errors."""
+    shapes = {}
+    for canvas in _canvases(trained, file):
+        name = "detector_{}x{}.bin".format(*canvas)
+        made = program(trained, canvas)
+        files.write_bytes(folder / name, bytes(made.serialize()))
+        shapes[name] = {key: _shape(given) for key, given in zip(INPUTS, made.in_avals)}
+    return {"programs": shapes, "outputs": OUTPUTS, "platforms": PLATFORMS, "jax": jax.__version__}
+
+
+def write_torchvision(trained: Trained, folder: Path, file: Path, settings: ExportSettings) -> dict[str, Any]:
+    """The same of a state dict for torchvision."""
+    detector, params, description = trained
+    resizing = torchvision_resizing(description.input.resize)
+    return _write_tensors(renamed.to_torchvision(detector.config, params, resizing, file), folder)
+
+
+def write_effdet(trained: Trained, folder: Path, file: Path, settings: ExportSettings) -> dict[str, Any]:
+    """The same of a state dict for effdet, whose anchors are of one canvas that holds all of the detector's."""
+    config, step = trained.detector.config, max(trained.detector.strides)
+    height, width = (-(-max(sides) // step) * step for sides in zip(*_canvases(trained, file)))
+    return _write_tensors(renamed.to_effdet(config, trained.params, settings.name, (height, width), file), folder)
+
+
+FORMATS: dict[str, Callable[[Trained, Path, Path, ExportSettings], dict[str, Any]]] = {
+    "stablehlo": write_programs,
+    "torchvision": write_torchvision,
+    "effdet": write_effdet,
+}
+
+
+def torchvision_resizing(resize: Resize) -> dict[str, Any]:
+    """Arguments of torchvision's transform that leave an image of the detector's input size as it is.
+
+    {}: there are none, since the size follows from the canvas.
+    """
+    if resize.jitter:
+        return {}
+    if resize.stretch:
+        height, width = resize.size(resize.stretch, resize.scale(resize.stretch, (0, 0)))
+        return {"fixed_size": [width, height]}
+    return {"min_size": resize.short_sides[-1], "max_size": resize.max_long_side or _NO_LIMIT}
+
+
+_NO_LIMIT = 1_000_000  # px, of a longer side
+
+
+def _write_tensors(made: renamed.Renamed, folder: Path) -> dict[str, Any]:
+    files.write_bytes(folder / TENSORS, safetensors.numpy.save(made.tensors, {"format": "pt"}))
+    return made.about
+
+
+def _canvases(trained: Trained, file: Path) -> tuple[Canvas, ...]:
+    """Of a detector's input. UserError where it names none."""
+    if not trained.description.input.buckets:
+        what = "the detector names no canvas: it takes one from its images"
+        raise UserError(what, where=f"{file}: input.buckets", todo="train with loader.buckets")
+    return trained.description.input.buckets
 
 
 def program(trained: Trained, canvas: Canvas, platforms: Sequence[str] = PLATFORMS) -> export.Exported:
@@ -89,14 +177,10 @@ def program(trained: Trained, canvas: Canvas, platforms: Sequence[str] = PLATFOR
     return export.export(jax.jit(detect), platforms=platforms)(*given)
 
 
-def about(trained: Trained, shapes: dict[str, Any], privacy: str) -> dict[str, Any]:
-    """The content of SETTINGS. shapes: of the inputs of each program. privacy: what the training promises, in words."""
-    _, _, description = trained
+def about(trained: Trained) -> dict[str, Any]:
+    """What SETTINGS says in every format."""
+    description = trained.description
     return {
-        "programs": shapes,
-        "outputs": OUTPUTS,
-        "platforms": PLATFORMS,
-        "jax": jax.__version__,
         "detector": description.architecture,
         "classes": description.classes,
         "input": asdict(description.input),
@@ -105,7 +189,6 @@ def about(trained: Trained, shapes: dict[str, Any], privacy: str) -> dict[str, A
             "points": [asdict(point) for point in description.operating_points],
             "chosen_on": asdict(description.chosen_on),
         },
-        "privacy": privacy,
     }
 
 
