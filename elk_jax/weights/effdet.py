@@ -25,6 +25,8 @@ NAMES = (
 )
 SYMMETRIC = ("d0", "d1", "d2", "d3")
 """Of the names without `tf_`, those whose pyramid and heads pad as PyTorch does; of all of these the backbone does."""
+LEVELS_FIRST = ("efficientdet_lite0",)
+"""The names whose heads count their norms by levels, then by convolutions."""
 IGNORED = (r".*\.num_batches_tracked",)
 FIRST = 3
 
@@ -42,7 +44,7 @@ def understand(tensors: Tensors, name: str, changes: Mapping[str, Any], flag: st
     ours = fields.as_dict(changes.get("backbone", {}), "model.backbone")
     settings = {**vars(model), **changes, "backbone": {**vars(model.backbone), **ours}}
     model = fields.build(EfficientDetConfig, settings, "model")
-    return Understood(tensors, model, format_of(model))
+    return Understood(tensors, model, format_of(model, name))
 
 
 def configure(variant: str, ported: bool, adversarial: bool, tensors: Tensors) -> EfficientDetConfig:
@@ -85,8 +87,8 @@ def xy_first_kernel(x: np.ndarray) -> np.ndarray:
     return oihw_to_hwio(xy_first(x))
 
 
-def format_of(config: EfficientDetConfig) -> Format:
-    """The rules of every tensor of the detector."""
+def format_of(config: EfficientDetConfig, name: str) -> Format:
+    """The rules of every tensor of the detector `name`. Norms of the heads are read in either order of counting."""
     body = backbones.format_of(config.backbone, "timm").rules
     rules = (
         *(Rule(rf"backbone\.{rule.pattern}", rule.target, rule.layout) for rule in body),
@@ -109,9 +111,9 @@ def format_of(config: EfficientDetConfig) -> Format:
         for i in range(config.head_convs):
             rules += _separable(rf"{net}\.conv_rep\.{i}", f"{head}/conv{i + 1}")
             for level in range(config.levels):
-                path = f"{head}/norms{i + 1}_{level + FIRST}"
-                rules += norm(rf"{net}\.bn_rep\.{i}\.{level}\.bn", path)
-                rules += norm(rf"{net}\.bn_rep\.{level}\.{i}", path)  # the newer order, levels first
+                orders = [rf"{net}\.bn_rep\.{i}\.{level}\.bn", rf"{net}\.bn_rep\.{level}\.{i}"]
+                for norms in reversed(orders) if name in LEVELS_FIRST else orders:
+                    rules += norm(norms, f"{head}/norms{i + 1}_{level + FIRST}")
     return Format(
         (
             *rules,

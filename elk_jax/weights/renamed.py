@@ -281,7 +281,7 @@ def to_effdet(config: Any, params: model_folder.Params, name: str, canvas: tuple
     if not isinstance(config, EfficientDetConfig) or config.backbone.name != "efficientnet":
         what = f"effdet has no detector of the kind '{config.name}' with a backbone '{config.backbone.name}'"
         raise UserError(what, where=where, todo="export an EfficientDet with an EfficientNet")
-    tensors = convert.rename(params, effdet.format_of(config))
+    tensors = convert.rename(params, effdet.format_of(config, name))
     published = effdet.understand(tensors, name, {}, "--name").model
     scale, scales = config.anchor_sizes[0][0] / config.strides[0], len(config.anchor_sizes[0])
     sizes = tuple(tuple(scale * stride * 2 ** (o / scales) for o in range(scales)) for stride in config.strides)

@@ -476,6 +476,17 @@ def test_a_detector_is_exported_as_it_is(quick_start, model):
     assert_one_line(quick_start("export_weights", *given), "no model")  # it is read
     assert_one_line(quick_start("export_weights", *given, "--dtype=float16"), "(--dtype)", "detector")
     assert_one_line(quick_start("export_weights", *given, "--model_id=00101_MCGAN_MASSES"), "(--model_id)", "detector")
+    assert_one_line(quick_start("export_weights", *given, "--format=effdet"), "(--name)")
+    assert_one_line(quick_start("export_weights", *given, "--format=torchvision", "--name=a"), "(--name)")
+    for written in (["--format=torchvision"], ["--format=effdet", "--name=tf_efficientdet_d0"]):
+        assert_one_line(quick_start("export_weights", *given, *written), "no model")  # it is read
+
+
+@pytest.mark.parametrize("flag", ["--format=torchvision", "--name=tf_efficientdet_d0"])
+def test_flags_of_detectors_are_not_for_other_models(quick_start, model, flag):
+    for kind in ("gan", "inpainter"):
+        given = (f"--model={model(kind)}", "--output=theirs", flag)
+        assert_one_line(quick_start("export_weights", *given), f"({flag.partition('=')[0]})")
 
 
 def test_what_has_no_export_is_named(quick_start, model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -13,14 +14,17 @@ import pytest
 
 from configs.recipes.detector import detector as recipe_of
 from elk_jax import fields
+from elk_jax.backbones import efficientnet, resnet
 from elk_jax.data.augment import Resize
 from elk_jax.data.batches.detection import LoaderConfig
-from elk_jax.detection import detectors, fused
+from elk_jax.detection import detectors, efficientdet_config, fused
+from elk_jax.detection.retinanet import RetinaNetConfig, torchvision
 from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
 from elk_jax.output import Console
 from elk_jax.tasks.detection import export, model
 from elk_jax.tasks.detection.recipe import DetectionRecipe
 from elk_jax.weights import model_folder
+from elk_jax.weights.reading import read_tensors
 from tests.detection.test_fused import config as fused_config
 from tests.detection.test_fused import members
 from tests.refusals import refused
@@ -100,6 +104,91 @@ def test_a_detector_of_pairs_takes_both_images():
     trained = model.Trained(detectors.build(config), fused.from_members(config, *members()), None)
     exported = export.program(trained, CANVAS, ("cpu",))
     assert exported.in_avals[0].shape[1:] == (*CANVAS, 2)
+
+
+# ---- In the names of other libraries ---------------------------------------------------------------------------------
+
+
+def exported(config, tmp_path, settings, loader=LOADER, flips=()):
+    """(detector.json, tensors, what was printed) of an export of a detector with fresh weights, and its parameters."""
+    detector = detectors.build(config)
+    params = jax.device_get(jax.jit(detector.init)(jax.random.key(0)))
+    description = model.describe(detector, ("lesion",), loader, True, flips, CHOICE)
+    model_folder.save_params(tmp_path / "model", params, description)
+    printed = io.StringIO()
+    export.export_folder(tmp_path / "model", tmp_path / "exported", settings, Console(file=printed, width=1000))
+    folder = tmp_path / "exported"
+    assert {path.name for path in folder.iterdir()} == {export.SETTINGS, export.TENSORS}
+    about = json.loads((folder / export.SETTINGS).read_text())
+    return about, read_tensors(folder / export.TENSORS), printed.getvalue(), params
+
+
+def test_a_state_dict_for_torchvision(tmp_path):
+    network = resnet.ResNetConfig(depth=18, num_classes=0)
+    config = RetinaNetConfig(backbone=network, fpn_channels=8, head_convs=1)
+    settings = export.ExportSettings("torchvision")
+    about, tensors, printed, params = exported(config, tmp_path, settings, flips=("horizontal",))
+    kernel = params["backbone"]["stem"]["conv"]["kernel"]
+    np.testing.assert_array_equal(tensors["backbone.body.conv1.weight"], kernel.transpose(3, 2, 0, 1))
+    assert about["class"] == "RetinaNet" and about["classes"] == ["lesion"] and about["first_label"] == 0
+    assert about["thresholds"]["points"][0]["threshold"] == 0.4 and about["input"]["buckets"] == [[96, 64], [64, 96]]
+    assert "min_size" not in about["arguments"]
+    notes = [line for line in printed.splitlines() if line.startswith("note:")]
+    assert ["mirrored" in notes[0], "96x64, 64x96 px" in notes[1], "resize" in notes[2]] == [True] * 3
+    assert printed.index(export.TENSORS) < printed.index(export.SETTINGS) < printed.index("note:")
+
+
+def test_a_state_dict_for_effdet(tmp_path):
+    network = efficientnet.named("b0", head=False, num_classes=0, norm="affine_bn")
+    config = efficientdet_config.named("d0", backbone=network, norm="affine_bn", cells=1, head_convs=1)
+    settings = export.ExportSettings("effdet", "tf_efficientdet_d0")
+    about, tensors, _, params = exported(config, tmp_path, settings)
+    assert about["config"]["image_size"] == [128, 128], "all canvases lie in it, and all strides divide it"
+    bias = params["class_head"]["logits"]["pointwise"]["bias"]
+    np.testing.assert_array_equal(tensors["class_net.predict.conv_pw.bias"], bias)
+
+
+@pytest.mark.parametrize(
+    ("resize", "arguments"),
+    [
+        (Resize(short_sides=(600, 800), max_long_side=1333), {"min_size": 800, "max_size": 1333}),
+        (Resize(short_sides=(800,)), {"min_size": 800, "max_size": 1_000_000}),
+        (Resize(short_sides=(100,), stretch=(400, 200)), {"fixed_size": [100, 200]}),  # width, height
+        (Resize(jitter=(1.0, 1.0)), {}),
+    ],
+)
+def test_torchvision_leaves_images_of_the_right_size_as_they_are(resize, arguments):
+    assert export.torchvision_resizing(resize) == arguments
+
+
+def test_even_canvases_of_whole_pixel_anchors_need_no_note(tmp_path):
+    network = resnet.ResNetConfig(depth=18, num_classes=0)
+    config = torchvision(backbone=network, fpn_channels=8, head_convs=1)
+    loader = LoaderConfig(resize=Resize(short_sides=(64,), jitter=()), buckets=(CANVAS,))
+    trained = model.Trained(detectors.build(config), {}, model.describe(
+        detectors.build(config), ("lesion",), loader, True, (), CHOICE))  # fmt: skip
+    assert export.notes(trained, export.ExportSettings("torchvision")) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"format": "onnx"}, "format"),
+        ({"format": "effdet"}, "name"),
+        ({"format": "torchvision", "name": "a"}, "name"),
+        ({"name": "a"}, "name"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, where):
+    with refused(where=where):
+        export.ExportSettings(**settings)
+
+
+def test_what_torchvision_cannot_build_is_not_written(tmp_path):
+    save(tmp_path / "model", "faster_rcnn")
+    with refused("backbone.width=64", where="model.json: model.backbone.width"):
+        export.export_folder(tmp_path / "model", tmp_path / "new", export.ExportSettings("torchvision"))
+    assert not (tmp_path / "new").exists()
 
 
 # ---- Refused ---------------------------------------------------------------------------------------------------------
