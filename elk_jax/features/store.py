@@ -1,4 +1,8 @@
-"""Features of images, computed once and kept in a file: private data, as the images are.
+"""Features of images, computed once and kept in files: private data, as the images are.
+
+Each file holds the features of some images by one way to compute them. What is asked for is put together from all
+files of a folder, image by image: patches that are drawn from others cost nothing. Features that were computed beside
+other images differ by rounding.
 
 Shapes: N images, F features.
 """
@@ -20,38 +24,55 @@ from elk_jax import files
 FOLDER = "features"
 """Of a run: the features of its images, which are private as these are."""
 PATTERN = "*.safetensors"
-NAME, KEY, HASH = "features", "key", "sha256"
+NAME, WAY, IMAGES, HASH = "features", "way", "images", "sha256"
 
 
-def key_of(settings: Any, weights: str, images: Sequence[str]) -> str:
-    """What features follow from: their settings (JSON-able), a hash of the network's weights, hashes of the pixels."""
-    content = json.dumps([settings, weights, list(images)], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+def way_of(settings: Any, weights: str) -> str:
+    """What the features of an image follow from: their settings (JSON-able), a hash of the network's weights."""
+    return hashlib.sha256(json.dumps([settings, weights], sort_keys=True).encode()).hexdigest()
 
 
-def kept(folder: Path, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """The features [N, F] float32 that `folder` keeps under `key`; computed, and kept, where it does not have them.
+def kept(folder: Path, way: str, images: Sequence[str], compute: Callable[[Sequence[int]], np.ndarray]) -> np.ndarray:
+    """The features [N, F] float32 of images by their hashes, from what `folder` keeps of the same `way`.
 
-    A file that is damaged, or holds the features of another key, counts as missing. Only its owner can read the file.
+    compute: positions among `images` -> their features. It is called for those that no file has, of copies of an image
+    for the first, and what it gives is kept. A file that is damaged, or of another way, counts as missing. Only its
+    owner can read a file.
     """
-    path = folder / f"{key[:16]}.safetensors"
-    found = _read(path, key)
-    if found is None:
-        found = np.ascontiguousarray(compute(), np.float32)
-        content = safetensors.numpy.save({NAME: found}, metadata={KEY: key, HASH: _hash(found)})
+    rows: dict[str, np.ndarray] = {}
+    for path in sorted(folder.glob(PATTERN)):
+        rows |= _read(path, way)
+    missing: dict[str, int] = {}
+    for position, image in enumerate(images):
+        if image not in rows:
+            missing.setdefault(image, position)
+    if missing:
+        found = np.ascontiguousarray(compute(list(missing.values())), np.float32)
+        named = json.dumps(list(missing))
+        digest = _hash(found, way, named)
+        metadata = {WAY: way, IMAGES: named, HASH: digest}
         files.make_folder(folder)
-        files.write_private(path, content)
-    return found
+        files.write_private(
+            folder / f"{digest[:16]}.safetensors", safetensors.numpy.save({NAME: found}, metadata=metadata)
+        )
+        rows |= zip(missing, found)
+    return np.stack([rows[image] for image in images])
 
 
-def _read(path: Path, key: str) -> np.ndarray | None:
+def _read(path: Path, way: str) -> dict[str, np.ndarray]:
+    """Image -> its features [F], of a file; {} for one of another way, or damaged."""
     try:
         with safetensors.safe_open(path, "np") as file:  # type: ignore[no-untyped-call]
-            metadata, found = file.metadata() or {}, file.get_tensor(NAME)
+            metadata = file.metadata() or {}
+            found = file.get_tensor(NAME) if metadata.get(WAY) == way else np.zeros(0)
     except Exception:  # no such file, or damaged bytes, which make the reader raise almost anything
-        return None
-    return found if metadata.get(KEY) == key and metadata.get(HASH) == _hash(found) else None
+        return {}
+    named = metadata.get(IMAGES, "")
+    if metadata.get(HASH) != _hash(found, way, named):
+        return {}
+    return dict(zip(json.loads(named), found, strict=True))
 
 
-def _hash(features: np.ndarray) -> str:
-    return hashlib.sha256(f"{features.dtype} {features.shape} ".encode() + features.tobytes()).hexdigest()
+def _hash(features: np.ndarray, way: str, images: str) -> str:
+    content = f"{way} {images} {features.dtype} {features.shape} ".encode() + features.tobytes()
+    return hashlib.sha256(content).hexdigest()

@@ -7,23 +7,44 @@ import pytest
 
 from elk_jax.features import store
 
-FEATURES = np.arange(6, dtype=np.float32).reshape(2, 3)
+WAY = store.way_of({"scales": 5}, "abc")
 
 
-def kept(folder, key, features=FEATURES):
-    """(features, whether they were computed)."""
-    calls = []
-    return store.kept(folder, key, lambda: calls.append(1) or features), bool(calls)
+def feature_of(image: str) -> np.ndarray:
+    return np.array([ord(image), -1, 0.5], np.float32)
 
 
-def test_features_are_computed_once_for_a_key(tmp_path):
-    key = store.key_of({"scales": 5}, "abc", ["1", "2"])
-    for computed in (True, False):
-        found, now = kept(tmp_path, key)
-        np.testing.assert_array_equal(found, FEATURES)
-        assert now == computed
-    others = [({"scales": 4}, "abc", ["1", "2"]), ({"scales": 5}, "", ["1", "2"]), ({"scales": 5}, "abc", ["2", "1"])]
-    assert len({key, *(store.key_of(*other) for other in others)}) == 4
+def kept(folder, images, way=WAY, of=feature_of):
+    """(features, the images that were computed)."""
+    computed: list[str] = []
+
+    def compute(positions):
+        computed.extend(images[position] for position in positions)
+        return np.stack([of(images[position]) for position in positions])
+
+    return store.kept(folder, way, images, compute), "".join(computed)
+
+
+def test_features_are_computed_once_for_an_image(tmp_path):
+    for images, new in (("ab", "ab"), ("ab", ""), ("ba", ""), ("bcad", "cd"), ("dab", ""), ("a", "")):
+        found, computed = kept(tmp_path, images)
+        np.testing.assert_array_equal(found, [feature_of(image) for image in images])
+        assert computed == new
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_copies_of_an_image_are_computed_once(tmp_path):
+    found, computed = kept(tmp_path, "abaab")
+    np.testing.assert_array_equal(found, [feature_of(image) for image in "abaab"])
+    assert computed == "ab"
+
+
+@pytest.mark.parametrize("other", [({"scales": 4}, "abc"), ({"scales": 5}, ""), ({"scales": 5, "size": 1}, "abc")])
+def test_other_settings_and_weights_are_another_way(tmp_path, other):
+    kept(tmp_path, "ab")
+    found, computed = kept(tmp_path, "ab", store.way_of(*other), lambda image: 2 * feature_of(image))
+    np.testing.assert_array_equal(found, [2 * feature_of(image) for image in "ab"])
+    assert computed == "ab" and not kept(tmp_path, "ab")[1]
 
 
 def damaged(path):
@@ -32,16 +53,18 @@ def damaged(path):
     path.write_bytes(content)
 
 
-def foreign(path):
-    other = path.parent / "other"
-    store.kept(other, "f" * 64, lambda: FEATURES + 1)
-    path.write_bytes((other / f"{'f' * 16}.safetensors").read_bytes())
+def renamed(path):
+    """Another image's name on the features."""
+    path.write_bytes(path.read_bytes().replace(b'\\"b\\"', b'\\"c\\"'))
 
 
-@pytest.mark.parametrize("change", [damaged, foreign, lambda path: path.write_bytes(b""), lambda path: path.unlink()])
-def test_what_is_damaged_or_foreign_is_computed_again(tmp_path, change):
-    kept(tmp_path, "e" * 64)
-    change(tmp_path / f"{'e' * 16}.safetensors")
-    found, computed = kept(tmp_path, "e" * 64)
-    np.testing.assert_array_equal(found, FEATURES)
-    assert computed and not kept(tmp_path, "e" * 64)[1]
+@pytest.mark.parametrize("change", [damaged, renamed, lambda path: path.write_bytes(b""), lambda path: path.unlink()])
+def test_what_is_damaged_is_computed_again(tmp_path, change):
+    kept(tmp_path, "ab")
+    (path,) = tmp_path.iterdir()
+    before = path.read_bytes()
+    change(path)
+    assert not path.exists() or path.read_bytes() != before
+    found, computed = kept(tmp_path, "abc")
+    np.testing.assert_array_equal(found, [feature_of(image) for image in "abc"])
+    assert computed == "abc" and not kept(tmp_path, "abc")[1]

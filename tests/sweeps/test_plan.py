@@ -181,9 +181,9 @@ def test_frozen_features_of_other_runs_are_taken(tmp_path):
     low, low43, *_ = (found := planned(tmp_path, THRESHOLDS)).runs
     place = lambda run: run.folder / store.FOLDER
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    store.kept(place(low), "a" * 64, lambda: values)
-    store.kept(place(low43), "b" * 64, lambda: -values)
+    store.kept(place(low), "way", ["a", "b"], lambda positions: values)
+    store.kept(place(low43), "way", ["c", "d"], lambda positions: -values)
     assert plans.take_features(found, low43) == 1 and plans.take_features(found, low43) == 0
-    np.testing.assert_array_equal(store.kept(place(low43), "a" * 64, lambda: values * np.nan), values)
-    np.testing.assert_array_equal(store.kept(place(low43), "b" * 64, lambda: values * np.nan), -values)
+    read = store.kept(place(low43), "way", ["a", "b", "c", "d"], lambda positions: values * np.nan)
+    np.testing.assert_array_equal(read, [*values, *-values])
     assert {path.stat().st_mode & 0o777 for path in place(low43).iterdir()} == {0o600}

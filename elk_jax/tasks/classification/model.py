@@ -124,23 +124,26 @@ def features_of_sets(parts: Frozen, sets: Sequence[np.ndarray], folder: Path) ->
 
 def frozen_features(parts: Frozen, images: np.ndarray, folder: Path | None = None) -> dict[str, np.ndarray]:
     """Every kind of features [N, F] float32 of patches [N, S, S, 1] in [0, 1]; kept in `folder`, where one is given."""
-    compute = {name: partial(_compute, parts, name, images) for name in parts.features}
     if folder is None:
-        return {name: work() for name, work in compute.items()}
+        return {name: _compute(parts, name, images) for name in parts.features}
     hashes, found = hashes_of(images), {}
-    for name, work in compute.items():
+    for name in parts.features:
         trained = parts.networks.get(name)
         settings = asdict(parts.features[name]) | {"weights": "", "size": parts.size, "centre": parts.centre}
         if trained is not None:
             settings |= {"network": asdict(trained.config), "input": parts.features[name].size}
-        key = store.key_of(settings, "" if trained is None else trained.hash, hashes)
-        found[name] = store.kept(folder, key, work)
+        way = store.way_of(settings, "" if trained is None else trained.hash)
+        found[name] = store.kept(folder, way, hashes, partial(_compute_some, parts, name, images))
     return found
 
 
 def patches_of(source: ImageSource, size: int) -> np.ndarray:
     """Every image of a source, scaled to a patch: [N, S, S, 1]."""
     return patches.whole_images(source, size, progress_bar("  reading"))
+
+
+def _compute_some(parts: Frozen, name: str, images: np.ndarray, positions: Sequence[int]) -> np.ndarray:
+    return _compute(parts, name, images if len(positions) == len(images) else images[list(positions)])
 
 
 def _compute(parts: Frozen, name: str, images: np.ndarray) -> np.ndarray:
