@@ -118,7 +118,9 @@ def test_thresholds_have_intervals_over_patients_in_the_model_the_log_and_the_re
     for point, other in zip(own.operating_points, again, strict=True):
         assert (point.low, point.high) == pytest.approx((other.low, other.high), abs=1e-5)
         assert point.low <= point.high and point.on == other.on
-        assert point.intervals["sensitivity"]["high"] is not None
+        assert {"sensitivity", "specificity"} <= set(point.intervals)
+        for name, interval in point.intervals.items():
+            assert interval == pytest.approx(other.intervals[name], abs=1e-5)
         assert 0 < point.on.patients_of_positives <= people < bootstrap.LEAST_PATIENTS
     told = capsys.readouterr().out
     assert f"thresholds: {thresholds.in_words(own.operating_points)}" in told
