@@ -58,7 +58,7 @@ def main() -> None:
             return
     for flag, kind in ((MODEL_ID, "a generator"), (FORMAT, "a detector"), (NAME, "a detector")):
         if flag.present:
-            raise UserError(f"--{flag.name} is of {kind}", where=f"--{flag.name}", todo="leave it out")
+            raise UserError(f"only {kind} is exported with --{flag.name}", where=f"--{flag.name}", todo="leave it out")
     if architecture not in (stable_diffusion.ARCHITECTURE, *TASKS["inpainting"].architectures):
         todo = "give a detector, a generator of patches, Stable Diffusion, or an inpainter that started from it"
         raise UserError(f"a model of type {architecture} has no export", where=model, todo=todo)

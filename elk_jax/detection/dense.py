@@ -49,7 +49,7 @@ class ImageLosses(NamedTuple):
 
 
 HEADS = ("class_head", "box_head")
-"""Their parameters, which all levels share."""
+"""Top-level names of the parameters that all levels share."""
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 """(model, params, pyramid, batch, rng, map_images) -> (loss, metrics)."""
 

@@ -8,7 +8,7 @@ settings.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class Kind:
 
     arguments: Mapping[str, str]
     trained: tuple[str, ...]
-    choices: Choices = field(default_factory=dict)
+    choices: Choices
 
     def free(self) -> Choices:
         """Choices of all settings that may differ from the library's own."""

@@ -103,7 +103,7 @@ def check_volume(header: Dataset, name: object) -> None:
         if frames < 2:
             raise UserError("one frame: a volume has several", todo="give it as an image, or the folder of its series")
         if lies_beside(header):
-            raise UserError(f"{BESIDE}: no volume", todo="give the file of the slices")
+            raise UserError(f"{BESIDE}: not a volume", todo="give the file of the slices")
         windows = [grey_scale(attributes) for attributes in attributes_of_frames(header, range(frames))]
     if windows[0] is None:
         what = "no functional groups with a window, by which its slices could be shown alike"

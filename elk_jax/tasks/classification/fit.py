@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,24 +173,21 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
     if not run.is_main:
         return {}
     folder = files.make_folder(run.folder / stage.name)
-    shown = [model.patches_of(run.open(name, "train"), recipe.size) for name in stage.train_on]
-    cuttings = [
-        patches.around_boxes(one, recipe.size, recipe.cutting, recipe.centre, progress_bar("  reading"))
-        for one in public
-    ]
+    own, of_val = (model.patches_of(source, recipe.size) for source in (training, validation))
+    cut = partial(patches.around_boxes, size=recipe.size, cutting=recipe.cutting, centre=recipe.centre)
+    pool = np.concatenate([cut(one, progress=progress_bar("  reading")) for one in public]) if public else own[:0]
     findings = train.copies(run, stage, recipe.size)
     if stage.is_private:
-        check_public(np.concatenate(cuttings), np.concatenate(shown), stage.name)
+        check_public(pool, own, stage.name)
     parts, shelf = model.frozen(recipe), run.folder / store.FOLDER
-    public_features = model.features_of_sets(parts, cuttings, shelf) if public else {}
-    of_val = [model.patches_of(validation, recipe.size)]
+    public_features = model.frozen_features(parts, pool, shelf) if public else {}
     learned, val = (
-        Labelled(source, image_labels(source), model.features_of_sets(parts, of, shelf))
-        for source, of in ((training, shown), (validation, of_val))
+        Labelled(source, image_labels(source), model.frozen_features(parts, images, shelf))
+        for source, images in ((training, own), (validation, of_val))
     )
-    own = training.classes.index(recipe.positive)
+    positive = training.classes.index(recipe.positive)
     noise = private.noise_of(stage)
-    problem = search.Problem(learned.labels == own, val.labels == own, units, count, noise, stage, recipe)
+    problem = search.Problem(learned.labels == positive, val.labels == positive, units, count, noise, stage, recipe)
     if isinstance(recipe.search, Search):
         found = search.linear_head(problem, recipe.search, learned.features, val.features, public_features)
     else:
@@ -235,7 +233,7 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
         "protection": train.protection_words(made.privacy),
         "promise": promise,
         "chosen": str(found.choice),
-        "public": sum(map(len, cuttings)),
+        "public": len(pool),
         "auroc": found.aurocs.tolist(),
         "cross_validated": None if withheld else found.within,
         "tried": found.tried,

@@ -116,12 +116,6 @@ def hashes_of(images: np.ndarray) -> list[str]:
     return [pixel_hash(image) for image in images]
 
 
-def features_of_sets(parts: Frozen, sets: Sequence[np.ndarray], folder: Path) -> dict[str, np.ndarray]:
-    """`frozen_features` of several sets of patches together. Each is kept separately, for others to read."""
-    found = [frozen_features(parts, images, folder) for images in sets]
-    return {name: np.concatenate([one[name] for one in found]) for name in parts.features}
-
-
 def frozen_features(parts: Frozen, images: np.ndarray, folder: Path | None = None) -> dict[str, np.ndarray]:
     """Every kind of features [N, F] float32 of patches [N, S, S, 1] in [0, 1]; kept in `folder`, where one is given."""
     if folder is None:

@@ -11,6 +11,7 @@ Shapes: N private images, M patches of the pool, S their side, Q classes, D feat
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,17 +107,13 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
         return {}
 
     # ---- Features --------------------------------------------------------------------------------------------------
-    cuttings = [
-        patches.around_boxes(one, recipe.size, recipe.cutting, recipe.centre, progress_bar("  reading"))
-        for one in public
-    ]
-    pool = np.concatenate(cuttings)
-    own = [classifiers.patches_of(run.open(name, "train"), recipe.size) for name in stage.train_on]
-    of_val = [classifiers.patches_of(validation, recipe.size)]
-    heads.check_public(pool, np.concatenate(own), stage.name)
+    cut = partial(patches.around_boxes, size=recipe.size, cutting=recipe.cutting, centre=recipe.centre)
+    pool = np.concatenate([cut(one, progress=progress_bar("  reading")) for one in public])
+    own, of_val = (classifiers.patches_of(one, recipe.size) for one in (training, validation))
+    heads.check_public(pool, own, stage.name)
     parts, shelf = classifiers.frozen(recipe), run.folder / store.FOLDER
     of_pool, of_training, of_validation = _whitened(
-        [classifiers.features_of_sets(parts, one, shelf) for one in (cuttings, own, of_val)], recipe, stage
+        [classifiers.frozen_features(parts, one, shelf) for one in (pool, own, of_val)], recipe, stage
     )
     labels, val_labels = image_labels(training), image_labels(validation)
     private_side = Private(of_training, labels, group, count, len(training.classes))
