@@ -38,7 +38,7 @@ def with_one_gradient(function: Callable[[Any, Any], Any], params: Any, inputs: 
     Each device adds up the gradient of all uses for its own images; then the devices exchange the sum. The compiler
     would exchange the gradient of each use, and add up afterwards.
     """
-    spec = batch_spec(len(jax.tree.leaves(inputs)[0]))
+    spec = batch_spec(jax.tree.leaves(inputs)[0].shape[0])  # which may be a symbol (`jax.export`): it has no `len`
     if spec is None or jax.sharding.get_abstract_mesh().size == 1:
         return function(params, inputs)
     return jax.shard_map(function, in_specs=(P(), spec), out_specs=spec, check_vma=False)(params, inputs)

@@ -54,7 +54,7 @@ class Rule:
 class Format:
     """A foreign format. `ignored`, `constants`: regular expressions of whole names.
 
-    rules: where several make one path, `rename` writes the name of the first, with the first of a pattern's alternatives.
+    rules: where several make one path, `rename` writes the name of the first, with the first of its alternatives.
 
     ignored: foreign tensors that are not weights. constants: (our path, value) of parameters that the file omits.
     path: applied to the target of a rule, for systematic differences in spelling. partial: parameters that the file
