@@ -24,10 +24,12 @@ from elk_jax.output import Console
 from elk_jax.tasks.detection import export, model
 from elk_jax.tasks.detection.recipe import DetectionRecipe
 from elk_jax.weights import model_folder
+from elk_jax.weights.detectors import parameter_shapes
 from elk_jax.weights.reading import read_tensors
 from tests.detection.test_fused import config as fused_config
 from tests.detection.test_fused import members
 from tests.refusals import refused
+from tests.weights.test_renamed import numbered
 
 CANVAS, OTHER = (96, 64), (64, 96)
 LOADER = LoaderConfig(resize=Resize(jitter=(1.0, 1.0)), buckets=(CANVAS, OTHER))
@@ -110,9 +112,8 @@ def test_a_detector_of_pairs_takes_both_images():
 
 
 def exported(config, tmp_path, settings, loader=LOADER, flips=()):
-    """(detector.json, tensors, what was printed) of an export of a detector with fresh weights, and its parameters."""
-    detector = detectors.build(config)
-    params = jax.device_get(jax.jit(detector.init)(jax.random.key(0)))
+    """(detector.json, tensors, what was printed) of an export of a detector with `numbered` parameters, and these."""
+    detector, params = detectors.build(config), numbered(parameter_shapes(config))
     description = model.describe(detector, ("lesion",), loader, True, flips, CHOICE)
     model_folder.save_params(tmp_path / "model", params, description)
     printed = io.StringIO()
