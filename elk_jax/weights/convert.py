@@ -142,6 +142,7 @@ def convert(
     dropped = model_folder.compile_patterns(drop, "--drop")
     also_ignored = model_folder.compile_patterns(ignore, "--ignore")
     wanted = {path: shape for path, shape in target_shapes.items() if not model_folder.matches(dropped, path)}
+    rules = [(re.compile(rule.pattern), rule) for rule in fmt.rules]  # more than `re` keeps
     rows: dict[str, Row] = {}
     params: dict[str, np.ndarray] = {}
     ignored, left_over, mismatched, infinite = [], [], [], []
@@ -149,7 +150,7 @@ def convert(
         if any(re.fullmatch(pattern, name) for pattern in fmt.ignored) or model_folder.matches(also_ignored, name):
             ignored.append(name)
             continue
-        path, layout = _place(name, fmt)
+        path, layout = _place(name, fmt, rules)
         if model_folder.matches(dropped, path) and path in target_shapes:
             continue
         if path not in wanted:
@@ -227,9 +228,9 @@ def _laid_back(value: np.ndarray, layout: Layout) -> np.ndarray:
     return tensor.reshape(shape)
 
 
-def _place(name: str, fmt: Format) -> tuple[str, Layout]:
-    for rule in fmt.rules:
-        if match := re.fullmatch(rule.pattern, name):
+def _place(name: str, fmt: Format, rules: Sequence[tuple[re.Pattern[str], Rule]]) -> tuple[str, Layout]:
+    for pattern, rule in rules:
+        if match := pattern.fullmatch(name):
             return fmt.path(match.expand(rule.target)), rule.layout
     return "", as_is
 
