@@ -146,7 +146,7 @@ def operating_points_section(evaluations: Evaluations) -> Section:
         "positive class of sensitivity, precision and F1. What it gives where it was chosen is too good, since it was "
         "chosen to be so. Expected on other patients is that value less its optimism, with an interval in which the "
         "choice varies with the patients: thresholds are chosen on resamples of the patients, and tried on all of "
-        "them. The values on these images hold the threshold as it is; it was chosen on others."
+        "them. The values on these images keep the threshold fixed: it was chosen on others."
     )
     return Section("Operating points", html.table(head, rows) + "".join(warnings), note)
 

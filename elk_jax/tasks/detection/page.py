@@ -298,8 +298,8 @@ def operating_points_section(evaluations: Evaluations) -> Section:
                 cells.append(html.estimate_cell(point[key], 2))
             rows.append(html.row(cells))
     note = (
-        "The lowest score of a found lesion that keeps the rate, chosen on these same images. Intervals hold it as it "
-        "is; those of the sensitivity at a rate, in the results, read the curve of every resample."
+        "The lowest score of a found lesion that keeps the rate, chosen on these same images. Intervals keep the "
+        "threshold fixed; those of the sensitivity at a rate, in the results, read the curve of every resample."
     )
     return Section("Operating points", html.table(head, rows), note)
 
