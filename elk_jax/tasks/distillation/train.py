@@ -87,9 +87,6 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
         what = f"the mode {recipe.mode} needs images for the teacher"
         todo = "name data sources, such as the training data of the teacher"
         raise UserError(what, where=f"config.stages.{stage.name}.beside", todo=todo)
-    if mode and recipe.mode == "lesion" and recipe.points == 1:
-        what = "the loss of the mode lesion is 0 with one point: it compares the points of a lesion"
-        raise UserError(what, where=f"{place}.points", todo="give 4, 5 or 9, or set mode=pretraining")
     if mode and recipe.mode == "contrastive" and recipe.loader.batch_size < 2 * recipe.accumulate:
         what = "the loss of the mode contrastive is 0 with one image: it compares the images of a batch"
         todo = f"give {2 * recipe.accumulate} at least, since it is cut into {recipe.accumulate} parts"
@@ -188,7 +185,7 @@ def _student(
     _check_classes(teacher.description.classes, source.classes, folder)
     if recipe.mode not in MODES:
         return found
-    if warning := size_warning(teacher.description.input, recipe):
+    for warning in filter(None, (size_warning(teacher.description.input, recipe), points_warning(recipe))):
         run.say(f"  warning: {warning}")
     return _distilled(run, stage, recipe, detector, source, found, teacher)
 
@@ -321,6 +318,13 @@ def size_warning(taught: Input, recipe: DistillationRecipe) -> str:
     learned, here = (", ".join(f"{height} x {width}" for height, width in one.buckets) for one in (taught, shown))
     what = f"on canvases of {learned} px and is shown {here} px" if learned != here else "with other settings of resize"
     return f"the teacher was trained {what}: it may know lesions of another size than these images have"
+
+
+def points_warning(recipe: DistillationRecipe) -> str:
+    """What to know of a mode that compares the points of a lesion, where there is one; "" otherwise."""
+    if recipe.mode != "lesion" or recipe.points > 1:
+        return ""
+    return "the loss of the mode lesion is 0 with one point, so that its student is that of the mode pretraining"
 
 
 def _listed_classes(run: Run, stage: TrainStage) -> tuple[str, ...]:

@@ -69,8 +69,9 @@ def test_without_a_teacher_a_student_starts_elsewhere_and_has_the_loss_of_detect
 
 
 @pytest.mark.parametrize("points", [1, 4, 5])
-def test_the_points_of_a_lesion_are_a_setting_and_one_point_teaches_nothing(finished, alone, tmp_path, points):
+def test_the_points_of_a_lesion_are_a_setting_and_one_point_teaches_nothing(finished, alone, tmp_path, points, capsys):
     own, lines = taught(finished, tmp_path, "lesion", points=points)
+    assert ("is 0 with one point" in capsys.readouterr().out) == (points == 1)
     assert differ(own, alone) == (points > 1) == (last(lines, "loss_distillation") > 0)
     if points > 1:
         assert differ(own, leaves(finished / "student"))

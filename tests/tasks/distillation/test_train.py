@@ -148,7 +148,6 @@ def check(config: ConfigDict, stage: str = "student", names=("teacher", "student
         ({"distill.mode": "classwise"}, "config.distill.mode", ("toy", "anchors")),
         ({"distill.mode": "image", "distill.loader.buckets": ((64, 64), (64, 96))}, "config.distill.loader.buckets",
          ("image", "2")),
-        ({"distill.points": 1}, "config.distill.points", ("lesion", "0")),
         ({"distill.mode": "contrastive", "distill.loader.batch_size": 1}, "config.distill.loader.batch_size",
          ("contrastive", "2")),
         ({"distill.mode": "contrastive", "distill.loader.batch_size": 4, "distill.accumulate": 4},
