@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -210,18 +211,27 @@ def take_finished(plan: Plan, run: PlannedRun) -> list[str]:
 
 
 def take_features(plan: Plan, run: PlannedRun) -> int:
-    """Copy into a run folder the frozen features that other runs of the sweep have; returns how many files.
+    """Give a run folder the frozen features that other runs of the sweep have; returns how many files.
 
-    They are named by what they follow from, pixels, weights and settings: the run reads those that are its own.
+    They are named by their content, and never changed: a link takes no room. The run reads what is of its own settings
+    and images.
     """
     folder, count = run.folder / store.FOLDER, 0
     for other in plan.runs:
         for path in sorted((other.folder / store.FOLDER).glob(store.PATTERN)) if other is not run else ():
             if not (folder / path.name).exists():
                 files.make_folder(folder)
-                files.write_private(folder / path.name, files.read_bytes(path))
+                _link(path, folder / path.name)
                 count += 1
     return count
+
+
+def _link(path: Path, place: Path) -> None:
+    """`place` is the file `path`; a copy of it where the file system has no links."""
+    try:
+        os.link(path, place)
+    except OSError:
+        files.write_private(place, files.read_bytes(path))
 
 
 def _is_made(place: Path, run: PlannedRun) -> bool:

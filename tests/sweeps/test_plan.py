@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -176,8 +178,14 @@ def test_what_read_other_weights_is_not_taken(tmp_path):
     assert plans.take_finished(found, second) == ["evaluate"]
 
 
-def test_frozen_features_of_other_runs_are_taken(tmp_path):
+def no_links(*arguments):
+    raise OSError("no links")
+
+
+@pytest.mark.parametrize("link", [os.link, no_links])
+def test_frozen_features_of_other_runs_are_taken(tmp_path, monkeypatch, link):
     """A run computes no features that another run of the sweep has, and its own stay as they are."""
+    monkeypatch.setattr(os, "link", link)
     low, low43, *_ = (found := planned(tmp_path, THRESHOLDS)).runs
     place = lambda run: run.folder / store.FOLDER
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -186,4 +194,6 @@ def test_frozen_features_of_other_runs_are_taken(tmp_path):
     assert plans.take_features(found, low43) == 1 and plans.take_features(found, low43) == 0
     read = store.kept(place(low43), "way", ["a", "b", "c", "d"], lambda positions: values * np.nan)
     np.testing.assert_array_equal(read, [*values, *-values])
+    (taken,) = place(low).iterdir()
+    assert (place(low43) / taken.name).samefile(taken) == (link is not no_links)
     assert {path.stat().st_mode & 0o777 for path in place(low43).iterdir()} == {0o600}
