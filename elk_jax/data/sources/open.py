@@ -222,7 +222,10 @@ def check_readable(
 
 def _in_split(source: ImageSource, split: str) -> ImageSource:
     if not source.infos:
-        raise UserError("the source has no image", where=source.name, todo="check that it is the right one")
+        named, todo = (
+            (f" of a split '{split}'", "check its splits") if split else ("", "check that it is the right one")
+        )
+        raise UserError(f"the source has no image{named}", where=source.name, todo=todo)
     if not split:
         return source
     counts = Counter(info.split for info in source.infos)

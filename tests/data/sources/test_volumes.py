@@ -19,7 +19,7 @@ from elk_jax.data.sources import dicom_grey
 from elk_jax.data.sources.bcs_dbt import read_entries
 from elk_jax.data.sources.decode import decode_image
 from elk_jax.data.sources.dicom_volumes import PROJECTIONS
-from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.open import list_source, open_source
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.volumes import dicom_volume, find_volumes, slice_folder, volumes_of
 from tests.data.sources import dbt_files
@@ -85,6 +85,11 @@ def test_boxes_that_are_cleaned_away_leave_with_what_is_said_of_them(tmp_path):
     boxes, at = volume.lesions()
     assert boxes.tolist() == [[-1, 2, 19, 22], [4, 2, 14, 11]] and at.tolist() == [1, 3]
     assert source.infos[1].boxes.tolist() == [[0, 2, 19, 22]]
+
+
+def test_a_split_that_no_table_has_is_named(folder):
+    with refused("no image", "'nosuch'", where=folder):
+        list_source(SourceSpec(f"bcs_dbt:{folder}"), "nosuch")
 
 
 def test_splits_and_classes_are_those_of_the_tables(folder):
