@@ -2,7 +2,8 @@
 
 Shapes: H, W image size in pixels; F frames.
 
-This file finds the pixels of a frame and refuses anything but grey images; `dicom_grey` turns them into grey values.
+This file reads headers and refuses anything but grey images; `dicom_pixels` reads the pixels of a frame as they are
+stored, and `dicom_grey` turns them into grey values.
 Attributes are looked up in the frame's functional groups first, then in the shared ones, then at the top level, so that
 enhanced multi-frame objects (tomosynthesis) work like classic ones. docs/dicom.md lists every attribute.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -20,11 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
-from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
-from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -35,20 +32,15 @@ from pydicom.uid import (
 )
 
 from elk_jax.budget import Budget, budget_for
-from elk_jax.data.sources.dicom_grey import attributes_of_frame, first_number, high_bit, presented, significant
+from elk_jax.data.sources import dicom_pixels
+from elk_jax.data.sources.dicom_grey import attributes_of_frame, first_number, high_bit, presented
 from elk_jax.errors import UserError
 
-_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_ITEM, _DELIMITER, _UNDEFINED = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD), 0xFFFFFFFF
-"""Tags and length of encapsulated pixel data (PS3.5 A.4)."""
 _CHUNK = 1 << 20
 _LEAST_FRAME = 8
 """Bytes that a frame takes in a file, at least."""
-_RLE_MOST = 64
-"""Times that RLE makes a frame smaller, at most: 2 bytes stand for 128."""
 _ASPECT = 0.01
 """Difference of the sides of a pixel that is rounding."""
-_EXPORT = "repair the DICOM header, or export the image again"
 
 PREFIX = 132
 """Bytes that identify a DICOM file: a preamble of 128, and DICM."""
@@ -78,7 +70,7 @@ def decode(
     with errors_of(name):
         budget = budget_for(len(data), name)
         dataset = _read(io.BytesIO(data), budget)
-        _check_object(dataset, any(dataset.get(key) for key in _PIXELS))
+        _check_object(dataset, any(dataset.get(key) for key in dicom_pixels.ELEMENTS))
         return _decode(dataset, dataset, budget, name, frame, bit_depth)
 
 
@@ -95,7 +87,7 @@ def decode_frame(
         start, size = file.tell(), file.seek(0, io.SEEK_END)
         if start < size:
             _check_object(dataset, True)
-            if _pixels_are_complete(file, start, size, dataset):
+            if dicom_pixels.are_complete(file, start, size, dataset):
                 file.seek(start)
                 return _decode(dataset, file, budget, name, frame, bit_depth)
     file.seek(0)
@@ -152,9 +144,11 @@ def volume_header(file: BinaryIO, name: object) -> Dataset:
         what, todo = problem(dataset, attributes_of_frame(dataset, 0))
         if what:
             raise UserError(what, todo=todo)
-        _check_decoder(UID(dataset.file_meta.TransferSyntaxUID))
+        dicom_pixels.check_decoder(UID(dataset.file_meta.TransferSyntaxUID))
         start = file.tell()
-        if not _pixels_are_complete(file, start, file.seek(0, io.SEEK_END), dataset):  # or deflated, or mislabelled
+        if not dicom_pixels.are_complete(
+            file, start, file.seek(0, io.SEEK_END), dataset
+        ):  # or deflated, or mislabelled
             file.seek(0)
             decode(file.read(), name=name, frame=int(dataset.get("NumberOfFrames") or 1) - 1)
     return dataset
@@ -212,11 +206,7 @@ def _decode(
         raise UserError(what, todo=todo)
     a_pixel = -(-dataset.BitsAllocated // 8) + np.dtype(np.float64).itemsize  # stored, and in the pipeline
     budget.spend(dataset.Rows * dataset.Columns * a_pixel, f"a frame of {dataset.Rows} x {dataset.Columns} pixels")
-    if UID(dataset.file_meta.TransferSyntaxUID).is_encapsulated:
-        _check_encoded(pixels, dataset, frame or 0, budget)
-    else:
-        _check_length(dataset)
-    stored, words = _stored_values(pixels, dataset, frame or 0)
+    stored, words = dicom_pixels.stored_values(pixels, dataset, frame or 0, budget)
     image, voi, shade = presented(stored, words, attributes, bit_depth, name)
 
     of_header = header_laterality(attributes)
@@ -291,7 +281,7 @@ def problem(dataset: Dataset, attributes: Dataset) -> tuple[str, str]:
     """
     missing = [key for key in ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel") if dataset.get(key) is None]
     if missing:
-        return f"DICOM header without {' or '.join(missing)}", _EXPORT
+        return f"DICOM header without {' or '.join(missing)}", dicom_pixels.REPAIR
     grey = "export it as MONOCHROME1 or MONOCHROME2"
     photometric = _word(dataset, "PhotometricInterpretation")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
@@ -310,17 +300,17 @@ def _problem_of_bits(dataset: Dataset) -> tuple[str, str] | None:
     if allocated not in (1, 8, 16, 32, 64):
         return f"BitsAllocated is {allocated}", "export the image with 8 or 16 bits allocated"
     if dataset.Rows < 1 or dataset.Columns < 1:
-        return f"an image of {dataset.Rows} x {dataset.Columns} pixels", _EXPORT
-    if any(dataset.get(key) for key in _PIXELS[1:]):
+        return f"an image of {dataset.Rows} x {dataset.Columns} pixels", dicom_pixels.REPAIR
+    if any(dataset.get(key) for key in dicom_pixels.ELEMENTS[1:]):
         return None
     bits = dataset.get("BitsStored")
     if not isinstance(bits, int) or not 1 <= bits <= allocated:
-        return f"BitsStored is {bits} of {allocated} allocated", _EXPORT
+        return f"BitsStored is {bits} of {allocated} allocated", dicom_pixels.REPAIR
     high = high_bit(dataset)
     if not isinstance(high, int) or not bits - 1 <= high < allocated:
-        return f"HighBit is {high} for {bits} of {allocated} bits", _EXPORT
+        return f"HighBit is {high} for {bits} of {allocated} bits", dicom_pixels.REPAIR
     if signed not in (0, 1):
-        return f"PixelRepresentation is {signed}, neither 0 nor 1", _EXPORT
+        return f"PixelRepresentation is {signed}, neither 0 nor 1", dicom_pixels.REPAIR
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     if high != bits - 1 and syntax.is_compressed and syntax != RLELossless:
         return f"HighBit is {high} for {bits} bits of compressed pixels", "convert the file to an uncompressed one"
@@ -350,133 +340,6 @@ def _problem_of_display(dataset: Dataset, attributes: Dataset, photometric: str)
     if _word(dataset, "PixelPresentation") not in ("", "MONOCHROME"):
         return "a grey image with ranges shown in colour (PixelPresentation)", "export it as a grey image"
     return None
-
-
-def _pixels_are_complete(file: BinaryIO, start: int, size: int, dataset: Dataset) -> bool:
-    """Whether the element with the pixels, from byte `start` on, ends before the file does; False where that is not
-    known."""
-    syntax = UID(dataset.file_meta.TransferSyntaxUID)
-    if start >= size or syntax.is_private or not syntax.is_transfer_syntax:
-        return False
-    sizes = [dataset.get(key) for key in ("Rows", "Columns", "BitsAllocated")]
-    if not all(isinstance(size, int) for size in sizes):
-        return False
-    file.seek(start)
-    header = file.read(8 if syntax.is_implicit_VR else 12)
-    position, end = start + len(header), 0
-    (length,) = struct.unpack("<L" if syntax.is_little_endian else ">L", header[-4:])
-    if length != _UNDEFINED:
-        frames, bits = int(dataset.get("NumberOfFrames") or 1), math.prod(sizes)
-        if _holds_more(length, frames, bits):
-            return False
-        end = position + max(length, -(-frames * bits // 8))
-    while not end:  # encapsulated: items to a delimiter
-        file.seek(position)
-        group, element, length = struct.unpack("<HHL", file.read(8).ljust(8, b"\0"))
-        position += 8 + length
-        if (group, element) != _ITEM:
-            end = position if (group, element) == _DELIMITER else size + 1
-    return end <= size
-
-
-def _check_length(dataset: Dataset) -> None:
-    """UserError for native pixels of more frames than the header says: it is not of these pixels."""
-    frames, bits = int(dataset.get("NumberOfFrames") or 1), dataset.Rows * dataset.Columns * dataset.BitsAllocated
-    length = next((len(dataset[key].value) for key in _PIXELS if dataset.get(key)), 0)
-    if _holds_more(length, frames, bits):
-        what = f"pixels of {8 * length // bits} frames of {dataset.Rows} x {dataset.Columns}, the header says {frames}"
-        raise UserError(what, todo=_EXPORT)
-
-
-def _holds_more(length: int, frames: int, bits: int) -> bool:
-    """Whether so many bytes hold more than the frames of so many bits: fewer bytes fill up a block."""
-    return 8 * length >= (frames + 1) * bits
-
-
-def _check_encoded(pixels: Dataset | BinaryIO, dataset: Dataset, frame: int, budget: Budget) -> None:
-    """UserError for a compressed frame that is not of the header's size; the decoders unpack whatever it asks for."""
-    offsets = tuple(dataset.get(key) for key in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"))
-    start = 0 if isinstance(pixels, Dataset) else pixels.tell()
-    try:
-        if not isinstance(pixels, Dataset):
-            pixels.seek(start + 12)  # the header of the element
-        encoded = get_frame(
-            pixels.PixelData if isinstance(pixels, Dataset) else pixels,
-            frame,
-            number_of_frames=int(dataset.get("NumberOfFrames") or 1),
-            extended_offsets=offsets if all(offsets) else None,
-        )
-        rle = dataset.file_meta.TransferSyntaxUID == RLELossless
-        size = None if rle else Image.open(io.BytesIO(encoded), formats=("JPEG", "JPEG2000")).size
-    except Exception:  # a damaged frame, or one of another kind: whoever decodes it says so
-        return
-    if size not in (None, (dataset.Columns, dataset.Rows)):
-        what = f"a compressed frame of {size[1]} x {size[0]} pixels, the header says {dataset.Rows} x {dataset.Columns}"
-        raise UserError(what, todo=_EXPORT)
-    if rle and len(encoded) * _RLE_MOST > budget.left:
-        budget.spend(_rle_length(encoded), "an RLE frame")
-
-
-def _rle_length(encoded: bytes) -> int:
-    """Bytes that an RLE frame unpacks to (PS3.5 Annex G)."""
-    count, *starts = struct.unpack_from("<16L", encoded)
-    ends = [*starts[1:count], len(encoded)]
-    total = 0
-    for position, end in zip(starts, ends):
-        while position < min(end, len(encoded)):
-            control = encoded[position]
-            total += 257 - control if control > 128 else control + 1 if control < 128 else 0
-            position += 2 if control > 128 else control + 2 if control < 128 else 1
-    return total
-
-
-def _stored_values(pixels: Dataset | BinaryIO, dataset: Dataset, frame: int) -> tuple[np.ndarray, np.ndarray]:
-    """[H, W] integers (or floats) as stored, of one frame, and the words that they are written in."""
-    syntax = UID(dataset.file_meta.TransferSyntaxUID)
-    _check_decoder(syntax)
-    by_bits = not syntax.is_compressed or syntax == RLELossless  # other decoders put values where they belong
-    options: dict[str, Any] = {"correct_unused_bits": False} if by_bits else {}
-    try:
-        stored = pixel_array(pixels, index=frame, transfer_syntax_uid=syntax, **options)
-    except (RuntimeError, NotImplementedError) as error:
-        if syntax.is_compressed and "plugin" in str(error) and "does not support" in str(error):
-            raise _no_decoder(syntax) from error
-        other = f", or try another decoder: pip install {_decoder_package(syntax)}"
-        todo = "fetch the file again" + other * syntax.is_compressed
-        raise UserError(f"damaged or unsupported pixel data: {error}", todo=todo) from error
-    except Exception as error:
-        cut = "less than expected" in str(error) or "length of the pixel data" in str(error)
-        what = "truncated pixel data" if cut else f"damaged pixel data: {error}"
-        raise UserError(what, todo="fetch the file again") from error
-    if stored.ndim != 2:
-        raise UserError(f"pixels of shape {stored.shape}: not one grey image", todo="export it as a grey image")
-    if not np.isfinite(stored).all():
-        raise UserError("pixel values are NaN or infinite", todo="export the image again")
-    return (significant(stored, dataset) if by_bits and stored.dtype.kind != "f" else stored), stored
-
-
-def _check_decoder(syntax: UID) -> None:
-    """UserError unless a decoder for a transfer syntax is installed."""
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError as error:
-        todo = "convert the file to an uncompressed transfer syntax"
-        raise UserError(f"transfer syntax {syntax.name} is not supported", todo=todo) from error
-    if not decoder.is_available:
-        raise _no_decoder(syntax)
-
-
-def _no_decoder(syntax: UID) -> UserError:
-    return UserError(f"no decoder for {syntax.name} is installed", todo=f"run: pip install {_decoder_package(syntax)}")
-
-
-def _decoder_package(syntax: UID) -> str:
-    """What to install for a compressed transfer syntax."""
-    if "2000" in syntax.name:  # JPEG 2000 and its high-throughput form
-        return "pylibjpeg pylibjpeg-openjpeg"
-    if "JPEG-LS" in syntax.name:
-        return "pyjpegls"
-    return "pylibjpeg pylibjpeg-libjpeg"
 
 
 def header_laterality(attributes: Dataset) -> str | None:
