@@ -260,7 +260,7 @@ def read_text(path: str | os.PathLike) -> str:
 def read_table(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """(place for errors, row) of a CSV file that has these columns, and perhaps others; blanks around values are cut.
 
-    UserError for a column that is missing or there twice, a row that is cut off, and a file that is no such table.
+    UserError for a column that is missing or there twice, a row that is cut off, and a file that is not such a table.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""))
     try:

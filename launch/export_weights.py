@@ -34,10 +34,9 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder to write; new or empty.")
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "float16"], "Of Stable Diffusion: type of the numbers; float32 keeps them exact."
 )
-FORMAT = flags.DEFINE_enum(
+FORMAT = flags.DEFINE_string(
     "format",
     None,
-    ["stablehlo", "torchvision", "effdet"],
     "Of a detector: a program for JAX (stablehlo, the default), or tensors in the names of torchvision or effdet.",
 )
 NAME = flags.DEFINE_string("name", None, "Of --format=effdet: what it calls the detector, such as tf_efficientdet_d0.")

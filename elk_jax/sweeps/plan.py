@@ -213,8 +213,8 @@ def take_finished(plan: Plan, run: PlannedRun) -> list[str]:
 def take_features(plan: Plan, run: PlannedRun) -> int:
     """Give a run folder the frozen features that other runs of the sweep have; returns how many files.
 
-    They are named by their content, and never changed: a link takes no room. The run reads what is of its own settings
-    and images.
+    They are named by their content, and never changed, so that links will do. The run reads those of its settings and
+    images.
     """
     folder, count = run.folder / store.FOLDER, 0
     for other in plan.runs:

@@ -180,7 +180,7 @@ def convert(
 
 
 def rename(params: model_folder.Params, fmt: Format) -> Tensors:
-    """The inverse of `convert`: foreign name -> tensor of every parameter, contiguous and of its own type.
+    """The inverse of `convert`: foreign name -> tensor of every parameter, contiguous, in the parameter's type.
 
     For formats without `path`, whose patterns have no parentheses but groups, `(...)`, and alternatives, `(?:...)`,
     none within another. ValueError for a parameter that no rule makes.

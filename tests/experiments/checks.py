@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs import cem_synthetic
+from elk_jax import files
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.tasks import TASKS
 from tests.refusals import refused
@@ -39,3 +40,8 @@ def assert_refused(config, folder: Path, *words: object, where: object = "", sta
     with refused(*words, where=where):
         run_experiment(config, folder, stages)
     assert sorted(folder.rglob("*")) == before, "a refused start leaves nothing"
+
+
+def summary(run: Path, stage: str = "train") -> dict:
+    """What a finished stage says of itself."""
+    return files.read_object(run / stage / "finished.json")["summary"]

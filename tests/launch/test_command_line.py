@@ -476,6 +476,7 @@ def test_a_detector_is_exported_as_it_is(quick_start, model):
     assert_one_line(quick_start("export_weights", *given), "no model")  # it is read
     assert_one_line(quick_start("export_weights", *given, "--dtype=float16"), "(--dtype)", "detector")
     assert_one_line(quick_start("export_weights", *given, "--model_id=00101_MCGAN_MASSES"), "(--model_id)", "detector")
+    assert_one_line(quick_start("export_weights", *given, "--format=onnx"), "(--format)", "torchvision, effdet")
     assert_one_line(quick_start("export_weights", *given, "--format=effdet"), "(--name)")
     assert_one_line(quick_start("export_weights", *given, "--format=torchvision", "--name=a"), "(--name)")
     for written in (["--format=torchvision"], ["--format=effdet", "--name=tf_efficientdet_d0"]):

@@ -222,10 +222,8 @@ def check_readable(
 
 def _in_split(source: ImageSource, split: str) -> ImageSource:
     if not source.infos:
-        named, todo = (
-            (f" of a split '{split}'", "check its splits") if split else ("", "check that it is the right one")
-        )
-        raise UserError(f"the source has no image{named}", where=source.name, todo=todo)
+        what = f"the source has no image in split '{split}'" if split else "the source has no image"
+        raise UserError(what, where=source.name, todo="check that it is the right one, and what its splits are named")
     if not split:
         return source
     counts = Counter(info.split for info in source.infos)

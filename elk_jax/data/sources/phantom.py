@@ -20,7 +20,7 @@ from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 MODALITIES = ("subtracted", "low_energy")
 WITHOUT = ("square",)
-"""Fields of `PhantomConfig` that are no options."""
+"""Fields of `PhantomConfig` that are not options."""
 
 
 @dataclass(frozen=True)

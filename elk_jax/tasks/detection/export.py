@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,6 @@ from elk_jax import files
 from elk_jax.data.augment import Resize
 from elk_jax.data.batches.buckets import Canvas
 from elk_jax.errors import UserError
-from elk_jax.fields import OneOf, check
 from elk_jax.output import Console
 from elk_jax.tasks.detection.model import Trained, load_one
 from elk_jax.tasks.run import new_console
@@ -46,20 +45,19 @@ class ExportSettings:
     """format: whose program or names, a key of FORMATS. name: of effdet, what it calls the detector. UserError where it
     is missing, or of another format."""
 
-    format: Annotated[str, OneOf(("stablehlo", "torchvision", "effdet"))] = "stablehlo"
+    format: str = "stablehlo"
     name: str = ""
 
     def __post_init__(self) -> None:
-        check(self)
+        if self.format not in FORMATS:
+            raise UserError(f"format is '{self.format}'", where="format", todo=f"choose from {', '.join(FORMATS)}")
         if self.format == "effdet" and not self.name:
             raise UserError("effdet has no name for the detector", where="name", todo="give one: tf_efficientdet_d0")
         if self.format != "effdet" and self.name:
             raise UserError(f"the format {self.format} takes no name", where="name", todo="leave it out")
 
 
-def export_folder(
-    model: Path, output: Path, settings: ExportSettings = ExportSettings(), console: Console | None = None
-) -> None:
+def export_folder(model: Path, output: Path, settings: ExportSettings, console: Console | None = None) -> None:
     """Write a detector's model folder in another format into a new or empty folder.
 
     UserError for an ensemble, for a folder of another kind, for parameters that do not fit its settings, for a detector

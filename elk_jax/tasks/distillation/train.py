@@ -87,12 +87,11 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
         what = f"the mode {recipe.mode} needs images for the teacher"
         todo = "name data sources, such as the training data of the teacher"
         raise UserError(what, where=f"config.stages.{stage.name}.beside", todo=todo)
-    if mode and recipe.mode == "contrastive" and recipe.loader.batch_size < 2 * recipe.accumulate:
-        what = "the loss of the mode contrastive is 0 with one image: it compares the images of a batch"
-        todo = f"give {2 * recipe.accumulate} at least, since it is cut into {recipe.accumulate} parts"
-        raise UserError(
-            what, where=f"{place}.loader.batch_size", todo=todo if recipe.accumulate > 1 else "give 2 at least"
-        )
+    least = 2 * recipe.accumulate
+    if mode and recipe.mode == "contrastive" and recipe.loader.batch_size < least:
+        what = "the loss of the mode contrastive is 0 for one image: it compares the images of a batch, or of its part"
+        todo = f"give {least} at least, two for each of `accumulate` parts"
+        raise UserError(what, where=f"{place}.loader.batch_size", todo=todo)
     if mode and mode.of_anchors and recipe.tap != "pyramid":
         what = "what is said of anchors is compared behind the pyramid"
         raise UserError(what, where=f"{place}.tap", todo="set tap=pyramid")

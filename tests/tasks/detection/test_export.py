@@ -34,6 +34,7 @@ from tests.weights.test_renamed import numbered
 CANVAS, OTHER = (96, 64), (64, 96)
 LOADER = LoaderConfig(resize=Resize(jitter=(1.0, 1.0)), buckets=(CANVAS, OTHER))
 CHOICE = Choice((OperatingPoint(1.0, 0.4, sensitivity=0.5),), ChosenOn("validation", 9, 20, 30, 40))
+PROGRAMS = export.ExportSettings()
 ALONE = """
 import json, sys, jax, numpy as np
 with open(sys.argv[1], "rb") as file, np.load(sys.argv[2]) as given:
@@ -80,7 +81,7 @@ def test_a_program_answers_as_the_detector(kind, batch, tmp_path):
 def test_a_folder_runs_without_elk_jax(batch, tmp_path):
     detector, params = save(tmp_path / "model", "retinanet")
     folder = tmp_path / "exported"
-    export.export_folder(tmp_path / "model", folder, console=Console(quiet=True))
+    export.export_folder(tmp_path / "model", folder, PROGRAMS, console=Console(quiet=True))
     about = json.loads((folder / export.SETTINGS).read_text())
     assert about["programs"] == {
         f"detector_{height}x{width}.bin": {"image": ["b", height, width, 1], "image_size": ["b", 2]}
@@ -206,9 +207,9 @@ def test_what_is_there_is_not_written_over(small, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with refused("not empty", where=tmp_path / "full"):
-        export.export_folder(small, tmp_path / "full")
+        export.export_folder(small, tmp_path / "full", PROGRAMS)
     with refused("a file, not a folder", where=tmp_path / "full" / "mine"):
-        export.export_folder(small, tmp_path / "full" / "mine")
+        export.export_folder(small, tmp_path / "full" / "mine", PROGRAMS)
 
 
 def test_after_an_error_nothing_is_written(small, tmp_path, monkeypatch):
@@ -218,14 +219,14 @@ def test_after_an_error_nothing_is_written(small, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "program", lambda *_: SimpleNamespace(serialize=lambda: b"whole", in_avals=()))
     monkeypatch.setattr(export.files, "write_json", fails)
     with refused("disk is full", where=tmp_path / "new"):
-        export.export_folder(small, tmp_path / "new", console=Console(quiet=True))
+        export.export_folder(small, tmp_path / "new", PROGRAMS, console=Console(quiet=True))
     assert not (tmp_path / "new").exists()
 
 
 def test_a_detector_without_a_canvas_is_refused(tmp_path):
     save(tmp_path / "model", "retinanet", LoaderConfig(resize=Resize(short_sides=(64,), jitter=()), buckets=()))
     with refused("canvas", where="model.json: input.buckets"):
-        export.export_folder(tmp_path / "model", tmp_path / "new")
+        export.export_folder(tmp_path / "model", tmp_path / "new", PROGRAMS)
     assert not (tmp_path / "new").exists()
 
 
@@ -234,5 +235,5 @@ def test_weights_that_are_not_those_of_the_settings_are_refused(tmp_path):
     description = model.describe(detector, ("lesion",), LOADER, True, (), CHOICE)
     model_folder.save_params(tmp_path / "other", {"backbone": np.ones(2, np.float32)}, description)
     with refused(where=tmp_path / "other"):
-        export.export_folder(tmp_path / "other", tmp_path / "new")
+        export.export_folder(tmp_path / "other", tmp_path / "new", PROGRAMS)
     assert not (tmp_path / "new").exists()
