@@ -2,8 +2,8 @@
 Diffusion for diffusers, a generator for medigan.
 
   python launch/export_weights.py --model=runs/cem_mixed/mixed/model --output=exported
-  python launch/export_weights.py --model=runs/cem_mixed/mixed/model --output=exported --format=torchvision
-  python launch/export_weights.py --model=runs/cem_d0/real/model --output=exported --format=effdet \\
+  python launch/export_weights.py --model=runs/retinanet/real/model --output=exported --format=torchvision
+  python launch/export_weights.py --model=runs/efficientdet/real/model --output=exported --format=effdet \\
       --name=tf_efficientdet_d0
   python launch/export_weights.py --model=runs/inpaint_cem/inpainter/model --output=exported
   python launch/export_weights.py --model=weights/sd --output=exported --dtype=float16

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import cem_real
 from configs.recipes.detector import detector as recipe_of
 from elk_jax import fields
 from elk_jax.backbones import efficientnet, resnet
@@ -20,6 +21,7 @@ from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.detection import detectors, efficientdet_config, fused
 from elk_jax.detection.retinanet import RetinaNetConfig, torchvision
 from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
+from elk_jax.experiments.parse import parse
 from elk_jax.output import Console
 from elk_jax.tasks.detection import export, model
 from elk_jax.tasks.detection.recipe import DetectionRecipe
@@ -138,6 +140,16 @@ def test_a_state_dict_for_torchvision(tmp_path):
     notes = [line for line in printed.splitlines() if line.startswith("note:")]
     assert ["mirrored" in notes[0], "96x64, 64x96 px" in notes[1], "resize" in notes[2]] == [True] * 3
     assert printed.index(export.TENSORS) < printed.index(export.SETTINGS) < printed.index("note:")
+
+
+@pytest.mark.parametrize("kind, settings, key, name", [
+    ("retinanet", export.ExportSettings("torchvision"), "constructor", "retinanet_resnet50_fpn_v2"),
+    ("efficientdet", export.ExportSettings("effdet", "tf_efficientdet_d0"), "name", "tf_efficientdet_d0"),
+])  # fmt: skip
+def test_the_published_recipes_of_one_stage_are_those_of_the_libraries(kind, settings, key, name, tmp_path):
+    recipe = parse(cem_real.get_config(f"paper,{kind}")).recipes["detector"]
+    about, _, printed, _ = exported(recipe.model, tmp_path, settings, recipe.test_loader())
+    assert about[key] == name and "padded" not in printed
 
 
 def test_a_state_dict_for_effdet(tmp_path):
