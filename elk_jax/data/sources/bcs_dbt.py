@@ -76,7 +76,7 @@ def read_entries(folder: Path, split: str = "") -> list[Entry]:
     """The volumes of the tables in a folder, by the rows of the labels; no DICOM file is opened.
 
     UserError: no table of a kind, a volume or a box twice, a study of two patients, a box or path of a volume that no
-    label names, bad numbers, a box without an area or in shares of the slice.
+    label names, a box of a normal volume, bad numbers, a box without an area or in shares of the slice.
     """
     labels = dict(_unique(_rows(folder, LABELS), "labels"))
     patient_of: dict[str, str] = {}
@@ -228,6 +228,9 @@ def _entry(
     if len(kinds) != 1:
         what = f"{' and '.join(kinds) or 'none'} of {', '.join(LABELS)} is 1"
         raise UserError(what, where=where, todo="mark one of them")
+    if boxes and kinds == ["normal"]:
+        what = f"the volume {' '.join(key)} is Normal, and has a box in {boxes[0][0]}"
+        raise UserError(what, where=where, todo="mark it as what the box shows, or remove the box")
     corners: list[list[float]] = []
     at: list[int] = []
     counts: list[int] = []

@@ -348,6 +348,7 @@ def copy_file(folder):
         (change("*boxes-train*", "DBT-S3", "DBT-S9"), ["label", "DBT-S9"]),
         (change("*paths-train*", "DBT-S3", "DBT-S9"), ["label", "DBT-S9"]),
         (change("*labels-train*", "0,0,1,0", "0,1,1,0"), ["actionable", "benign"]),
+        (change("*labels-train*", "0,0,1,0", "1,0,0,0"), ["Normal", "DBT-S1", "boxes-train"]),
         (change("*boxes-train*", ",0,3,5", ",0,12,5"), [12, "slice"]),
         (change("*boxes-train*", ",0,3,5,10,8,6,", ",0,3,5,10,0,6,"), ["0 x 6 px"]),
         (change("*boxes-train*", "benign,0,12", "benign,0,13"), [13, 12]),
