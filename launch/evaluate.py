@@ -35,7 +35,11 @@ CRITERION = flags.DEFINE_string(
     "criterion", "iou:0.3", "A hit: iou:T, centre_in_box, regions:T or centre_distance:PIXELS:DIAGONALS."
 )
 FLOOR = flags.DEFINE_float(
-    "score_floor", 0.01, "Predictions that score less are dropped.", lower_bound=0, upper_bound=1
+    "score_floor",
+    0.01,
+    "Predictions that score less are dropped, of several views or members fused ones.",
+    lower_bound=0,
+    upper_bound=1,
 )
 ALL_IMAGES = flags.DEFINE_bool("all_images", False, "Count false positives of lesion-free images in FROC too.")
 BOOTSTRAP = flags.DEFINE_integer(

@@ -35,7 +35,7 @@ THRESHOLD = flags.DEFINE_float(
 FLOOR = flags.DEFINE_float(
     "score_floor",
     0.01,
-    "Predictions that score less are not written at all, of an ensemble fused ones.",
+    "Predictions that score less are not written at all, of several views or members fused ones.",
     lower_bound=0,
     upper_bound=1,
 )

@@ -13,7 +13,7 @@ from elk_jax.experiments.parse import kind_of
 from elk_jax.experiments.patients import Look
 from elk_jax.tasks import folds
 from elk_jax.tasks.run import Experiment, Run
-from elk_jax.tasks.stages import CombineStage, Stage
+from elk_jax.tasks.stages import CombineStage, Stage, TrainStage
 from elk_jax.weights import model_folder
 
 
@@ -37,6 +37,9 @@ def check_inputs(run: Run, names: Sequence[str]) -> None:
         for split in kind_of(stage).needs_lesions:
             _check_lesions(experiment, stage, split, look)
         patients.check_folds(experiment, stage, look)
+        recipe = experiment.recipe_of(stage)
+        if isinstance(stage, TrainStage) and folds.count_of(stage, recipe) and run.is_listed(stage.validate_on):
+            folds.deal(run, stage, recipe, kind_of(stage).lacks)
         patients.check_apart(experiment, stage, look)
 
 

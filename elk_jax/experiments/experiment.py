@@ -104,7 +104,7 @@ def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
     started = time.time()
     kind = kind_of(stage)
     pairs = {need.data for need in needs.of_stage(run.experiment, stage) if need.of == "pairs"}
-    summary = folds.train(run, stage, run.experiment.recipe_of(stage), kind.run, kind.join, pairs)
+    summary = folds.train(run, stage, run.experiment.recipe_of(stage), kind.run, kind.join, kind.lacks, pairs)
     if run.is_main:
         seconds = time.time() - started + summary.get("seconds_before", 0.0)
         written = {"results": resume.results(folder)} if stage.kind == "evaluate" else {}

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from elk_jax import files
 from elk_jax.data.sources import folds as dealing
 from elk_jax.data.sources.duplicates import pixel_hashes
+from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
 from elk_jax.progress import progress_bar
 from elk_jax.tasks.run import Experiment, Fold, Run, meet
@@ -42,6 +43,9 @@ IMAGES, CHOSEN = "images.json", "folds.json"
 """Of the stage: which images the folds are trained on, and what was chosen."""
 
 
+Lacks = Callable[[Any, ImageSource], str]
+"""As of `StageKind.lacks`."""
+
 FOLDERS = "fold_*"
 """The folders of the folds in that of the stage."""
 
@@ -56,19 +60,19 @@ def train(
     stage: Any,
     recipe: Any,
     work: Callable[[Run, Any, Any], dict[str, Any]],
-    join: Callable[[Run, Any, Any], dict[str, Any]] | None = None,
+    join: Callable[[Run, Any, Any], dict[str, Any]] | None,
+    lacks: Lacks,
     pairs: Collection[Data] = (),
 ) -> dict[str, Any]:
     """The summary of a train stage, which trains every fold first where its recipe has `folds`.
 
-    work, join: train one model, and make one of the folds, as `StageKind.run` and `StageKind.join`. pairs: data of
-    which the stage reads both images. A fold that is finished is not repeated; one that was interrupted is resumed.
+    work, join: train one model, and make one of the folds, as `StageKind.run` and `StageKind.join`. lacks: as of
+    `StageKind`, for `deal`. pairs: data of which the stage reads both images. A fold that is finished is not repeated; one that was interrupted is resumed.
     """
     count = count_of(stage, recipe)
     if not count:
         return work(run, stage, recipe)
-    where = f"config.{stage.recipe}.folds"
-    parts = dealing.deal(_whole(run, stage), count, run.seed, where)
+    where, parts = f"config.{stage.recipe}.folds", deal(run, stage, recipe, lacks)
     _check_images(run, stage, pairs)
     sizes = sorted(map(len, parts))
     run.say(f"  {count} folds of {sum(sizes)} patients, {sizes[0]} to {sizes[-1]} in each")
@@ -111,9 +115,24 @@ def of_everyone(run: Run, source: str, count: int = 1) -> Run:
     return replace(run, fold=Fold(source, 0, count, frozenset(), 1))
 
 
-def _whole(run: Run, stage: TrainStage) -> Sequence[Any]:
-    """The images of all patients outside the test split."""
-    return of_everyone(run, stage.validate_on).list(stage.validate_on, "val").infos
+def deal(run: Run, stage: TrainStage, recipe: TrainingRecipe, lacks: Lacks) -> tuple[frozenset[str], ...]:
+    """The patients outside the test split that each fold of a stage holds out. Image files are not looked at.
+
+    UserError where there are fewer patients than folds, and where a fold could not be judged on its patients, or not be
+    trained on the others alone.
+    """
+    where, count = f"config.{stage.recipe}.folds", count_of(stage, recipe)
+    whole = of_everyone(run, stage.validate_on).list(stage.validate_on, "val")
+    parts = dealing.deal(whole.infos, count, run.seed, where)
+    uses = {"is judged": dealing.of_patients}
+    if set(stage.train_on) == {stage.validate_on}:
+        uses["is trained"] = dealing.without_patients
+    for number, held_out in enumerate(parts, start=1):
+        for what, part in uses.items():
+            if missing := lacks(recipe, part(whole, held_out)):
+                said = f"fold {number} of {count} {what} on patients without {missing}"
+                raise UserError(said, where=where, todo="ask for fewer folds, or give more patients with one")
+    return parts
 
 
 def _train_fold(run: Run, stage: TrainStage, recipe: TrainingRecipe, work: Callable) -> float:

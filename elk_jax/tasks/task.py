@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from elk_jax.data.sources.source import ImageSource
 from elk_jax.evaluation.bootstrap import PatientStatistic
 from elk_jax.reporting.run import Part
 from elk_jax.tasks.run import Experiment, Run
@@ -29,6 +30,11 @@ def no_check(run: Run, stage: Any, recipe: Any, names: Collection[str]) -> None:
 def no_needs(experiment: Experiment, stage: Any, recipe: Any) -> Iterable[Need]:
     """For stages that read single images."""
     return ()
+
+
+def nothing_lacks(recipe: Any, source: ImageSource) -> str:
+    """For stages that can train on any images, and be judged on any."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class StageKind:
     without a lesion are refused ("train", "val"). learns_classes: the model is evaluated on the classes of its training
     data. workload: (stage, recipe, batch size, None for the recipe's) -> what a train stage computes, for
     launch/plan.py.
+    lacks: (recipe, images of a fold, or of all others) -> what they lack to be judged or trained on, in words; "" for
+    nothing.
     join: (run, stage, recipe) -> the summary of an ensemble of the stage's folds (`tasks.folds.to_read`), which is
     then the stage's model; None where such models cannot be joined.
     recipe: the dataclass of the recipe that the stage names; None where it reads none.
@@ -75,6 +83,7 @@ class StageKind:
     needs_lesions: tuple[str, ...] = ()
     learns_classes: bool = False
     workload: Callable[[Any, Any, int | None], Workload] | None = None
+    lacks: Callable[[Any, ImageSource], str] = nothing_lacks
     join: Callable[[Run, Any, Any], Summary] | None = None
     recipe: type | None = None
     statistics: Callable[[Path, Any, Any], Mapping[str, PatientStatistic]] | None = None

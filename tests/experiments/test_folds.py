@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cem_ensemble, cem_real, cem_real_dp
+from configs import cem_ensemble, cem_real, cem_real_dp, swin_real
 from elk_jax import files
 from elk_jax.data.sources.patients import patient_hash
 from elk_jax.experiments.experiment import run_experiment
@@ -191,6 +191,44 @@ def test_folds_that_cannot_be_are_refused(ran, coco, tmp_path):
     apart = on_files(real=coco("real"), synthetic=coco("painted", {"train": ("E",)}))
     apart.detector.folds = 2
     assert_refused(apart, tmp_path / "run", "'real'", "not trained on", where="config.detector.folds")
+
+
+def test_folds_that_could_not_be_judged_or_trained_are_refused_before_anything_is_trained(ran, coco, tmp_path):
+    few = {"train": ("A", "B"), "val": ("C", "D"), "test": ("E",)}
+    config = on_files(cem_real, real=coco("real", few, lesions=("train", "test")))
+    config.detector.folds = 3
+    assert_refused(config, tmp_path / "run", "is judged", "a lesion", where="config.detector.folds")
+    config.detector.folds = 2
+    run = Run(parse(config), tmp_path / "run", mesh=None)
+    stage, recipe = run.experiment.stages["real"], run.experiment.recipes["detector"]
+    assert sorted(map(len, folds.deal(run, stage, recipe, TASKS["detection"].stages["train"].lacks))) == [2, 2]
+    one = {"train": ("A",), "val": ("C",), "test": ("E",)}
+    config.data.real.spec = coco("one", one, lesions=("train", "test"))
+    assert_refused(config, tmp_path / "run", "fold", "of 2", "a lesion", where="config.detector.folds")
+    assert not ran
+
+
+def test_folds_of_a_classifier_have_both_classes(tmp_path):
+    """Three patients with benign patches, and two with malignant ones."""
+    people = {"train": {"benign": (1, 2), "malignant": (4,)}, "val": {"benign": (3,), "malignant": (5,)}}
+    for split, classes in people.items():
+        for name, numbers in classes.items():
+            place = files.make_folder(tmp_path / "patches" / split / name)
+            for number in numbers:
+                cv2.imwrite(str(place / f"P_{number}_1.png"), np.full((16, 16), 10 * number, np.uint8))
+    config = swin_real.get_config("tiny")
+    config.data.patches.update(spec=f"folders:{tmp_path / 'patches'}", patient_pattern=r"P_(\d+)")
+    recipe = config.stages.network.recipe
+    lacks = TASKS["classification"].stages["train"].lacks
+    for count, missing in ((2, ""), (3, "malignant")):
+        config[recipe].folds = count
+        experiment = parse(config)
+        run, stage = Run(experiment, tmp_path / "run", mesh=None), experiment.stages["network"]
+        if not missing:
+            assert sorted(map(len, folds.deal(run, stage, experiment.recipe_of(stage), lacks))) == [2, 3]
+            continue
+        with refused("is judged", "malignant", where=f"config.{recipe}.folds"):
+            folds.deal(run, stage, experiment.recipe_of(stage), lacks)
 
 
 @pytest.mark.parametrize(

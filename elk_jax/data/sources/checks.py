@@ -158,6 +158,11 @@ def no_lesions(split: str, where: object) -> UserError:
     )
 
 
+def lacking_lesion(infos: Sequence[ImageInfo]) -> str:
+    """ "a lesion" where no image has one to find; else ""."""
+    return "" if any((~info.ignore).any() for info in infos) else "a lesion"
+
+
 def checked_lists(meta: dict[str, Any], boxes: int, where: str) -> dict[str, Any]:
     """The further fields of an image, without those of `slices.OF_BOXES` that are None (unknown).
 

@@ -39,6 +39,12 @@ def check_both_classes(labels: np.ndarray, source: ImageSource, split: str) -> N
         raise UserError(what, where=source.name, todo="check the split and which images are chosen (where)")
 
 
+def lacking_class(source: ImageSource) -> str:
+    """An image of the first class that no image is of, in words; else "". UserError as of `image_labels`."""
+    missing = sorted({*range(len(source.classes))} - {*image_labels(source).tolist()})
+    return f"an image of the class {source.classes[missing[0]]}" if missing else ""
+
+
 def class_counts(source: ImageSource) -> dict[str, int]:
     """Counts for logs and reports: images, patients, and images of every class by its name."""
     named = Counter(source.classes[label] for label in image_labels(source))

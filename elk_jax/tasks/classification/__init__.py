@@ -13,6 +13,7 @@ TASK = Task(
             train.check_train,
             learns_classes=True,
             workload=train.workload,
+            lacks=train.lacks,
             join=combine.join_folds,
             recipe=recipe.NetworkRecipe,
         ),

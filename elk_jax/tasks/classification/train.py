@@ -15,7 +15,7 @@ import numpy as np
 from elk_jax.data.batches import labelled, poisson
 from elk_jax.data.batches.labelled import Labelled
 from elk_jax.data.sources import duplicates, patients
-from elk_jax.data.sources.labels import check_both_classes, class_counts, image_labels
+from elk_jax.data.sources.labels import check_both_classes, class_counts, image_labels, lacking_class
 from elk_jax.data.sources.source import ImageSource, concatenate
 from elk_jax.errors import UserError
 from elk_jax.evaluation import predictions, thresholds
@@ -80,6 +80,11 @@ def check_classes(
             check_both_classes(image_labels(source), source, split)
         model.check_positive(recipe.positive, source.classes, f"config.{stage.recipe}.positive")
     return listed
+
+
+def lacks(recipe: NetworkRecipe, source: ImageSource) -> str:
+    """A class of which a fold has no image; "" for nothing."""
+    return lacking_class(source)
 
 
 def check_named(source: ImageSource, where: str) -> None:

@@ -14,6 +14,7 @@ TASK = Task(
             needs_lesions=("train",),
             learns_classes=True,
             workload=train.workload,
+            lacks=train.lacks,
             join=combine.join_folds,
             recipe=recipe.DetectionRecipe,
         ),

@@ -143,8 +143,10 @@ def found_by_folds(
     if own.learned_maps:
         what = "a member has not learned to detect, so that its folds found nothing"
         raise UserError(what, where=places[0].parent, todo="leave it out, or give it a detection_weight above 0")
-    views = read_views(places, infos, len(own.input.flips) + 1)
-    return predict.together([detections.above(view, floor) for view in views], floor, own.input.same)
+    flips = own.input.flips
+    of_views = predict.own_floor(member, floor) if flips else floor
+    views = read_views(places, infos, len(flips) + 1, len(own.classes), of_views)
+    return predict.together(views, floor, own.input.same)
 
 
 def join_folds(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summary:
@@ -160,7 +162,8 @@ def join_folds(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> 
     on = f"{run.fold.in_words}, {folds.UNSEEN}"
     run.say(f"  {len(members)} detectors; {run.fold.in_words} {counted(validation.infos)}")
     flips, floor = members[0].description.input.flips, recipe.score_floor
-    views = read_views(folds.to_read(run, stage), validation.infos, len(flips) + 1)
+    classes = len(members[0].description.classes)
+    views = read_views(folds.to_read(run, stage), validation.infos, len(flips) + 1, classes, floor)
     ways = ways_to_look(flips, recipe.test_same, fewer=True)
     best_way, by_views = choose_way(ways, views, recipe)
     way = ways[best_way]

@@ -30,7 +30,7 @@ from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.detection import predict, report, volumes
-from elk_jax.tasks.detection.model import ARCHITECTURES, Description, Ensemble, EnsembleDescription, Trained, load
+from elk_jax.tasks.detection.model import ARCHITECTURES, Ensemble, Trained, load
 from elk_jax.tasks.detection.page import MAIN, DetectionRun, Evaluated, detection_part, gain_sentences, results_table
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage, Metric
 from elk_jax.tasks.detection.train import say_skipped
@@ -87,9 +87,12 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     trainings: dict[str, model_folder.Training | None] = {}
     results: dict[str, list[ImageResult]] = {}
     evaluations: dict[str, Any] = {}
+    thresholds: dict[str, dict[str, Any]] = {}
     for model in stage.models:
         trainings[model] = loaded[model].description.trained
-        results[model] = predict.detect_with(loaded[model], source, run.mesh, floor)
+        found = predict.detect_with(loaded[model], source, run.mesh, _lowest(loaded[model], floor))
+        thresholds[model] = promises_kept(loaded[model], found, recipe.bootstrap)
+        results[model] = detections.above(found, floor)
     for own, other in stage.late:
         views = [
             predict.detect_with(loaded[model], one_of(source, number), run.mesh, floor)
@@ -104,10 +107,8 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     }
     for model in stage.subjects:
         evaluations[model] = metrics.evaluate_detections(results[model], **how)
-        if model in loaded:
-            evaluations[model]["own_thresholds"] = promises_kept(
-                loaded[model].description, results[model], floor, recipe.bootstrap
-            )
+        if model in thresholds:
+            evaluations[model]["own_thresholds"] = thresholds[model]
         if run.is_main:
             place = files.make_folder(folder / model)
             detections.write_results(place / "predictions.json", results[model], source.category_ids)
@@ -163,17 +164,19 @@ def statistics(folder: Path, stage: EvaluateDetectorsStage, recipe: DetectionRec
     }
 
 
-def promises_kept(
-    description: Description | EnsembleDescription,
-    results: Sequence[ImageResult],
-    floor: float,
-    resamples: int,
-) -> dict[str, Any]:
+def _lowest(trained: Trained | Ensemble, score_floor: float) -> float:
+    """The score from which on an evaluation needs boxes: they are also judged by the thresholds of the model."""
+    return min(score_floor, predict.own_floor(trained, score_floor))
+
+
+def promises_kept(trained: Trained | Ensemble, results: Sequence[ImageResult], resamples: int) -> dict[str, Any]:
     """What the thresholds of a model do on other images than those they were chosen on, for evaluation.json and the
     report: {"on", "warning", "points": of `operating.kept`, each beside what the model says of it, "in_model"}.
 
-    What counts as found is what the thresholds were chosen by (`operating.choose`), whatever the evaluation counts.
-    `operating_points` of an evaluation are others: of thresholds that were chosen on the evaluated images."""
+    results: of all boxes that score `predict.own_floor`. What counts as found is what the thresholds were chosen by
+    (`operating.choose`), whatever the evaluation counts, and above whatever score. `operating_points` of an evaluation
+    are others: of thresholds that were chosen on the evaluated images."""
+    description, floor = trained.description, predict.own_floor(trained, 0.0)
     points = [asdict(point) for point in description.operating_points if point.threshold is not None]
     found = operating.kept(results, description.operating_points, score_floor=floor, resamples=resamples)
     return {
@@ -291,7 +294,8 @@ def evaluate_source(
     categories = source.category_ids
     files.check_writable(output)
     found = {one: _detect(one, loaded.get(one), source, categories, settings) for one in subjects}
-    results, notes = found[subject]
+    everything, notes = found[subject]
+    results = everything if model is None else detections.above(everything, settings.score_floor)
     notes += unread_partners(data) if images == 1 else []
     how: dict[str, Any] = {
         "criterion": criterion,
@@ -304,8 +308,7 @@ def evaluate_source(
     evaluation = measure(results)
     evaluation["notes"] += notes
     if model is not None:
-        own = loaded[subject].description
-        evaluation["own_thresholds"] = promises_kept(own, results, settings.score_floor, settings.bootstrap)
+        evaluation["own_thresholds"] = promises_kept(loaded[subject], everything, settings.bootstrap)
         evaluation["notes"] += flips_notes(loaded[subject], settings.flips)
     evaluations, comparisons = {name: evaluation}, {}
     if other is not None:
@@ -404,7 +407,8 @@ def _detect(
 ) -> tuple[list[ImageResult], list[str]]:
     """(its detections beside the truth, notes). One class of a model and one of the data count as the same class.
 
-    trained: the model; None for detections made elsewhere.
+    trained: the model, of which those are there too that its own thresholds are judged by; None for detections made
+    elsewhere.
     """
     if trained is None:
         numbers = categories or range(1, len(source.classes) + 1)
@@ -418,5 +422,6 @@ def _detect(
     notes += patients_seen(subject.parts[-1], subject.place, source.infos)
     if source.images > 1 and trained.tested_images == 1:
         notes.append(f"{subject.parts[-1]} reads one image of a breast: it was shown the first of each pair")
-    results = predict.detect_with(trained, source, meshes.make_mesh(), settings.score_floor, settings.flips)
+    lowest = _lowest(trained, settings.score_floor)
+    results = predict.detect_with(trained, source, meshes.make_mesh(), lowest, settings.flips)
     return results, notes

@@ -160,13 +160,13 @@ def detect_with(
 ) -> list[ImageResult]:
     """Run a trained detector over a source, at the input size it was trained for, or an ensemble of several.
 
-    score_floor: boxes that score less are left out, of an ensemble fused ones. flips: mirrored views to detect in as
-    well; None for those of its training. whole_volumes: the images are slices of volumes, in the grey values that a
-    detector was given for these (`Input.slice_greys`).
+    score_floor: boxes that score less are left out, of several views or members fused ones: what is fused has the floor
+    by which the model was made, so that its thresholds hold for any. flips: mirrored views to detect in as well; None
+    for those of its training. whole_volumes: the images are slices of volumes, in the grey values that a detector was
+    given for these (`Input.slice_greys`).
     """
     if isinstance(trained, Ensemble):
-        how = trained.description
-        floor = score_floor if how.score_floor is None else how.score_floor
+        how, floor = trained.description, own_floor(trained, score_floor)
         of_members = members_views(trained.members, how.scales, source, mesh, floor, flips, whole_volumes)
         return fuse_members(of_members, how.weights, how.same, score_floor)
     detector, params, description = trained
@@ -183,13 +183,22 @@ def detect_with(
     source = with_images(source, detector.tested_images)
     if whole_volumes:
         source = slices_in(source, description.input.slice_greys, description.input.resize.float16_white or 255)
-    model = trainable(detectors.build(replace(detector.config, score_floor=score_floor)))
+    flips = tuple(dict.fromkeys(description.input.flips if flips is None else flips))
+    floor = own_floor(trained, score_floor) if flips else score_floor
+    model = trainable(detectors.build(replace(detector.config, score_floor=floor)))
     predictor, placed = compile_predictor(model, mesh), meshes.place(params, mesh)
     seen = view(source, description.input.crop_to_breast)
     config = input_of(description.input, seen.source.infos)
-    flips = tuple(dict.fromkeys(description.input.flips if flips is None else flips))
-    views = detect_views(predictor, placed, seen, config, mesh, score_floor, flips)
+    views = detect_views(predictor, placed, seen, config, mesh, floor, flips)
     return together(views, score_floor, description.input.same)
+
+
+def own_floor(trained: Trained | Ensemble, otherwise: float) -> float:
+    """The score from which on the boxes count that a model was made by: those that it fuses, and those that its
+    thresholds were chosen on. otherwise: of an ensemble that does not say."""
+    if isinstance(trained, Ensemble):
+        return otherwise if trained.description.score_floor is None else trained.description.score_floor
+    return float(trained.detector.config.score_floor)
 
 
 MemberViews = Sequence[Sequence[Sequence[ImageResult]]]

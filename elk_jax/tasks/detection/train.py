@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -108,6 +109,11 @@ def pairs(sources: Sequence[str], split: str, why: str) -> list[Need]:
     return [Need(Data(name, split), "pairs", why) for name in sources]
 
 
+def lacks(recipe: DetectionRecipe, source: ImageSource) -> str:
+    """A lesion, where images of a fold have none; "" for nothing."""
+    return checks.lacking_lesion(source.infos)
+
+
 class Learning(NamedTuple):
     """What the training of a detector runs with.
 
@@ -197,7 +203,9 @@ def train_with(
         )
     if not summary(source.infos)["lesions"]:
         raise checks.no_lesions("train", source.name)
+    nothing_found = 0.0  # a metric is not defined before the first hit, nor where there is nothing to find
     if not summary(validation.infos)["lesions"]:
+        nothing_found = math.nan
         run.say("  warning: no lesion in validation: checkpoints cannot be compared, the last one is kept")
     source = cut(source, recipe)
     test_loader = recipe.test_loader()
@@ -243,8 +251,7 @@ def train_with(
             training.keep_member(run, stage, recipe, found, step, source, as_member)
             scores = metrics.scalars(metrics.evaluate_detections(results[0], score_floor=floor, resamples=0))
         further = learning.measure(params) if learning.measure else {}
-        # before the first hit a metric is not defined: nothing was found
-        return {recipe.best_metric: 0.0, **scores, **further}
+        return {recipe.best_metric: nothing_found, **scores, **further}
 
     result = training.train(
         run,
@@ -266,7 +273,8 @@ def train_with(
     floor, by_folds = recipe.score_floor, bool(held_out) and learning.detects
     if by_folds:
         assert run.fold is not None
-        chosen_on, views = run.fold.in_words, read_views(held_out, validation.infos, len(flips) + 1)
+        chosen_on = run.fold.in_words
+        views = read_views(held_out, validation.infos, len(flips) + 1, len(source.classes), floor)
     else:
         chosen_on = "its own training images" if held_out else operating.VALIDATION
         best = of_detector(result.best_params)
@@ -348,13 +356,19 @@ def write_views(folder: Path, views: Sequence[Sequence[ImageResult]]) -> None:
         detections.write_results(folder / f"view_{number}.json", results)
 
 
-def read_views(folders: Sequence[Path], infos: Sequence[ImageInfo], views: int) -> list[list[ImageResult]]:
-    """The detections of each view in all folders together, joined with the truth."""
-    categories = range(1, 2 + max([-1, *(int(label) for info in infos for label in info.labels)]))
-    found = []
+def read_views(
+    folders: Sequence[Path], infos: Sequence[ImageInfo], views: int, classes: int, score_floor: float
+) -> list[list[ImageResult]]:
+    """The detections of each view in all folders together, joined with the truth.
+
+    classes: how many the detector knows, of which `infos` may lack some. score_floor: as in testing, of the boxes of
+    each view.
+    """
+    categories, found = range(1, classes + 1), []
     for number in range(views):
         parts = [detections.read_results(folder / f"view_{number}.json", infos, categories) for folder in folders]
-        found.append(detections.join(infos, {image: one for part in parts for image, one in part.items()}))
+        joined = detections.join(infos, {image: one for part in parts for image, one in part.items()})
+        found.append(detections.above(joined, score_floor))
     return found
 
 

@@ -14,6 +14,7 @@ TASK = Task(
             needs_lesions=("train",),
             learns_classes=True,
             workload=train.workload,
+            lacks=train.lacks,
             join=train.join,
             recipe=recipe.DistillationRecipe,
         ),

@@ -135,6 +135,11 @@ def needs(experiment: Experiment, stage: TrainDistilledStage, recipe: Distillati
     return found
 
 
+def lacks(recipe: DistillationRecipe, source: ImageSource) -> str:
+    """As of detection; a student that is chosen by its likeness to the teacher is judged without lesions."""
+    return "" if recipe.best_metric == SIMILARITY else detection.lacks(recipe, source)
+
+
 def _check_learned_is_trained(recipe: DistillationRecipe, detector: Detector, place: str) -> None:
     """UserError for an expression that freezes what the loss of the mode learns itself, which starts at random."""
     fresh = jax.eval_shape(lambda key: fresh_part(detector, recipe, (128, 128), key), jax.random.key(0))

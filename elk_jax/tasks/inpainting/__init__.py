@@ -12,6 +12,7 @@ TASK = Task(
             train.check_start,
             needs_lesions=("train", "val"),
             workload=train.workload,
+            lacks=train.lacks,
             recipe=recipe.InpaintingRecipe,
         ),
         "synthesize": StageKind(recipe.PaintStage, synthesize.synthesize, synthesize.check_start),

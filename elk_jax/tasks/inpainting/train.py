@@ -12,6 +12,7 @@ import numpy as np
 from elk_jax import files
 from elk_jax.data.batches import crops
 from elk_jax.data.batches.stream import Stream
+from elk_jax.data.sources import checks
 from elk_jax.data.sources.source import ImageSource, summary
 from elk_jax.diffusion import inpainter
 from elk_jax.diffusion.autoencoder import AutoencoderConfig
@@ -47,6 +48,11 @@ def check_start(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe, 
         )
     if not stage.init_from:
         _check_no_adapters(stage, recipe)
+
+
+def lacks(recipe: InpaintingRecipe, source: ImageSource) -> str:
+    """A lesion, where images of a fold have none; "" for nothing."""
+    return checks.lacking_lesion(source.infos)
 
 
 def _check_no_adapters(stage: TrainInpainterStage, recipe: InpaintingRecipe) -> None:

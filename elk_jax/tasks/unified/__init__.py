@@ -16,6 +16,7 @@ TASK = Task(
             needs_lesions=("train",),
             learns_classes=True,
             workload=train.workload,
+            lacks=detection.lacks,
             join=train.join,
             recipe=DetectionRecipe,
         ),

@@ -20,7 +20,7 @@ from elk_jax.tasks.detection.model import Trained
 from tests.refusals import refused
 
 BOXES = {10: [8, 8, 16, 16], 11: [30, 20, 12, 10]}
-OF_ONE_IMAGE = SimpleNamespace(images=1, tested_images=1)
+OF_ONE_IMAGE = SimpleNamespace(images=1, tested_images=1, config=SimpleNamespace(score_floor=0.01))
 UNCHOSEN = {"operating_points": (), "chosen_on": ChosenOn()}
 CATEGORY = {10: 0, 11: 1}  # of the one lesion of each image; numbers from 0, as many files have them
 
@@ -165,6 +165,31 @@ def test_promises_are_measured_as_thresholds_are_chosen_and_other_views_are_note
     for flips, noted in ((None, False), (("vertical",), False), ((), True)):
         notes = evaluated(coco, tmp_path, flips=flips, **ask)["notes"]
         assert any("--flips" in note for note in notes) == noted
+
+
+def test_a_floor_of_the_evaluation_takes_nothing_from_the_thresholds_of_the_model(coco, tmp_path, monkeypatch):
+    """A false positive and the lesion of every image score 0.3 and 0.4, above a threshold of 0.2 of the model."""
+    points = {"operating_points": (OperatingPoint(1.0, 0.2),), "chosen_on": ChosenOn("validation", 1, 1, 1)}
+    description = SimpleNamespace(classes=("mass", "calcification"), input=SimpleNamespace(flips=()), **points)
+    trained, asked = Trained(OF_ONE_IMAGE, None, description), []
+    monkeypatch.setattr(evaluate, "load", lambda folder: trained)
+
+    def detect_with(trained, source, mesh, score_floor, flips):
+        asked.append(score_floor)
+        box = lambda info: np.array([info.boxes[0], [50, 40, 60, 48]], float)
+        found = {
+            i.image_id: detections.Detections(box(i), np.array([0.4, 0.3]), i.labels.repeat(2)) for i in source.infos
+        }
+        return detections.above(detections.join(source.infos, found), score_floor)
+
+    monkeypatch.setattr(predict, "detect_with", detect_with)
+    evaluation = evaluated(coco, tmp_path, model=tmp_path / "model", score_floor=0.5)
+    (kept,) = evaluation["own_thresholds"]["points"]
+    assert (kept["false_positives_per_image"]["value"], kept["sensitivity"]["value"]) == (1.0, 1.0)
+    assert evaluation["mean_sensitivity"]["value"] == 0.0 and evaluation["counts"]["predictions"] == 0
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
+    low = evaluated(coco, tmp_path, model=tmp_path / "model", score_floor=0.001)
+    assert low["counts"]["predictions"] == 4 and asked == [0.01, 0.001]
 
 
 # ---- Patients --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from elk_jax.data import breast
 from elk_jax.data.augment import Resize
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.evaluation.detections import Detections, join
+from elk_jax.detection import faster_rcnn_config
+from elk_jax.evaluation.detections import Detections, above, join
 from elk_jax.evaluation.operating import OperatingPoint
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import predict
@@ -85,6 +86,41 @@ def test_mirrored_views_are_brought_back_and_fused(source, monkeypatch):
     assert mirrored.boxes[0].tolist() == [x0, y0, 50, y1] and mirrored.scores[0] == pytest.approx(0.4)
     assert both.boxes[0].tolist() == [x0, y0, 50, y1] and both.scores[0] == pytest.approx(0.4)
     assert {tuple(box) for box in both.boxes} == {(x0, y0, 50, y1), (50, y0, x1, y1)}
+
+
+@pytest.mark.parametrize("flips, floors, scores", [(("horizontal",), [0.05], [0.5]), ((), [0.6, 0.02], [0.8])])
+def test_fused_views_have_the_floor_of_the_model_and_not_of_who_asks(source, monkeypatch, flips, floors, scores):
+    """A box that scores 0.8 and, mirrored, 0.2: 0.5 together, whoever asks for boxes above 0.45; not 0.4."""
+    settings = faster_rcnn_config.detectron2(score_floor=0.05)
+    detector = SimpleNamespace(config=settings, tested_images=1, init=None)
+    description = SimpleNamespace(
+        classes=("lesion",), input=Input(False, Resize(jitter=(1.0, 1.0)), ((64, 128),), flips)
+    )
+    asked: list[float] = []
+
+    def found(predictor, params, seen, *arguments):
+        score_floor = arguments[2]
+        asked.append(score_floor)
+        mirrored = bool(flips) and len(asked) % 2 == 0
+        x0, y0, x1, y1 = BREAST
+        box = np.array([[100 - x1, y0, 100 - x0, y1] if mirrored else BREAST], float)
+        score = np.array([0.2 if mirrored else 0.8])
+        return above(join(seen.infos, {"1": Detections(box, score, np.array([0]))}), score_floor)
+
+    built = []
+    monkeypatch.setattr(predict, "detect", found)
+    monkeypatch.setattr(predict.detectors, "build", lambda config: built.append(config.score_floor))
+    monkeypatch.setattr(predict, "trainable", lambda detector: None)
+    monkeypatch.setattr(predict, "compile_predictor", lambda model, mesh: None)
+    monkeypatch.setattr(predict.model_folder, "check_fits", lambda *arguments: None)
+    monkeypatch.setattr(predict.model_folder, "shapes_of", lambda init: {})
+    monkeypatch.setattr(predict.meshes, "place", lambda params, mesh: params)
+    trained = Trained(detector, {}, description)
+    (high,) = predict.detect_with(trained, source, None, 0.45 if flips else 0.6)
+    np.testing.assert_allclose(high.scores, scores)
+    (low,) = predict.detect_with(trained, source, None, 0.02)
+    np.testing.assert_allclose(low.scores, scores)
+    assert sorted(set(asked), reverse=True) == floors == sorted(set(built), reverse=True)
 
 
 def test_a_whole_image_is_seen_as_it_is(source):

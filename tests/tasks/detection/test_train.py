@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs.recipes.detector import detector
-from elk_jax import fields
+from elk_jax import fields, files
 from elk_jax.backbones import efficientnet, resnet
 from elk_jax.data.augment import NO_AUGMENTATION, Resize
 from elk_jax.data.batches.detection import LoaderConfig
@@ -299,6 +299,21 @@ def test_the_views_and_the_iou_that_fuses_them_are_chosen_by_the_metric_of_check
     assert [way.same for way in everything.values()] == [0.5, 0.4, 0.3]
     (only,) = train.ways_to_look(recipe.test_flips, (0.4,), fewer=False)
     assert only == "as they are+vertical" and train.choose_way({only: 0}, views, recipe) == (only, {})
+
+
+def test_what_folds_found_is_read_in_all_classes_and_from_the_floor_of_testing(tmp_path):
+    """Of two classes, the patients of the folds have lesions of the first alone; the detector predicts both."""
+    box, other = [0, 0, 10, 10], [20, 20, 30, 30]
+    results = [make_result("a", [box], [box, other, other], [0.9, 0.8, 0.005], labels=[0, 1, 1]), make_result("b", [])]
+    infos = [
+        ImageInfo(r.image_id, r.patient_id, r.width, r.height, r.gt_boxes, r.gt_labels, r.gt_ignore) for r in results
+    ]
+    places = [files.make_folder(tmp_path / name) for name in ("1", "2")]
+    for place, result in zip(places, results):
+        train.write_views(place, [[result]])
+    (view,) = train.read_views(places, infos, 1, classes=2, score_floor=0.01)
+    assert [one.image_id for one in view] == ["a", "b"]
+    assert view[0].labels.tolist() == [0, 1] and view[0].scores.tolist() == [0.9, 0.8]
 
 
 def test_one_view_has_nothing_to_fuse():
