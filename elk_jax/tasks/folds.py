@@ -67,7 +67,8 @@ def train(
     """The summary of a train stage, which trains every fold first where its recipe has `folds`.
 
     work, join: train one model, and make one of the folds, as `StageKind.run` and `StageKind.join`. lacks: as of
-    `StageKind`, for `deal`. pairs: data of which the stage reads both images. A fold that is finished is not repeated; one that was interrupted is resumed.
+    `StageKind`, for `deal`. pairs: data of which the stage reads both images. A fold that is finished is not repeated;
+    one that was interrupted is resumed.
     """
     count = count_of(stage, recipe)
     if not count:

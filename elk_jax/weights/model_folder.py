@@ -183,13 +183,20 @@ def save_params(folder: str | os.PathLike, params: Params, description: Any, *, 
 
 
 def load_params(folder: str | os.PathLike) -> tuple[Params, Content]:
-    """(params, what model.json says) as `save_params` wrote them. UserError for any other folder, and a damaged one."""
+    """(params, what model.json says) as `save_params` wrote them.
+
+    UserError for any other folder, a damaged one, and parameters that are not finite: detectors leave boxes without a
+    number out, so that such a model would find nothing in any image.
+    """
     content = read(folder)
     path = content.file.with_name(PARAMS)
     if not path.is_file():
         raise no_model(path.parent)
     _check_hash(path, content)
     flat = read_safetensors(path)
+    if unknown := next((name for name, leaf in flat.items() if not np.isfinite(leaf).all()), ""):
+        todo = "use an earlier checkpoint, or train or import the model again"
+        raise UserError(f"the parameter {unknown} holds NaN or infinity", where=path, todo=todo)
     sections = {name[:end] for name in flat for end, letter in enumerate(name) if letter == "/"}
     if both := sections & flat.keys():
         what = f"{min(both)} is a parameter, and others lie within it"

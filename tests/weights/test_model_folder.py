@@ -71,6 +71,13 @@ def test_parameters_that_are_not_those_of_the_description_are_refused(tmp_path, 
         model_folder.load_params(tmp_path)
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_parameters_that_are_not_finite_are_refused_by_name(tmp_path, odd):
+    model_folder.save_params(tmp_path, {"a": {"bias": np.zeros(2)}, "b": {"scale": np.array([1.0, odd])}}, {"n": 1})
+    with refused("b/scale", "NaN", where=tmp_path / model_folder.PARAMS):
+        model_folder.load_params(tmp_path)
+
+
 def test_a_parameter_within_another_is_refused(tmp_path):
     save_earlier(tmp_path, {"a": np.zeros(1, "f4"), "a/b": np.zeros(1, "f4")}, {})
     with refused("a is a parameter", where=model_folder.PARAMS):

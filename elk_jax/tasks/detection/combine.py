@@ -10,8 +10,7 @@ from elk_jax import files
 from elk_jax.data.sources.source import counted, summary
 from elk_jax.detection.detectors import DETECTORS
 from elk_jax.errors import UserError
-from elk_jax.evaluation import detections, operating
-from elk_jax.evaluation import evaluate as metrics
+from elk_jax.evaluation import operating
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks import folds, training
@@ -19,7 +18,18 @@ from elk_jax.tasks.detection import model, predict
 from elk_jax.tasks.detection.evaluate import reads_pairs
 from elk_jax.tasks.detection.model import EnsembleDescription
 from elk_jax.tasks.detection.recipe import CombineDetectorsStage, DetectionRecipe, TrainDetectorStage
-from elk_jax.tasks.detection.train import choose_way, read_views, say_skipped, say_views, views_chosen, ways_to_look
+from elk_jax.tasks.detection.train import (
+    best_of,
+    choose_way,
+    comparing,
+    measured,
+    read_views,
+    say_skipped,
+    say_views,
+    score_of,
+    views_chosen,
+    ways_to_look,
+)
 from elk_jax.tasks.run import Experiment, Run, skipped_images
 from elk_jax.tasks.stages import CombineStage, Need
 from elk_jax.tasks.task import Summary
@@ -84,15 +94,10 @@ def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> 
         views: predict.MemberViews = [[found(name, member)] for name, member in zip(stage.members, members)]
     else:
         views = predict.members_views(members, stage.scales, validation, run.mesh, floor)
-
-    def value(results: list[ImageResult]) -> float:
-        evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
-        return metrics.scalars(evaluation).get(recipe.best_metric, 0.0)
-
     fused = lambda views, weights, same: predict.fuse_members(views, weights, same, floor)
-    tried = {same: value(fused(views, weights, same)) for same in stage.same}
-    same = max(tried, key=lambda same: round(tried[same], 9))  # of equal ones, but for rounding, the first
-    alone = [value(fused([own], [1.0], same)) for own in views]
+    tried = {same: score_of(fused(views, weights, same), recipe) for same in stage.same}
+    same = best_of(tried)
+    alone = [score_of(fused([own], [1.0], same), recipe) for own in views]
     choice = operating.choose(fused(views, weights, same), score_floor=floor, resamples=recipe.bootstrap, data=on)
     trained = model_folder.of_members([member.description.trained for member in members])
     description = EnsembleDescription(
@@ -111,7 +116,7 @@ def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> 
     if run.is_main:
         folder = files.make_folder(run.folder / stage.name)
         model.save_ensemble(folder / "model", [member.params for member in members], description)
-    run.say(f"  boxes are of one lesion from IoU {same:g}; {recipe.best_metric} {tried[same]:.3f} on {on}")
+    run.say(f"  boxes are of one lesion from IoU {same:g}; {comparing(recipe)} {measured(tried[same])} on {on}")
     if choice.warning:
         run.say(f"  warning: {choice.warning}")
     if said := promised([member.description.trained for member in members]):
@@ -126,7 +131,7 @@ def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> 
         "weights": list(weights),
         "same": same,
         "tried": [list(one) for one in tried.items()],
-        "metric": recipe.best_metric,
+        "metric": comparing(recipe),
         "alone": alone,
         "promise": said,
     }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -290,9 +290,8 @@ def train_with(
         folder = run.folder / stage.name / "model"
         model_folder.save_params(folder, of_detector(params), described(trained, way, choice))
     if not held_out:
-        value = result.best_metrics.get(recipe.best_metric)
-        written = "not measured" if value is None else f"{value:.3f}"
-        run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {written} on validation")
+        value = measured(result.best_metrics.get(recipe.best_metric))
+        run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {value} on validation")
     say_views(run, recipe, by_views, chosen_on)
     withheld = private.is_withheld(run.experiment, stage)
     return {
@@ -331,23 +330,36 @@ def ways_to_look(flips: tuple[Flip, ...], same: Sequence[float], fewer: bool) ->
 
 def choose_way(
     ways: Mapping[str, Way], views: Sequence[list[ImageResult]], recipe: DetectionRecipe
-) -> tuple[str, dict[str, float]]:
-    """(the best way by the metric that chooses checkpoints, of equal ones the first; the value of each, {} of one)."""
+) -> tuple[str, dict[str, float | None]]:
+    """(the best way by the metric that compares detections, of equal ones the first; the value of each, {} of one)."""
     if len(ways) == 1:
         return next(iter(ways)), {}
     values = {name: score_of(way.together(views, recipe.score_floor), recipe) for name, way in ways.items()}
-    return max(values, key=lambda name: round(values[name], 9)), values
+    return best_of(values), values
 
 
-def say_views(run: Run, recipe: DetectionRecipe, values: Mapping[str, float], on: str) -> None:
+K = TypeVar("K")
+
+
+def best_of(values: Mapping[K, float | None]) -> K:
+    """The key of the largest value; of equal ones, but for rounding, and where nothing was measured, the first."""
+    return max(values, key=lambda key: round(values[key] or 0.0, 9))
+
+
+def say_views(run: Run, recipe: DetectionRecipe, values: Mapping[str, float | None], on: str) -> None:
     """Print the value of each way to look. on: what they were measured on, in words."""
     for name, value in values.items():
-        run.say(f"  views {name}: {recipe.best_metric} {value:.3f} on {on}")
+        run.say(f"  views {name}: {comparing(recipe)} {measured(value)} on {on}")
 
 
-def views_chosen(recipe: DetectionRecipe, chosen: str, values: Mapping[str, float], on: str) -> Summary:
+def measured(value: float | None) -> str:
+    """In words."""
+    return "not measured" if value is None else f"{value:.3f}"
+
+
+def views_chosen(recipe: DetectionRecipe, chosen: str, values: Mapping[str, float | None], on: str) -> Summary:
     """The entries of a summary on how the detector looks; {} where there was nothing to choose."""
-    return {"views": values, "way": chosen, "metric": recipe.best_metric, "chosen_on": on} if values else {}
+    return {"views": values, "way": chosen, "metric": comparing(recipe), "chosen_on": on} if values else {}
 
 
 def write_views(folder: Path, views: Sequence[Sequence[ImageResult]]) -> None:
@@ -372,10 +384,16 @@ def read_views(
     return found
 
 
-def score_of(results: Sequence[ImageResult], recipe: DetectionRecipe) -> float:
-    """The metric that chooses checkpoints."""
+def comparing(recipe: DetectionRecipe) -> str:
+    """The metric that compares detections: that of checkpoints, unless these are chosen by something else, such as
+    their likeness to a teacher."""
+    return recipe.best_metric if recipe.best_metric in metrics.METRIC_NAMES else metrics.METRIC_NAMES[0]
+
+
+def score_of(results: Sequence[ImageResult], recipe: DetectionRecipe) -> float | None:
+    """The metric that compares detections; None where there is no lesion to find."""
     scores = metrics.scalars(metrics.evaluate_detections(results, score_floor=recipe.score_floor, resamples=0))
-    return scores.get(recipe.best_metric, 0.0)
+    return scores.get(comparing(recipe), 0.0 if any(result.has_lesions for result in results) else None)
 
 
 def _privately(

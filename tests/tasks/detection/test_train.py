@@ -20,6 +20,7 @@ from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import train
 from elk_jax.tasks.detection.recipe import DetectionRecipe
+from elk_jax.tasks.distillation.recipe import DistillationRecipe
 from elk_jax.weights import classifiers, model_folder
 from tests.evaluation.conftest import make_result
 from tests.models import save_imported
@@ -299,6 +300,25 @@ def test_the_views_and_the_iou_that_fuses_them_are_chosen_by_the_metric_of_check
     assert [way.same for way in everything.values()] == [0.5, 0.4, 0.3]
     (only,) = train.ways_to_look(recipe.test_flips, (0.4,), fewer=False)
     assert only == "as they are+vertical" and train.choose_way({only: 0}, views, recipe) == (only, {})
+
+
+def test_ways_to_look_are_compared_by_a_metric_of_detections_where_there_is_something_to_find():
+    """A student may be chosen by its likeness to its teacher, which says nothing of mirrored views."""
+    lesion, other = [0, 0, 100, 100], [200, 200, 260, 260]
+    plain = [make_result("a", [lesion, other], [lesion], [0.9])]
+    views = [plain, [make_result("a", [lesion, other], [lesion, other], [0.9, 0.8])]]
+    recipe = fields.build(
+        DistillationRecipe, {"best_metric": "similarity", "test_flips": ("vertical",), "bootstrap": 0}, "distill"
+    )
+    ways = train.ways_to_look(recipe.test_flips, recipe.test_same, fewer=True)
+    name, values = train.choose_way(ways, views, recipe)
+    assert name == "as they are+vertical" and list(values.values()) == [0.5, 1.0]
+    assert train.views_chosen(recipe, name, values, "2 folds")["metric"] == "mean_sensitivity"
+    healthy = [[make_result("a", [], [lesion], [0.9])]] * 2
+    name, values = train.choose_way(ways, healthy, recipe)
+    assert name == "as they are" and list(values.values()) == [None, None]
+    assert train.score_of([make_result("a", [lesion], [other], [0.9])], recipe) == 0.0
+    assert [train.measured(value) for value in (None, 0.0)] == ["not measured", "0.000"]
 
 
 def test_what_folds_found_is_read_in_all_classes_and_from_the_floor_of_testing(tmp_path):
