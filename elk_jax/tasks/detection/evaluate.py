@@ -109,6 +109,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
         evaluations[model] = metrics.evaluate_detections(results[model], **how)
         if model in thresholds:
             evaluations[model]["own_thresholds"] = thresholds[model]
+            evaluations[model]["notes"] += predict.unlearned(loaded[model], model)
         if run.is_main:
             place = files.make_folder(folder / model)
             detections.write_results(place / "predictions.json", results[model], source.category_ids)
@@ -420,6 +421,7 @@ def _detect(
         notes = [f"the class '{known[0]}' of the model counts as '{source.classes[0]}' of the data"]
         source = replace(source, classes=known)
     notes += patients_seen(subject.parts[-1], subject.place, source.infos)
+    notes += predict.unlearned(trained, subject.parts[-1])
     if source.images > 1 and trained.tested_images == 1:
         notes.append(f"{subject.parts[-1]} reads one image of a breast: it was shown the first of each pair")
     lowest = _lowest(trained, settings.score_floor)

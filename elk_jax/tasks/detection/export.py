@@ -28,6 +28,7 @@ from elk_jax.data.batches.buckets import Canvas
 from elk_jax.errors import UserError
 from elk_jax.output import Console
 from elk_jax.tasks.detection.model import Trained, load_one
+from elk_jax.tasks.detection.predict import unlearned
 from elk_jax.tasks.run import new_console
 from elk_jax.weights import model_folder, renamed
 
@@ -79,7 +80,7 @@ def export_folder(model: Path, output: Path, settings: ExportSettings, console: 
 
 def notes(trained: Trained, settings: ExportSettings) -> list[str]:
     """How an exported detector may answer otherwise than it does here, in words."""
-    entry, step, found = trained.description.input, max(trained.detector.strides), []
+    entry, step, found = trained.description.input, max(trained.detector.strides), unlearned(trained, "the detector")
     if entry.flips:
         what = f"the image and its mirrored views ({', '.join(entry.flips)})"
         found.append(f"thresholds are of the fused boxes of {what}; the export sees one image: choose them anew")

@@ -321,7 +321,8 @@ def predict_files(
             files.write_bytes(path, cv2.imencode(".png", drawn)[1].tobytes())
     report_skipped(not_images, source.skipped)
     count = sum(int((r.scores >= threshold).sum()) for r in results)
-    say_unchosen(description.operating_points, settings)
+    for note in notes(trained, settings):
+        new_console().print(f"note: {note}")
     say = f"{count} findings at or above {threshold:.3f} in {len(results)} images: {output}"
     new_console().print(say)
     return results
@@ -338,11 +339,27 @@ def chosen_threshold(points: Sequence[OperatingPoint]) -> float:
     return UNCHOSEN if saved is None else saved
 
 
-def say_unchosen(points: Sequence[OperatingPoint], settings: PredictSettings) -> None:
-    """Print a line where findings follow from UNCHOSEN, which nothing has chosen."""
-    if settings.threshold is None and _saved_threshold(points) is None:
+def notes(trained: Trained | Ensemble, settings: PredictSettings) -> list[str]:
+    """Lines where findings mean less than they seem to: the threshold is UNCHOSEN, or chosen on slices and not on
+    volumes, or the model has not learned to detect."""
+    found, saved = unlearned(trained, "the model"), _saved_threshold(trained.description.operating_points)
+    if settings.threshold is None and saved is None:
         what = f"the model has no threshold for {operating.MAIN:g} false positive an image"
-        new_console().print(f"note: {what}: findings score {UNCHOSEN:g} at least; choose another by --threshold")
+        found.append(f"{what}: findings score {UNCHOSEN:g} at least; choose another by --threshold")
+    elif settings.threshold is None and settings.volumes:
+        what = f"the threshold was chosen for {operating.MAIN:g} false positive a slice"
+        found.append(f"{what}: a whole volume, which has many slices, may show more; choose another by --threshold")
+    return found
+
+
+def unlearned(trained: Trained | Ensemble, name: str) -> list[str]:
+    """A line for a detector, or for members, that has learned to resemble another and not to detect. name: of it."""
+    members = trained.members if isinstance(trained, Ensemble) else (trained,)
+    maps = next((one.description.learned_maps for one in members if one.description.learned_maps), "")
+    if not maps:
+        return []
+    who = name if len(members) == 1 else f"a member of {name}"
+    return [f"{who} has learned maps of the {maps}, and not to detect: its boxes are of layers that do not know them"]
 
 
 def _saved_threshold(points: Sequence[OperatingPoint]) -> float | None:

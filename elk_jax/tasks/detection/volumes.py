@@ -245,6 +245,7 @@ def evaluate_dbtex(
         shown = volumes
         trained = load(model)
         notes = patients_seen(model.name, model, [info for volume in volumes for info in volume.infos])
+        notes += predict.unlearned(trained, "the model")
         results, in_slices = measured(trained, volumes, meshes.make_mesh(), rule, score_floor, flips)
     evaluation = evaluated(results, volumes, resamples, rule)
     notes = evaluation["notes"] = [*notes, *evaluation["notes"]]
@@ -384,9 +385,8 @@ def predict_volumes(
         if settings.pictures:
             write_report(output / "report.html", findings_page(volumes, found, threshold))
     report_skipped([], [(str(path), reason) for _, skipped in pairs for path, reason in skipped])
-    for note in notes:
+    for note in (*notes, *predict.notes(trained, settings)):
         new_console().print(f"note: {note}")
-    predict.say_unchosen(points, settings)
     count = sum(int((one.scores >= threshold).sum()) for one in found)
     new_console().print(f"{count} findings at or above {threshold:.3f} in {len(volumes)} volumes: {output}")
     return results

@@ -21,7 +21,7 @@ from tests.refusals import refused
 
 BOXES = {10: [8, 8, 16, 16], 11: [30, 20, 12, 10]}
 OF_ONE_IMAGE = SimpleNamespace(images=1, tested_images=1, config=SimpleNamespace(score_floor=0.01))
-UNCHOSEN = {"operating_points": (), "chosen_on": ChosenOn()}
+UNCHOSEN = {"operating_points": (), "chosen_on": ChosenOn(), "learned_maps": ""}
 CATEGORY = {10: 0, 11: 1}  # of the one lesion of each image; numbers from 0, as many files have them
 
 
@@ -143,7 +143,7 @@ def test_settings_of_how_a_model_looks_are_refused_where_none_does(coco, tmp_pat
 
 def test_promises_are_measured_as_thresholds_are_chosen_and_other_views_are_noted(coco, tmp_path, monkeypatch):
     """Boxes with the right centre and an IoU of a sixteenth are hits of this evaluation, and none of the thresholds."""
-    points = {"operating_points": (OperatingPoint(1.0, 0.5),), "chosen_on": ChosenOn("validation", 1, 1, 1)}
+    points = UNCHOSEN | {"operating_points": (OperatingPoint(1.0, 0.5),), "chosen_on": ChosenOn("validation", 1, 1, 1)}
     description = SimpleNamespace(
         classes=("mass", "calcification"), input=SimpleNamespace(flips=("vertical",)), **points
     )
@@ -169,7 +169,7 @@ def test_promises_are_measured_as_thresholds_are_chosen_and_other_views_are_note
 
 def test_a_floor_of_the_evaluation_takes_nothing_from_the_thresholds_of_the_model(coco, tmp_path, monkeypatch):
     """A false positive and the lesion of every image score 0.3 and 0.4, above a threshold of 0.2 of the model."""
-    points = {"operating_points": (OperatingPoint(1.0, 0.2),), "chosen_on": ChosenOn("validation", 1, 1, 1)}
+    points = UNCHOSEN | {"operating_points": (OperatingPoint(1.0, 0.2),), "chosen_on": ChosenOn("validation", 1, 1, 1)}
     description = SimpleNamespace(classes=("mass", "calcification"), input=SimpleNamespace(flips=()), **points)
     trained, asked = Trained(OF_ONE_IMAGE, None, description), []
     monkeypatch.setattr(evaluate, "load", lambda folder: trained)

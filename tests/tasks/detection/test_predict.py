@@ -21,7 +21,8 @@ from elk_jax.evaluation.detections import Detections, above, join
 from elk_jax.evaluation.operating import OperatingPoint
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import predict
-from elk_jax.tasks.detection.model import Input, Trained
+from elk_jax.tasks.detection.model import Ensemble, Input, Trained
+from elk_jax.tasks.detection.predict import PredictSettings
 from tests.data.sources.dicom_files import make as dicom_file
 
 BREAST = np.array([30, 10, 60, 40])  # x0, y0, x1, y1 of the bright part of a 100 x 60 px image
@@ -149,6 +150,28 @@ def test_the_threshold_of_prediction_is_the_saved_one_of_one_false_positive_per_
     assert predict.chosen_threshold([]) == 0.5
 
 
+def test_what_findings_mean_less_than_they_seem_to_is_said():
+    """A threshold of slices beside findings of volumes; a student that has learned maps, alone or as a member."""
+
+    def trained(threshold=0.3, maps=""):
+        return Trained(
+            None, None, SimpleNamespace(operating_points=(OperatingPoint(1.0, threshold),), learned_maps=maps)
+        )
+
+    images, volumes = PredictSettings(), PredictSettings(volumes=True)
+    assert predict.notes(trained(), images) == [] == predict.notes(trained(), PredictSettings(0.2, volumes=True))
+    (of_slices,) = predict.notes(trained(), volumes)
+    assert "a slice" in of_slices and "--threshold" in of_slices
+    for settings in (images, volumes):
+        (unchosen,) = predict.notes(trained(None), settings)
+        assert "no threshold" in unchosen and "--threshold" in unchosen
+    (maps,) = predict.notes(trained(maps="pyramid"), images)
+    assert maps.startswith("the model has") and "maps of the pyramid" in maps
+    of_both = SimpleNamespace(operating_points=(OperatingPoint(1.0, 0.3),))
+    (member,) = predict.notes(Ensemble((trained(), trained(maps="backbone")), of_both), images)
+    assert "a member of the model" in member and "maps of the backbone" in member
+
+
 def test_images_that_fit_no_canvas_of_the_model_have_one_of_their_own(source):
     resize = Resize(jitter=(1.0, 1.0))
     found = predict.input_of(Input(False, resize, ((64, 64), (64, 128)), ()), source.infos)
@@ -167,7 +190,7 @@ def found(tmp_path, monkeypatch):
     image[10:40, 30:60] = 128
     cv2.imwrite(str(tmp_path / "a.png"), image)
     (tmp_path / "notes.txt").write_text("not an image")
-    description = SimpleNamespace(classes=("lesion",), operating_points=(OperatingPoint(1.0, 0.5),))
+    description = SimpleNamespace(classes=("lesion",), operating_points=(OperatingPoint(1.0, 0.5),), learned_maps="")
     monkeypatch.setattr(predict, "load", lambda folder: Trained(None, None, description))
 
     def detect_with(trained, source, mesh, score_floor):
@@ -209,7 +232,7 @@ def test_findings_of_files_are_written_and_drawn(found, capsys):
 def test_a_model_without_a_threshold_is_said_to_have_none(found, monkeypatch, capsys):
     found()
     assert "no threshold" not in capsys.readouterr().out
-    description = SimpleNamespace(classes=("lesion",), operating_points=(OperatingPoint(1.0, None),))
+    description = SimpleNamespace(classes=("lesion",), operating_points=(OperatingPoint(1.0, None),), learned_maps="")
     monkeypatch.setattr(predict, "load", lambda folder: Trained(None, None, description))
     found()
     assert "no threshold" in (printed := capsys.readouterr().out) and "0.5" in printed

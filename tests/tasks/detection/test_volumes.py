@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def model(monkeypatch, tmp_path):
-    description = SimpleNamespace(classes=("lesion",), operating_points=(OperatingPoint(1.0, 0.5),))
+    description = SimpleNamespace(classes=("lesion",), operating_points=(OperatingPoint(1.0, 0.5),), learned_maps="")
     monkeypatch.setattr(volumes, "load", lambda folder: Trained(None, None, description))
     monkeypatch.setattr(volumes, "patients_seen", lambda *arguments: ["a note"])
 
