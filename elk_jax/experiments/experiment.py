@@ -54,6 +54,7 @@ def run_experiment(
     repeat = repeat and stages is not None
     for stage in chosen:
         resume.check_settings(run, stage)
+        resume.check_annotations(run, stage)
     for stage in experiment.stages.values():
         if stage not in chosen or not repeat:  # what is evaluated again is written again
             resume.check_results(run, stage)
@@ -90,6 +91,9 @@ def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
     resume.check_inputs(run, stage, inputs)
     depends = resume.settings(run.experiment, stage) | inputs
     done = finished.exists() and files.read_json(folder / resume.DEPENDS) == depends
+    if done and not isinstance(stage, TrainStage) and resume.have_changed(run, stage):
+        run.say(f"stage {stage.name}: the annotations have changed since it finished, it is repeated")
+        done = False
     meet(f"{stage.name}: looked")  # before the main process changes what the others look at
     if done and not (repeat and not isinstance(stage, TrainStage)):
         run.say(f"stage {stage.name}: finished before, not repeated")
@@ -108,6 +112,8 @@ def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
     if run.is_main:
         seconds = time.time() - started + summary.get("seconds_before", 0.0)
         written = {"results": resume.results(folder)} if stage.kind == "evaluate" else {}
+        if known := resume.annotations(run, stage):
+            written["annotations"] = known
         files.write_json(finished, {"summary": summary, "seconds": round(seconds, 1), **written})
     meet(f"{stage.name}: finished")  # the next stage reads on all processes what the main one wrote
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from elk_jax import files
 from elk_jax.errors import UserError
-from elk_jax.tasks import folds
+from elk_jax.tasks import folds, private
 from elk_jax.tasks.run import Experiment, Run
 from elk_jax.tasks.stages import Stage, TrainStage
+from elk_jax.tasks.training import annotated
 
 PAINTED = "synth*.json"
 """Of a synthesis stage: the annotations and the settings, from which the images follow."""
@@ -52,10 +54,43 @@ def inputs(experiment: Experiment, folder: Path, stage: Stage) -> dict[str, Any]
     return {"models": found} if found else {}
 
 
+def annotations(run: Run, stage: Stage) -> str:
+    """Hash of what is annotated in the data that a stage reads: images, patients, boxes and classes.
+
+    "" where it is not known: of data that a stage makes or that are drawn, of protected ones, and of those that are not
+    where they were, which a finished stage needs no longer.
+    """
+    places = [place for place in stage.data() if run.is_listed(place.source)]
+    if not places or private.is_withheld(run.experiment, stage):
+        return ""
+    try:
+        found = [[*place, annotated(run.list(*place).infos)] for place in places]
+    except UserError:
+        return ""
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
+def have_changed(run: Run, stage: Stage) -> bool:
+    """Whether the annotations of a finished stage are known to be others now."""
+    finished = run.folder / stage.name / FINISHED
+    known = files.read_object(finished).get("annotations", "") if finished.exists() else ""
+    return bool(known) and annotations(run, stage) not in ("", known)
+
+
+def check_annotations(run: Run, stage: Stage) -> None:
+    """Refuse to call a training finished whose annotations have changed. (Other stages are repeated.)"""
+    if isinstance(stage, TrainStage) and have_changed(run, stage):
+        folder = run.folder / stage.name
+        todo = f"restore them, remove {folder} to train the stage again, or name another --workdir"
+        raise UserError(f"the annotations have changed since stage {stage.name} was trained", where=folder, todo=todo)
+
+
 def is_finished(run: Run, stage: Stage, repeat: bool) -> bool:
     """Whether a stage need not run again, unless its inputs are made again. repeat: run evaluations anyway."""
     folder = run.folder / stage.name
     if not (folder / FINISHED).exists() or (repeat and not isinstance(stage, TrainStage)):
+        return False
+    if not isinstance(stage, TrainStage) and have_changed(run, stage):
         return False
     return _without_inputs(files.read_object(folder / DEPENDS)) == settings(run.experiment, stage)
 

@@ -106,7 +106,7 @@ def train(
             initial_params=initial,
             intervals=Intervals(recipe.log_every, recipe.checkpoint_every, recipe.eval_every),
             evaluation=evaluation,
-            identity={"model": _hash(settings), "validation split": _hash(_split(validation))},
+            identity={"model": _hash(settings), "validation split": _hash(annotated(validation))},
             buckets=buckets,
             title=stage.name,
         )
@@ -215,7 +215,8 @@ def parameter_count(params: Params) -> int:
     return int(sum(np.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params)))
 
 
-def _split(infos: Sequence[ImageInfo]) -> list:
+def annotated(infos: Sequence[ImageInfo]) -> list:
+    """What is known of images, for JSON: their ids and patients, boxes, classes, and which boxes are to be ignored."""
     return [
         [info.image_id, info.patient_id, info.boxes.tolist(), info.labels.tolist(), info.ignore.tolist()]
         for info in infos

@@ -12,7 +12,7 @@ from elk_jax import files
 from elk_jax.experiments import report
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
-from tests.experiments.checks import stand_in
+from tests.experiments.checks import on_files, stand_in
 from tests.refusals import refused
 
 
@@ -113,6 +113,30 @@ def test_a_result_that_was_changed_is_not_reported(done, tmp_path):
     run_experiment(config, tmp_path, stages=["evaluate"])
     assert files.read_json(changed) == {"ap50": 0.5}, "written again"
     assert again(done, config, tmp_path) == []
+
+
+def test_stages_whose_annotations_have_changed_are_repeated_or_refused(done, coco, tmp_path):
+    config, run = on_files(cem_real, real=coco("real")), tmp_path / "run"
+    file = tmp_path / "real.json"
+
+    def correct(split: str) -> None:
+        content = files.read_json(file)
+        (image,) = [one["id"] for one in content["images"] if one["split"] == split][:1]
+        next(one for one in content["annotations"] if one["image_id"] == image)["bbox"][2] += 1
+        files.write_json(file, content)
+
+    assert again(done, config, run) == ["real", "evaluate"] and again(done, config, run) == []
+    correct("test")
+    assert again(done, config, run) == ["evaluate"] and again(done, config, run) == []
+    before = file.read_bytes()
+    for split in ("train", "val"):
+        correct(split)
+        with refused("annotations", "stage real", run / "real", where=run / "real"):
+            run_experiment(config, run)
+        file.write_bytes(before)
+    assert again(done, config, run) == []
+    file.rename(tmp_path / "elsewhere.json")
+    assert again(done, config, run) == [], "a finished stage needs its data no longer"
 
 
 def test_the_seconds_of_a_stage_hold_those_of_interrupted_attempts(done, tmp_path):
