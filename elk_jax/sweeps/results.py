@@ -80,10 +80,11 @@ class Results:
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """One evaluation of one run."""
+    """One evaluation of one run. annotations: of its data (`resume.annotations`), "" where they are not known."""
 
     values: Mapping[str, float | None]
     statistic: PatientStatistic | None = None
+    annotations: str = ""
 
 
 @dataclass
@@ -230,12 +231,12 @@ def _entry(
 
 def _evaluations(run: PlannedRun) -> Iterator[tuple[Place, _Evaluated]]:
     """Of the finished evaluation stages of a run."""
-    for name in run.finished:
+    for name, end in run.finished.items():
         stage, folder = run.experiment.stages[name], run.folder / name
         if not isinstance(stage, EvaluateStage):
             continue
         statistics: Mapping[str, PatientStatistic] = {}
-        kind = kind_of(stage)
+        kind, annotations = kind_of(stage), files.read_object(end).get("annotations", "")
         if kind.statistics is not None:
             statistics = kind.statistics(folder, stage, run.experiment.recipe_of(stage))
         order = stage.subjects if isinstance(stage, EvaluateModelsStage) else ()
@@ -243,7 +244,7 @@ def _evaluations(run: PlannedRun) -> Iterator[tuple[Place, _Evaluated]]:
         for path in [folder / EVALUATION, *(folder / name / EVALUATION for name in names)]:
             if path.is_file():
                 name = path.parent.name if path.parent != folder else ""
-                yield (stage.name, name), _Evaluated(values(files.read_json(path)), statistics.get(name))
+                yield (stage.name, name), _Evaluated(values(files.read_json(path)), statistics.get(name), annotations)
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -285,11 +286,9 @@ def _notes(plan: Plan, table: _Table, resampling: Resampling) -> Iterator[str]:
     if count == 1:
         yield "One seed: nothing is known of what another seed would give."
     for place in table.places():
-        sets = {
-            tuple(one.statistic.patients)
-            for by_seed in table.found.values()
-            for by_place in by_seed.values()
-            if (one := by_place.get(place)) is not None and one.statistic is not None
-        }
-        if len(sets) > 1:
-            yield f"{' · '.join(filter(None, place))}: not all runs were evaluated on the same patients."
+        runs = [one for by_seed in table.found.values() for found in by_seed.values() if (one := found.get(place))]
+        where = " · ".join(filter(None, place))
+        if len({tuple(one.statistic.patients) for one in runs if one.statistic is not None}) > 1:
+            yield f"{where}: not all runs were evaluated on the same patients."
+        if len({one.annotations for one in runs if one.annotations}) > 1:
+            yield f"{where}: not all runs were evaluated on the same annotations."

@@ -5,7 +5,8 @@ A task derives its own stages from the kinds below; its fields are the settings 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -81,6 +82,15 @@ class Stage:
         Stages that agree in it leave the same result, so that a sweep over settings of a student trains one teacher.
         """
         return recipe
+
+
+def check_each_once(names: Sequence[str], where: str) -> None:
+    """UserError for a stage or folder that is named twice, however its path is written: it would count double."""
+    places = [os.path.normpath(name) for name in names]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            todo = "name each once"
+            raise UserError(f"{names[number]} is there twice", where=f"{where}[{number}]", todo=todo)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +198,9 @@ class CombineStage(Stage):
     members: Annotated[tuple[str, ...], NOT_EMPTY]
     validate_on: str
 
+    def __post_init__(self) -> None:
+        check_each_once(self.members, "members")
+
     def data(self) -> tuple[Data, ...]:
         return (Data(self.validate_on, "val"),)
 
@@ -248,6 +261,9 @@ class EvaluateModelsStage(EvaluateStage):
     """
 
     models: Annotated[tuple[str, ...], NOT_EMPTY]
+
+    def __post_init__(self) -> None:
+        check_each_once(self.models, "models")
 
     def trained(self) -> tuple[str, ...]:
         return self.models

@@ -97,6 +97,17 @@ def test_means_and_differences_over_seeds_and_patients(sweep):
     assert any("3 patients and 2 seeds" in note for note in found.notes)
 
 
+def test_runs_of_other_annotations_are_named(sweep):
+    """Boxes that were corrected between two calls of a sweep: its finished runs are judged by the earlier ones."""
+    write(sweep)
+    ends = [run.folder / "evaluate" / "finished.json" for run in sweep.runs]
+    for known in (("a", "a", "a", ""), ("a", "a", "a", "b")):
+        for end, one in zip(ends, known, strict=True):
+            files.write_json(end, {"summary": {}, "seconds": 1.0, **({"annotations": one} if one else {})})
+        noted = [note for note in collect(sweep, BASELINES, 0).notes if "annotations" in note]
+        assert len(noted) == ("b" in known) and all(note.startswith("evaluate: ") for note in noted)
+
+
 def test_runs_that_are_missing_are_left_out(sweep):
     write(sweep, leave_out=[("plain", 43)])
     plain, better, _ = collect(sweep, BASELINES, 300).metrics["evaluate", ""]["train/score"]

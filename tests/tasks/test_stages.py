@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from elk_jax.tasks.stages import (
+    CombineStage,
     Data,
     EvaluateModelsStage,
     EvaluateStage,
@@ -50,3 +51,12 @@ def test_an_evaluation_reads_one_split():
     assert stage.trained() == stage.evaluated(WRITERS) == ()
     models = EvaluateModelsStage(name="evaluate", task="t", on="real", split="val", models=("a", "b"))
     assert models.held_out() == Data("real", "val") and models.trained() == models.evaluated(WRITERS) == ("a", "b")
+
+
+def test_a_model_that_is_named_twice_is_refused_however_its_path_is_written():
+    """An ensemble would count it double, and a comparison find no difference."""
+    with refused("runs/a/", where="members[2]"):
+        CombineStage(name="both", task="t", members=("runs/a", "runs/b", "runs/a/"), validate_on="real")
+    with refused("real is there twice", where="models[1]"):
+        EvaluateModelsStage(name="evaluate", task="t", on="real", models=("real", "real"))
+    assert CombineStage(name="one", task="t", members=("runs/a",), validate_on="real").members == ("runs/a",)

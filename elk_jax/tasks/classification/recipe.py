@@ -286,6 +286,7 @@ class CombineClassifiersStage(CombineStage):
     rules: Annotated[tuple[str, ...], NOT_EMPTY] = RULES
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_rules(self.rules)
 
 

@@ -137,6 +137,7 @@ class CombineDetectorsStage(CombineStage):
     same: Annotated[tuple[Same, ...], NOT_EMPTY] = (0.4, 0.3, 0.5)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weights and len(self.weights) != len(self.members):
             what = f"{len(self.weights)} weights for {len(self.members)} members"
             raise UserError(what, where="weights", todo="give one for each, or () for equal ones")
@@ -161,6 +162,7 @@ class EvaluateDetectorsStage(EvaluateModelsStage):
     late: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         criterion_from_text(self.criterion)
         default = type(self).__dataclass_fields__
         for name, metric in (("criterion", "froc"), ("volume_rule", "dbtex")):
