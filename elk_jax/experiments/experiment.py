@@ -112,7 +112,7 @@ def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
     if run.is_main:
         seconds = time.time() - started + summary.get("seconds_before", 0.0)
         written = {"results": resume.results(folder)} if stage.kind == "evaluate" else {}
-        if known := resume.annotations(run, stage):
+        if known := resume.annotation_hash(run, stage):
             written["annotations"] = known
         files.write_json(finished, {"summary": summary, "seconds": round(seconds, 1), **written})
     meet(f"{stage.name}: finished")  # the next stage reads on all processes what the main one wrote

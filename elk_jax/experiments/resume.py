@@ -54,7 +54,7 @@ def inputs(experiment: Experiment, folder: Path, stage: Stage) -> dict[str, Any]
     return {"models": found} if found else {}
 
 
-def annotations(run: Run, stage: Stage) -> str:
+def annotation_hash(run: Run, stage: Stage) -> str:
     """Hash of what is annotated in the data that a stage reads: images, patients, boxes and classes.
 
     "" where it is not known: of data that a stage makes or that are drawn, of protected ones, and of those that are not
@@ -74,7 +74,7 @@ def have_changed(run: Run, stage: Stage) -> bool:
     """Whether the annotations of a finished stage are known to be others now."""
     finished = run.folder / stage.name / FINISHED
     known = files.read_object(finished).get("annotations", "") if finished.exists() else ""
-    return bool(known) and annotations(run, stage) not in ("", known)
+    return bool(known) and annotation_hash(run, stage) not in ("", known)
 
 
 def check_annotations(run: Run, stage: Stage) -> None:

@@ -80,7 +80,7 @@ class Results:
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """One evaluation of one run. annotations: of its data (`resume.annotations`), "" where they are not known."""
+    """One evaluation of one run. annotations: of its data (`resume.annotation_hash`), "" where they are not known."""
 
     values: Mapping[str, float | None]
     statistic: PatientStatistic | None = None
