@@ -111,7 +111,7 @@ def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
     summary = folds.train(run, stage, run.experiment.recipe_of(stage), kind.run, kind.join, kind.lacks, pairs)
     if run.is_main:
         seconds = time.time() - started + summary.get("seconds_before", 0.0)
-        written = {"results": resume.results(folder)} if stage.kind == "evaluate" else {}
+        written: dict[str, Any] = {"results": resume.results(folder)} if stage.kind == "evaluate" else {}
         if known := resume.annotation_hash(run, stage):
             written["annotations"] = known
         files.write_json(finished, {"summary": summary, "seconds": round(seconds, 1), **written})
