@@ -44,6 +44,17 @@ def test_it_is_chosen_by_its_name(config, tmp_path: Path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+def test_nothing_is_measured_where_validation_has_no_lesion(config, coco, tmp_path: Path, capsys):
+    """A metric of 0 would look like one of a detector that finds nothing."""
+    config.data.real.spec = coco("real", lesions=("train", "test"))
+    config.detector.update(test_flips=("horizontal",), test_same=(0.5, 0.3), score_floor=0.0)
+    found = run_experiment(config, tmp_path / "run", ["real"])["real"]
+    assert found["best"] == {} and found["best_step"] == config.detector.steps
+    assert list(found["views"].values()) == [None, None] and found["way"].endswith("IoU 0.5")
+    printed = capsys.readouterr().out
+    assert "mean_sensitivity not measured" in printed and "mean_sensitivity 0" not in printed
+
+
 def test_a_one_stage_detector_takes_the_place_of_a_faster_rcnn(tmp_path: Path, capsys):
     """The variant of every experiment that trains detectors: mirrored views, evaluation and report come with it."""
     config = cem_real.get_config("tiny,efficientdet")

@@ -203,7 +203,8 @@ def train_with(
         )
     if not summary(source.infos)["lesions"]:
         raise checks.no_lesions("train", source.name)
-    nothing_found = 0.0  # a metric is not defined before the first hit, nor where there is nothing to find
+    # a metric of detections is not defined before the first hit, nor where there is nothing to find
+    nothing_found = 0.0 if comparing(recipe) == recipe.best_metric else math.nan
     if not summary(validation.infos)["lesions"]:
         nothing_found = math.nan
         run.say("  warning: no lesion in validation: checkpoints cannot be compared, the last one is kept")
