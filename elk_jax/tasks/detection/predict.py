@@ -341,8 +341,13 @@ def chosen_threshold(points: Sequence[OperatingPoint]) -> float:
 
 def notes(trained: Trained | Ensemble, settings: PredictSettings) -> list[str]:
     """Lines where findings mean less than they seem to: the threshold is UNCHOSEN, or chosen on slices and not on
-    volumes, or the model has not learned to detect."""
-    found, saved = unlearned(trained, "the model"), _saved_threshold(trained.description.operating_points)
+    volumes, or below the floor, or the model has not learned to detect."""
+    points = trained.description.operating_points
+    found, saved = unlearned(trained, "the model"), _saved_threshold(points)
+    threshold = chosen_threshold(points) if settings.threshold is None else settings.threshold
+    if settings.score_floor > threshold:
+        what = f"boxes from the threshold of {threshold:.3f} on are findings, and those below {settings.score_floor:g}"
+        found.append(f"{what} are left out by --score_floor: findings are missing")
     if settings.threshold is None and saved is None:
         what = f"the model has no threshold for {operating.MAIN:g} false positive an image"
         found.append(f"{what}: findings score {UNCHOSEN:g} at least; choose another by --threshold")

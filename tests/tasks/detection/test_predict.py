@@ -165,6 +165,9 @@ def test_what_findings_mean_less_than_they_seem_to_is_said():
     for settings in (images, volumes):
         (unchosen,) = predict.notes(trained(None), settings)
         assert "no threshold" in unchosen and "--threshold" in unchosen
+    for settings in (PredictSettings(score_floor=0.4), PredictSettings(0.2, score_floor=0.3)):
+        (missing,) = predict.notes(trained(), settings)
+        assert "--score_floor" in missing and "missing" in missing
     (maps,) = predict.notes(trained(maps="pyramid"), images)
     assert maps.startswith("the model has") and "maps of the pyramid" in maps
     of_both = SimpleNamespace(operating_points=(OperatingPoint(1.0, 0.3),))
