@@ -106,11 +106,12 @@ def measure(trained: Trained, source: ImageSource, resamples: int, shelf: Path |
     """
     description, labels = trained.description, image_labels(source)
     model.check_classes(description, source)
-    positive, points = description.positive, description.operating_points
+    positive, points = description.positive, model.points_of(trained)
     predicted, *draws = (
         model.predictions(one, source, labels, positive) for one in trained.probabilities(source, shelf)
     )
     metrics = evaluate_classification(predicted, positive=positive, points=points, resamples=resamples)
+    metrics["notes"] += model.unchosen(trained)
     return Evaluation(
         predicted,
         metrics,
@@ -130,8 +131,8 @@ def compare(
             found[first].predictions,
             found[name].predictions,
             positive=positive,
-            first_points=trained[first].description.operating_points,
-            second_points=trained[name].description.operating_points,
+            first_points=model.points_of(trained[first]),
+            second_points=model.points_of(trained[name]),
             resamples=resamples,
         )
         for name in others
@@ -159,7 +160,7 @@ def _write(folder: Path, found: Evaluation, trained: Trained, source: ImageSourc
 def table(predicted: Predictions, trained: Trained, source: ImageSource) -> str:
     """Predictions as CSV: image, file, patient, class, probability of the positive class, what it is called."""
     description, output = trained.description, io.StringIO()
-    positive, point = description.positive, description.operating_points[0]
+    positive, point = description.positive, model.points_of(trained)[0]
     (other,) = set(description.classes) - {positive}
     writer = csv.writer(output, lineterminator="\n")
     writer.writerow(["image_id", "file_name", "patient_id", "class", f"probability_of_{positive}", "called"])

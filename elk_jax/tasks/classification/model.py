@@ -27,7 +27,7 @@ from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
 from elk_jax.evaluation import calibration, roc
 from elk_jax.evaluation.predictions import Predictions
-from elk_jax.evaluation.thresholds import OperatingPoint
+from elk_jax.evaluation.thresholds import HALF, OperatingPoint
 from elk_jax.features import network, scattering, store
 from elk_jax.fields import NOT_EMPTY, SHARE, SIDE, ByName, OneOf
 from elk_jax.heads.heads import HEADS, Head, probability
@@ -459,6 +459,19 @@ def of(params: Params, content: model_folder.Content, folder: Path) -> Trained:
         return _load_mean(params, content, folder)
     todo = "name the model folder of a classification stage: RUN/STAGE/model"
     raise UserError(f"a model of '{content.architecture}', not a classifier", where=folder, todo=todo)
+
+
+def points_of(trained: Trained) -> tuple[OperatingPoint, ...]:
+    """The operating points of a classifier; the more probable class where none were chosen, as for a member of an
+    ensemble of folds."""
+    return trained.description.operating_points or (HALF,)
+
+
+def unchosen(trained: Trained) -> list[str]:
+    """A line for a classifier without a threshold of its own."""
+    if trained.description.operating_points:
+        return []
+    return [f"the model has no threshold: images are called {trained.description.positive} from {HALF.threshold:g} on"]
 
 
 def predictions(probability: np.ndarray, source: ImageSource, labels: np.ndarray, positive: str) -> Predictions:

@@ -42,8 +42,8 @@ def predict_files(
     paths, not_images = folder.find_images(inputs)
     files.check_writable(output)
     trained = classifier.load(model)
-    description, point = trained.description, trained.description.operating_points[0]
-    threshold = point.threshold if settings.threshold is None else settings.threshold
+    description = trained.description
+    threshold = classifier.points_of(trained)[0].threshold if settings.threshold is None else settings.threshold
     source = folder.open_files(paths, description.classes, decoding, on_error, progress=progress_bar("  decoding"))
     scores = trained.probabilities(source)[0]
     (other,) = set(description.classes) - {description.positive}
@@ -61,6 +61,8 @@ def predict_files(
         files.write_json(output / "predictions.json", content)
         files.write_text(output / "predictions.csv", _table(rows, description.positive))
     report_skipped(not_images, source.skipped)
+    for note in classifier.unchosen(trained) if settings.threshold is None else ():
+        new_console().print(f"note: {note}; choose another by --threshold")
     called = sum(row["called"] == description.positive for row in rows)
     new_console().print(
         f"{called} of {len(rows)} images called {description.positive}, from a probability of {threshold:.3f} on: "

@@ -15,6 +15,7 @@ from elk_jax.evaluation.predictions import read_predictions
 from elk_jax.tasks.classification import evaluate, predict
 from elk_jax.tasks.classification.evaluate import EvaluateSettings
 from elk_jax.tasks.classification.predict import PredictSettings
+from elk_jax.weights import model_folder
 from tests.refusals import refused
 from tests.tasks.classification.conftest import COUNTS
 
@@ -112,3 +113,27 @@ def test_files_are_classified_as_in_the_evaluation(fitted, folders, tmp_path, ch
     assert content["positive"] == "malignant" and content["images"] == rows
     rows = predict.predict_files(model=run / "epsilon_6" / "model", settings=PredictSettings(threshold=0.0), **common)
     assert {row["called"] for row in rows} == {"malignant"}
+
+
+def test_a_model_without_a_threshold_calls_what_is_more_probable(
+    fitted, folders, source, tmp_path, cheap_features, capsys
+):
+    """As of a member of an ensemble of folds."""
+    params, content = model_folder.load_params(fitted[0] / "without_privacy" / "model")
+    model_folder.save_params(tmp_path / "member", params, {**content.entries, "operating_points": []})
+    common = {"decoding": SourceSpec(), "on_error": "stop", "output": tmp_path / "out"}
+    images = [str(folders / "patches" / "test")]
+    rows = predict.predict_files(model=tmp_path / "member", inputs=images, settings=PredictSettings(), **common)
+    assert {row["called"] for row in rows} == {"benign", "malignant"}
+    assert all((row["called"] == "malignant") == (row["probability"] >= 0.5) for row in rows)
+    assert "no threshold" in (printed := capsys.readouterr().out) and "--threshold" in printed
+    found = evaluate.evaluate_source(
+        model=tmp_path / "member",
+        data=source,
+        split="test",
+        on_error="stop",
+        output=tmp_path / "evaluated",
+        settings=EvaluateSettings(bootstrap=0),
+    )
+    assert [point["threshold"] for point in found["operating_points"]] == [0.5]
+    assert any("no threshold" in note for note in found["notes"])
