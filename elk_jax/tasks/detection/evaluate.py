@@ -31,7 +31,15 @@ from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.detection import predict, report, volumes
 from elk_jax.tasks.detection.model import ARCHITECTURES, Ensemble, Trained, load
-from elk_jax.tasks.detection.page import MAIN, DetectionRun, Evaluated, detection_part, gain_sentences, results_table
+from elk_jax.tasks.detection.page import (
+    MAIN,
+    DetectionRun,
+    Evaluated,
+    detection_part,
+    gain_sentences,
+    notes_of,
+    results_table,
+)
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage, Metric
 from elk_jax.tasks.detection.train import say_skipped
 from elk_jax.tasks.run import Experiment, Run, new_console, patients_seen, skipped_images, unread_partners
@@ -332,7 +340,7 @@ def evaluate_source(
         )
         write_report(output / "report.html", run_report(record, [detection_part(DetectionRun([evaluated]))]))
     console.print(results_table(evaluations, comparisons, place))
-    for note in dict.fromkeys(note for one in evaluations.values() for note in one["notes"]):
+    for note in notes_of(evaluations):
         console.print(f"note: {note}")
     console.print(f"report: {output / 'report.html'}")
     return evaluation

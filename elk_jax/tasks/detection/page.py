@@ -133,6 +133,16 @@ def gain_sentences(gains: Gains) -> list[str]:
     return sentences
 
 
+def notes_of(evaluations: Evaluations) -> list[str]:
+    """The notes on all evaluations, each once; one on some of them alone names these."""
+    of: dict[str, list[str]] = {}
+    for name, evaluation in evaluations.items():
+        for note in evaluation.get("notes", ()):
+            of.setdefault(note, []).append(name)
+    said = lambda note, names: len(names) == len(evaluations) or note.startswith(f"{names[0]} ")
+    return [note if said(note, names) else f"{', '.join(names)}: {note}" for note, names in of.items()]
+
+
 def results_section(evaluations: Evaluations, comparisons: Comparisons) -> Section:
     """Cards with the main metric of every model, and the table of all metrics with differences."""
     first = next(iter(evaluations))
@@ -155,8 +165,7 @@ def results_section(evaluations: Evaluations, comparisons: Comparisons) -> Secti
     how += [f"Intervals: 95 %, from {resamples} resamples of patients."] if resamples else []
     how += ["Differences are paired: both models use the same resamples."] if comparisons else []
     how += ["FP: false positives."]
-    notes = {note: None for e in evaluations.values() for note in e.get("notes", ())}
-    remarks = "".join(html.paragraph(f"Note: {note}.", "soft small") for note in notes)
+    remarks = "".join(html.paragraph(f"Note: {note}.", "soft small") for note in notes_of(evaluations))
     top = f'<div class="cards">{"".join(cards)}</div>'
     top += f'<div class="cards">{"".join(differences)}</div>' if differences else ""
     return Section("Results", f"{top}{html.table(head, rows)}{remarks}", " ".join(how))

@@ -17,6 +17,7 @@ from elk_jax.tasks.detection.page import (
     DetectionRun,
     Evaluated,
     detection_part,
+    notes_of,
     promises_section,
     results_table,
     verdict,
@@ -36,6 +37,13 @@ def test_metrics_and_differences_are_in_the_page(run):
         assert expected in page, expected
     (note,) = run.evaluated[0].evaluations["real"]["notes"]
     assert note in page
+
+
+def test_a_note_on_some_of_several_models_names_them():
+    both, some, own = "no lesion-free images", "no predictions", "mixed was trained on 1 of these 3 patients"
+    evaluations = {"real": {"notes": [both]}, "mixed": {"notes": [both, some, own]}, "late": {"notes": [some, both]}}
+    assert notes_of(evaluations) == [both, f"mixed, late: {some}", own]
+    assert notes_of({"real": {"notes": [some]}}) == [some] and notes_of({"real": {}}) == []
 
 
 def test_verdict_in_words(run):
