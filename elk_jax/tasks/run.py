@@ -129,6 +129,11 @@ class Run:
     def is_main(self) -> bool:
         return is_main()
 
+    @property
+    def in_fold(self) -> bool:
+        """Whether it trains one of the folds, whose own thresholds nobody uses."""
+        return self.fold is not None and not self.fold.is_last
+
     def spec(self, name: str) -> SourceSpec:
         """The settings of a data source; one that a stage wrote is the COCO file that it is."""
         spec, writer = self.experiment.data[name], self.experiment.writers.get(name)

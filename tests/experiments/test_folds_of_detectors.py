@@ -102,6 +102,9 @@ def test_the_evaluation_shows_whether_the_thresholds_keep_what_they_promise(dete
     chosen = files.read_object(detected / "evaluate" / "real" / "evaluation.json")["own_thresholds"]
     assert [point["promised"] for point in chosen["points"]] == list(operating.PROMISED)
     assert chosen["on"].startswith("2 folds: ") and "patients" in chosen["warning"]
+    assert summary(detected, "real")["warning"]
+    fold = files.read_object(detected / "real" / "fold_1" / "finished.json")["summary"]
+    assert not fold["warning"], "nobody uses the thresholds of a fold"
     page = (detected / "report.html").read_text()
     assert "Thresholds of the models" in page and "Cross-validation: real" in page
     assert "Views together" in page and "one lesion from IoU 0.3" in page and "on 2 folds" in page

@@ -176,7 +176,7 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
     if run.is_main:
         description = _described(params, recipe, of_val, trained, run.fold, folds.to_read(run, stage))
         model_folder.save_params(run.folder / stage.name / "model", params, description)
-        warning = say_thresholds(run, description.operating_points)
+        warning = "" if run.in_fold else say_thresholds(run, description.operating_points)
     withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "train",

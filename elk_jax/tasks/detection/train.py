@@ -215,7 +215,7 @@ def train_with(
     config = settings(recipe, len(source.classes))
     if recipe.plan_anchors and has_anchors(config):
         everyone = source
-        if run.fold is not None and not run.fold.is_last:  # folds are detectors of one kind, that of the last training
+        if run.in_fold:  # folds are detectors of one kind, that of the last training
             everyone = cut(run.with_all_patients().open(stage.train_on, "train", images or network.images), recipe)
         sizes = planned_anchor_sizes(everyone.infos, test_loader, levels=len(config.anchor_sizes))
         config = replace(config, anchor_sizes=anchors.scaled(config.anchor_sizes, sizes))
@@ -284,8 +284,9 @@ def train_with(
     best_way, by_views = choose_way(ways, views, recipe)
     way = ways[best_way]
     choice = operating.choose(way.together(views, floor), score_floor=floor, resamples=recipe.bootstrap, data=chosen_on)
-    if choice.warning:
-        run.say(f"  warning: {choice.warning}")
+    warning = "" if run.in_fold else choice.warning
+    if warning:
+        run.say(f"  warning: {warning}")
     params, trained = training.kept_weights(run, stage, result, "best", source, learned.protection, learned.public)
     if run.is_main:
         folder = run.folder / stage.name / "model"
@@ -302,7 +303,7 @@ def train_with(
         "skipped": skipped_images(*([] if withheld else [source]), validation),
         **({"before": before} if before else {}),
         **views_chosen(recipe, best_way, by_views, chosen_on),
-        "warning": choice.warning,
+        "warning": warning,
         **training.outcome(result),
     }
 
