@@ -70,7 +70,8 @@ class Measure:
     """One distance. synthetic: of synthetic images from real ones; real: of real ones from each other.
 
     ratio: of the squared distances (of the power); None where it is not defined. images: of each set; features: that
-    were compared. unit: of the values. squared: mean squared distances, synthetic and real, for bars.
+    were compared. unit: of the values. squared: distances, synthetic and real, for bars: means of squared ones; of
+    values that are logarithms geometric means, so that ratio and bars say what the values say.
     """
 
     name: str
@@ -263,12 +264,15 @@ def _radiomics(
     within = [distance(draw.one, draw.other, real) for draw in draws]
     across = [distance(draw.one, draw.synthetic, synthetic) for draw in draws] or [distance(*everything, synthetic)]
     units = {"none": "d²", "squared": "ln d²", "distance": "ln d"}
-    squared = _mean([one.squared for one in across]), _mean([one.squared for one in within])
+    spreads = [_spread([one.value for one in found]) for found in (across, within)]
+    if recipe.logarithm == "none":
+        squared = _mean([one.squared for one in across]), _mean([one.squared for one in within])
+    else:  # a single large draw would outweigh all others in the mean of d², but not in that of its logarithm
+        squared = tuple(_exponential(spread.mean, 2 if recipe.logarithm == "distance" else 1) for spread in spreads)
     measure = Measure(
         f"FRD {kind}",
         units[recipe.logarithm],
-        _spread([one.value for one in across]),
-        _spread([one.value for one in within]),
+        *spreads,
         _ratio(*squared),
         across[0].second,
         across[0].features,
@@ -368,6 +372,10 @@ def _known(value: float) -> float | None:
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
+
+
+def _exponential(logarithm: float | None, power: int) -> float | None:
+    return None if logarithm is None else float(np.exp(power * logarithm))
 
 
 def _ratio(a: float | None, b: float | None) -> float | None:
