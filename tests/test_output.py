@@ -44,6 +44,15 @@ def test_a_name_is_shown_as_text_everywhere(name):
     assert len(str(UserError(name, where=name)).splitlines()) == 1
 
 
+def test_a_number_is_whole_where_there_is_no_room():
+    table, stream = named_table("", "name"), io.StringIO()
+    table.add_column("share")
+    table.add_row("a", "2.5e-07")
+    output.Console(file=stream, width=15).print(table)
+    cells = [line.split("│")[2].strip() for line in stream.getvalue().splitlines() if line.startswith("│")]
+    assert len(cells) > 1 and "".join(cells) == "2.5e-07"
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_no_character_is_too_much_for_an_encoding(encoding, monkeypatch, tmp_path):
     with open(tmp_path / "log", "w", encoding=encoding) as stream:

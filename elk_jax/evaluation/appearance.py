@@ -12,6 +12,8 @@ from elk_jax.evaluation import frechet
 
 COARSE = 8
 """Side of the coarse picture in a descriptor."""
+CHUNK = 256
+"""Images whose spectra are in memory at once."""
 LEAST_POWER = 1e-12
 LEAST_DEVIATION = 1e-6
 
@@ -21,6 +23,10 @@ def descriptors(images: np.ndarray) -> np.ndarray:
 
     They see where an image is bright, how strong its contrast is and how fine.
     """
+    return np.concatenate([_described(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)])
+
+
+def _described(images: np.ndarray) -> np.ndarray:
     count, size = images.shape[:2]
     wide = images.astype(np.float64)
     fields = [cv2.resize(image, (COARSE, COARSE), interpolation=cv2.INTER_AREA) for image in wide]
@@ -38,7 +44,11 @@ def distance(real: np.ndarray, made: np.ndarray) -> float:
 
     UserError for fewer than two images.
     """
-    first, second = descriptors(real), descriptors(made)
+    return of_descriptors(descriptors(real), descriptors(made))
+
+
+def of_descriptors(first: np.ndarray, second: np.ndarray) -> float:
+    """See `distance`. Descriptors of real images [N, F], and of others [M, F]."""
     mean, deviation = first.mean(0), np.maximum(first.std(0), LEAST_DEVIATION)
     scaled = ((one - mean) / deviation for one in (first, second))
     return frechet.frechet_distance(*scaled) / first.shape[1]

@@ -12,10 +12,18 @@ from elk_jax.output import visible
 from elk_jax.reporting import html
 
 
+class _Folding(Table):
+    """A table whose cells continue in the next line where there is no room: a number never loses its last digits, or
+    its exponent."""
+
+    def add_column(self, *words: Any, **settings: Any) -> None:
+        super().add_column(*words, **{"overflow": "fold", **settings})
+
+
 def named_table(title: str, first: str) -> Table:
     """A table with a title (none if empty) and a first column of names that do not wrap."""
-    table = Table(title=name_cell(title) if title else None, title_justify="left", header_style="bold")
-    table.add_column(first, no_wrap=True)
+    table = _Folding(title=name_cell(title) if title else None, title_justify="left", header_style="bold")
+    table.add_column(first, no_wrap=True, overflow="ellipsis")
     return table
 
 

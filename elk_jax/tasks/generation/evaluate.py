@@ -20,10 +20,9 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import appearance, frd, frechet, radiomics_table, spectrum
 from elk_jax.evaluation.radiomics_table import Table
 from elk_jax.progress import progress_bar
-from elk_jax.randomness import Purpose, random_order
 from elk_jax.spread import spread
 from elk_jax.tasks import private, sampling
-from elk_jax.tasks.generation.page import notes_of, samples_table
+from elk_jax.tasks.generation.page import notes_of, samples_tables
 from elk_jax.tasks.generation.recipe import EvaluateSamplesStage
 from elk_jax.tasks.generation.train import LEAST, SHOWN, check_sizes
 from elk_jax.tasks.run import Run, skipped_images
@@ -97,7 +96,8 @@ def evaluate(run: Run, stage: EvaluateSamplesStage, recipe: None) -> Summary:
     if run.is_main:
         _write_pictures(run, stage, pictures, labels)
         files.write_json(run.folder / stage.name / "evaluation.json", evaluation)
-        run.console.print(samples_table(evaluation))
+        for table in samples_tables(evaluation):
+            run.console.print(table)
         for note in notes_of(evaluation):
             run.say(f"  {note}")
     return {
@@ -121,12 +121,13 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Measures of all patches, and of each class that both sets have. Patches [N, S, S] with their classes by name.
 
-    `distance` is between equally many real and made patches, `reference` between halves of the real ones, each as large
-    as a set in `distance`; None for too few. `frd`: the same by radiomics, with halves by patient, by version; `note`
-    says why a distance is None that there are enough patches for.
+    The real patches are halved by patient, ten times (`frechet.draws`): `distance` is the mean of that between a half
+    and as many made ones, `reference` of that between the halves; None for too few patches or patients. `frd`: the same
+    by radiomics, by version; `note` says why a distance is None that there are enough patches for.
     patients: of the real patches; None: each its own.
     """
     owners = np.arange(len(real)).astype(str) if patients is None else np.asarray(patients)
+    described = [appearance.descriptors(one) for one in (real, made)]
     tables = {kind: [_table(kind, one, which) for one, which in ((real, "real"), (made, "made"))] for kind in frd_kinds}
 
     def measured(name: str, ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
@@ -134,7 +135,8 @@ def compare(
         for kind, (real_table, made_table) in tables.items():
             sides = _rows(real_table, ours), _rows(made_table, theirs)
             by_kind[kind] = _radiomics(name, kind, *sides, owners[ours], seed)
-        return _measures(real[ours], made[theirs], seed) | ({"frd": by_kind} if tables else {})
+        looks = _looks(described[0][ours], described[1][theirs], owners[ours], seed)
+        return looks | _shares(real[ours], made[theirs]) | ({"frd": by_kind} if tables else {})
 
     found = {ALL: measured(ALL, *(np.ones(len(one), bool) for one in (real, made)))}
     for name in sorted(set(real_labels) & set(made_labels)):
@@ -187,17 +189,22 @@ def _mean(found: Sequence[frd.Distance | None]) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
-def _measures(real: np.ndarray, made: np.ndarray, seed: int) -> dict[str, Any]:
-    order = random_order(len(real), seed, Purpose.FOLDS)
-    half = min(len(real) // 2, len(made))
-    first, second = real[order[:half]], real[order[half : 2 * half]]
-    enough = half >= LEAST
-    some = made[spread(len(made), half)]
+def _looks(real: np.ndarray, made: np.ndarray, patients: np.ndarray, seed: int) -> dict[str, Any]:
+    """How far the descriptors of made patches are from those of real ones, beside these from each other."""
+    drawn = frechet.draws(patients.tolist(), len(made), seed)
+    apart = [appearance.of_descriptors(real[draw.one], made[draw.synthetic]) for draw in drawn]
+    within = [appearance.of_descriptors(real[draw.one], real[draw.other]) for draw in drawn]
     return {
         "real": len(real),
         "made": len(made),
-        "distance": appearance.distance(first, some) if enough else None,
-        "reference": appearance.distance(first, second) if enough else None,
+        "distance": float(np.mean(apart)) if drawn else None,
+        "reference": float(np.mean(within)) if drawn else None,
+    }
+
+
+def _shares(real: np.ndarray, made: np.ndarray) -> dict[str, float | None]:
+    """How much of the power is as fine as single pixels."""
+    return {
         "checkerboard": _share(spectrum.checkerboard(list(made))),
         "real_checkerboard": _share(spectrum.checkerboard(list(real))),
         "fine_share": _share(spectrum.fine(list(made))),

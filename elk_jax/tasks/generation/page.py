@@ -138,9 +138,9 @@ def samples_section(one: Compared, named: bool = False) -> Section:
         parts.append(f"<h3>{html.text(name)}</h3>{_picture(name, grid)}")
     note = (
         f"Patches of {evaluation['size']} px against the {evaluation['split']} split of {evaluation['on']}. Distance: "
-        "Fréchet, of coarse pictures and power by octave, in deviations of the real patches. Checkerboard: share of "
-        "the power in the wave of two pixels along both axes. Fine waves: shorter than four pixels. Rows of pictures: "
-        "real, made."
+        "Fréchet, of coarse pictures and power by octave, in deviations of the real patches; means over random halves "
+        "of these by patient, against as many made ones or the other half. Checkerboard: share of the power in the "
+        "wave of two pixels along both axes. Fine waves: shorter than four pixels. Rows of pictures: real, made."
     )
     title = f"Synthetic patches: {evaluation['synthetic']}" if named else "Synthetic patches"
     return Section(title, "".join(parts), note)
@@ -177,20 +177,21 @@ def progress_section(progress: Progress, named: bool = False) -> Section:
     return Section(title, f'<div class="steps">{cells}</div>', "A row for each class, always from the same noise.")
 
 
-def samples_table(evaluation: Evaluation) -> Table:
-    """For the terminal: the measures by class."""
+def samples_tables(evaluation: Evaluation) -> list[Table]:
+    """For the terminal: the measures by class, and the radiomics distances, if there are any."""
     table = named_table(f"{evaluation['synthetic']} against the {evaluation['split']} split of {evaluation['on']}", "")
     for words in HEAD[1:]:
         table.add_column(words, justify="right")
-    radiomics = frd_rows(evaluation)
-    kinds = list(dict.fromkeys(row[0] for row in radiomics))
-    for kind in kinds:
-        table.add_column(kind, justify="right")
-        table.add_column("of real", justify="right")
     for name, *cells in rows_of(evaluation):
-        found = {row[0]: row[2:4] for row in radiomics if row[1] == name}
-        table.add_row(name_cell(name), *cells, *(cell for kind in kinds for cell in found[kind]))
-    return table
+        table.add_row(name_cell(name), *cells)
+    if not (rows := frd_rows(evaluation)):
+        return [table]
+    radiomics = named_table("", FRD_HEAD[0])
+    for words in FRD_HEAD[1:]:
+        radiomics.add_column(words, justify="left" if words == "Class" else "right")
+    for kind, name, *cells in rows:
+        radiomics.add_row(kind, name_cell(name), *cells)
+    return [table, radiomics]
 
 
 def _picture(name: str, image: np.ndarray) -> str:

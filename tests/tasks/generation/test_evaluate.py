@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 
 import cv2
@@ -15,11 +16,21 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.distances.compare import Settings, compare
 from elk_jax.distances.sets import ImageSet
 from elk_jax.errors import UserError
+from elk_jax.evaluation import appearance, frechet
 from elk_jax.experiments import report
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
+from elk_jax.output import Console
 from elk_jax.tasks.generation import evaluate
-from elk_jax.tasks.generation.page import Compared, frd_rows, notes_of, rows_of, samples_section, verdict
+from elk_jax.tasks.generation.page import (
+    Compared,
+    frd_rows,
+    notes_of,
+    rows_of,
+    samples_section,
+    samples_tables,
+    verdict,
+)
 from elk_jax.tasks.generation.report import compared
 from elk_jax.tasks.run import Run
 from tests.refusals import refused
@@ -82,6 +93,19 @@ def test_equal_sets_are_as_far_apart_as_halves_and_others_further():
     assert found["a"]["real"] == 40
 
 
+def test_images_of_a_patient_are_in_one_half():
+    """Of four alike images of every patient the other half has none: real ones are as far apart as patients are."""
+    patients = [str(number) for number in range(12) for _ in range(4)]
+    lights = np.random.default_rng(0).uniform(0, 0.8, 12).repeat(4)
+    real = 0.2 * noise(48, 1) + lights[:, None, None]
+    names, made = np.array(["a"] * 48), 0.2 * noise(48, 2) + 0.4
+    by_image, by_patient = (evaluate.compare(real, names, made, names, 0, (), of)["a"] for of in (None, patients))
+    assert by_patient["reference"] > 2 * by_image["reference"]
+    halves = frechet.draws(patients, 48, 0)
+    expected = np.mean([appearance.distance(real[one.one], made[one.synthetic]) for one in halves])
+    assert by_patient["distance"] == pytest.approx(expected, rel=1e-9)
+
+
 def image_set(which, pictures, patients=()) -> ImageSet:
     titles = tuple(f"{which} {number}" for number in range(len(pictures)))
     return ImageSet(which, tuple(pictures), titles, tuple(patients) or titles, titles)
@@ -100,6 +124,19 @@ def test_radiomics_are_those_of_the_comparison_of_sets(kind, title):
         assert one["real"] == pytest.approx(expected.real.mean, rel=1e-6)
         assert (one["images"], one["features"]) == (expected.images, expected.features)
     assert frd_rows({"classes": found})[0][:2] == (title, "all")
+
+
+def test_the_terminal_shows_every_number_whole():
+    """In its width where there is none, with long names of classes."""
+    names = np.array(["benign_without_callback", "malignant"]).repeat(8)
+    classes = evaluate.compare(noise(16, 0), names, 0.1 * noise(16, 1), names, 0, ("v0", "v1"))
+    found = {"classes": classes, "synthetic": "epsilon_10_samples", "split": "val", "on": "patches"}
+    console = Console(width=120, file=io.StringIO())
+    for table in samples_tables(found):
+        console.print(table)
+    printed = console.file.getvalue().split()
+    for row in (*rows_of(found), *frd_rows(found)):
+        assert set(row[1:]) - set(names) <= set(printed) and "…" not in printed
 
 
 def test_constant_patches_have_no_radiomics():
