@@ -18,6 +18,8 @@ SHIFT = 4
 CHUNK = 32  # training patches processed at once: limits the memory
 
 FLIPS = ("", "horizontal", "vertical", "both")
+"""Mirrors of a patch. With the transpose of each they are the eight views of a square, in any of which a generator may
+have been shown a training patch."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Nearest:
     similarity: np.ndarray  # [K] normalised correlation, at most 1
     index: np.ndarray  # [K] of the training patch; -1 if there is none to compare with
     flip: np.ndarray  # [K] index into FLIPS: the flip of the patch
+    transposed: np.ndarray  # [K] bool, whether it is transposed then
 
 
 def nearest(
@@ -38,7 +41,7 @@ def nearest(
     side: int = SIDE,
     shift: int = SHIFT,
 ) -> Nearest:
-    """Search patches [K, S, S] in training [N, S, S] by normalised correlation, over shifts and the four flips.
+    """Search patches [K, S, S] in training [N, S, S] by normalised correlation, over shifts and the eight views.
 
     Patches are resized to `side` pixels. Their centre, cropped by `shift` pixels at each edge, is compared with every
     position of the training patch. Contrast and brightness do not count. A uniform patch has similarity 0 to all.
@@ -48,29 +51,32 @@ def nearest(
     if inner < 2:
         raise ValueError(f"a shift of {shift} is too large for {side} pixels")
     small = _reduce(patches, side)[:, shift : shift + inner, shift : shift + inner]
-    turned = np.stack([small, small[:, :, ::-1], small[:, ::-1], small[:, ::-1, ::-1]], 1)
+    flipped = np.stack([small, small[:, :, ::-1], small[:, ::-1], small[:, ::-1, ::-1]], 1)
+    turned = np.concatenate([flipped, flipped.swapaxes(2, 3)], 1)
+    count = turned.shape[1]
     queries = _normalised(turned.reshape(-1, inner * inner))
     own, theirs = np.asarray(groups if groups is not None else []), np.asarray(training_groups)
     positions = 2 * shift + 1
     best = np.full(len(patches), -np.inf)
-    where = np.zeros((len(patches), 2), int)  # training patch, flip
+    where = np.zeros((len(patches), 2), int)  # training patch, view
     for start in range(0, len(training), CHUNK):
         reduced = _reduce(training[start : start + CHUNK], side)
         views = np.lib.stride_tricks.sliding_window_view(reduced, (inner, inner), axis=(1, 2))
         keys = _normalised(views.reshape(-1, inner * inner))
-        found = (queries @ keys.T).reshape(len(patches), 4, len(reduced), positions * positions)
+        found = (queries @ keys.T).reshape(len(patches), count, len(reduced), positions * positions)
         if groups is not None:
             same = own[:, None] == theirs[None, start : start + CHUNK]
             found = np.where(same[:, None, :, None], -np.inf, found)
-        flat = found.reshape(len(patches), 4 * len(reduced) * positions * positions)
+        flat = found.reshape(len(patches), count * len(reduced) * positions * positions)
         top = flat.argmax(1)
         value = flat[np.arange(len(patches)), top]
-        flip, image, _ = np.unravel_index(top, found.shape[1:])
+        view, image, _ = np.unravel_index(top, found.shape[1:])
         better = value > best
         best = np.where(better, value, best)
-        where[better] = np.stack([image + start, flip], 1)[better]
+        where[better] = np.stack([image + start, view], 1)[better]
     compared = np.isfinite(best)
-    return Nearest(np.where(compared, best, 0.0), np.where(compared, where[:, 0], -1), where[:, 1])
+    transposed, flip = np.divmod(where[:, 1], len(FLIPS))
+    return Nearest(np.where(compared, best, 0.0), np.where(compared, where[:, 0], -1), flip, transposed.astype(bool))
 
 
 def memorised_report(synthetic: np.ndarray, training: np.ndarray, patients: Sequence[str]) -> dict:

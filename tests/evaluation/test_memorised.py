@@ -26,12 +26,18 @@ def test_finds_what_was_copied_shifted_turned_and_regraded(training):
             training[17][::-1] * 0.2,
             np.roll(training[39], (2, -3), axis=(0, 1)),
             training[2][::-1, ::-1],
+            training[8].T,
+            np.rot90(training[21]),
+            np.rot90(training[4], -1),
+            training[13].T[::-1, ::-1],
         ]
     )
     found = nearest(copies, training)
-    np.testing.assert_array_equal(found.index, [5, 33, 17, 39, 2])
+    np.testing.assert_array_equal(found.index, [5, 33, 17, 39, 2, 8, 21, 4, 13])
     np.testing.assert_allclose(found.similarity, 1, atol=1e-5)
-    assert [FLIPS[flip] for flip in found.flip] == ["", "horizontal", "vertical", "", "both"]
+    words = ["", "horizontal", "vertical", "", "both", "", "vertical", "horizontal", "both"]
+    assert [FLIPS[flip] for flip in found.flip] == words
+    assert found.transposed.tolist() == [False] * 5 + [True] * 4
 
 
 def test_equals_the_slow_way(training):
@@ -43,12 +49,12 @@ def test_equals_the_slow_way(training):
         slow = [
             np.corrcoef(turned.ravel(), key[y : y + 8, x : x + 8].ravel())[0, 1]
             for key in keys
-            for turned in (inner, inner[:, ::-1], inner[::-1], inner[::-1, ::-1])
+            for turned in (np.rot90(view, turn) for view in (inner, inner.T) for turn in range(4))
             for y in range(5)
             for x in range(5)
         ]
         assert found.similarity[k] == pytest.approx(max(slow), abs=1e-5)
-        assert found.index[k] == np.argmax(slow) // 100
+        assert found.index[k] == np.argmax(slow) // 200
 
 
 def test_larger_patches_are_reduced(training):

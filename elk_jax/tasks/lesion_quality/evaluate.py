@@ -260,6 +260,7 @@ def most_alike(synthetic: Lesions, training: Lesions, report: Mapping[str, Any],
                 "lesion": training.places[j][1],
                 "similarity": float(report["similarity"][k]),
                 "flip": memorised.FLIPS[int(again.flip[0])],
+                "transposed": bool(again.transposed[0]),
             }
         )
     return pairs

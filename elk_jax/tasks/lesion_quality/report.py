@@ -21,6 +21,18 @@ PATCH = 192
 TURNS = {"": lambda p: p, "horizontal": np.fliplr, "vertical": np.flipud, "both": lambda p: np.flipud(np.fliplr(p))}
 
 
+WORDS = {
+    ("horizontal", False): "mirrored horizontally",
+    ("vertical", False): "mirrored vertically",
+    ("both", False): "mirrored both ways",
+    ("", True): "mirrored at the diagonal",
+    ("horizontal", True): "turned right",
+    ("vertical", True): "turned left",
+    ("both", True): "mirrored at the other diagonal",
+}
+"""How a training lesion is shown that is transposed, where it is, and flipped then."""
+
+
 def part(run: Run, summaries: Mapping[str, Any]) -> Part:
     """The part of the finished comparisons. summaries: by stage."""
     return quality_part([_quality(run, name, summary) for name, summary in summaries.items()])
@@ -49,8 +61,10 @@ def pair_strips(pairs: Sequence[Mapping[str, Any]], painted: ImageSource, traini
             continue
         left = _patch(painted, at[pair["synthetic"]], 0)
         position = known[pair["training"]]
-        right = TURNS[pair["flip"]](_patch(training, position, pair["lesion"]))
-        turned = f", mirrored {_turn(pair['flip'])}" if pair["flip"] else ""
+        right = _patch(training, position, pair["lesion"])
+        view = pair["flip"], pair.get("transposed", False)  # earlier versions looked at four views
+        right = TURNS[view[0]](right.T if view[1] else right)
+        turned = f", {WORDS[view]}" if view in WORDS else ""
         lesion = f"lesion {pair['lesion'] + 1} of {training.infos[position].title}"
         caption = f"and {lesion}{turned}; similarity {pair['similarity']:.2f}"
         strips.append(Strip([Closeup(left), Closeup(right)], f"Synthetic {pair['synthetic']}", caption))
@@ -62,7 +76,3 @@ def _patch(source: ImageSource, position: int, lesion: int) -> np.ndarray:
     patch = box_patch(source[position].image[..., 0], source.infos[position].boxes[lesion], PATCH)
     low, high = np.percentile(patch, [1, 99])
     return np.clip((patch - low) / max(high - low, 1e-6), 0, 1)
-
-
-def _turn(flip: str) -> str:
-    return "both ways" if flip == "both" else f"{flip}ly"

@@ -174,10 +174,13 @@ def test_real_lesions_that_are_all_alike_are_refused(real):
 def test_the_pair_says_how_the_training_lesion_must_be_turned(real):
     wedge = np.linspace(0, 1, memorised.SIDE, dtype=np.float32)[None] * np.linspace(0.2, 1, memorised.SIDE)[:, None]
     training = dataclasses.replace(real, patches=np.stack([wedge] + [np.eye(memorised.SIDE)] * 7).astype(np.float32))
-    synthetic = dataclasses.replace(real, patches=np.stack([wedge[:, ::-1]] * 8).astype(np.float32))
-    report = memorised.memorised_report(synthetic.patches, training.patches, training.patients)
-    (pair,) = quality.most_alike(synthetic, training, report, 1)
-    assert (pair["training"], pair["flip"]) == ("real0", "horizontal")
+    views = ((wedge[:, ::-1], ("horizontal", False)), (np.rot90(wedge, -1), ("horizontal", True)))
+    for view, (flip, transposed) in views:  # the training lesion is transposed first, flipped then
+        synthetic = dataclasses.replace(real, patches=np.stack([view] * 8).astype(np.float32))
+        report = memorised.memorised_report(synthetic.patches, training.patches, training.patients)
+        (pair,) = quality.most_alike(synthetic, training, report, 1)
+        assert (pair["training"], pair["flip"], pair["transposed"]) == ("real0", flip, transposed)
+        assert report["memorised"][0] == 0
 
 
 def test_one_patient_leaves_measures_undefined_and_one_lesion_is_refused(real):

@@ -33,3 +33,6 @@ def test_the_training_lesion_is_turned_as_the_synthetic_one_is(painted_run):
     np.testing.assert_array_equal(turned.closeups[1].image, lesion.image[:, ::-1])
     np.testing.assert_array_equal(turned.closeups[0].image, as_it_is.closeups[0].image)
     assert "mirrored" not in as_it_is.caption and "mirrored horizontally" in turned.caption
+    (quarter,) = report.pair_strips([{**pair, "flip": "horizontal", "transposed": True}], painted, training)
+    np.testing.assert_array_equal(quarter.closeups[1].image, np.rot90(lesion.image, -1))
+    assert "turned right" in quarter.caption and "mirrored" not in quarter.caption
