@@ -180,7 +180,6 @@ def test_the_pair_says_how_the_training_lesion_must_be_turned(real):
         report = memorised.memorised_report(synthetic.patches, training.patches, training.patients)
         (pair,) = quality.most_alike(synthetic, training, report, 1)
         assert (pair["training"], pair["flip"], pair["transposed"]) == ("real0", flip, transposed)
-        assert report["memorised"][0] == 0
 
 
 def test_one_patient_leaves_measures_undefined_and_one_lesion_is_refused(real):
