@@ -13,7 +13,7 @@ from elk_jax import output
 from elk_jax.errors import UserError
 from elk_jax.progress import Progress
 from elk_jax.reporting import html
-from elk_jax.reporting.tables import name_cell, named_table
+from elk_jax.reporting.tables import difference_cell, name_cell, named_table
 
 SAME = ["plain", "[/b] [red]", "\u00e4\u03b2", "a b"]
 ESCAPED = {
@@ -51,6 +51,12 @@ def test_a_number_is_whole_where_there_is_no_room():
     output.Console(file=stream, width=15).print(table)
     cells = [line.split("│")[2].strip() for line in stream.getvalue().splitlines() if line.startswith("│")]
     assert len(cells) > 1 and "".join(cells) == "2.5e-07"
+
+
+def test_a_difference_lies_in_its_interval_as_written():
+    cell = difference_cell({"difference": -0.001, "low": -0.004, "high": 0.002})
+    value, low, _, high = cell.plain.replace("−", "-").split()
+    assert float(low) < float(value) < float(high) and float(low) < 0 < float(high)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

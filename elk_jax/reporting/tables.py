@@ -46,7 +46,7 @@ def difference_cell(entry: Mapping[str, Any], better: int = 1) -> Text:
     """
     if entry.get("difference") is None:
         return Text(html.ABSENT)
-    bounds = html.interval(entry, 2, html.signed)
+    bounds = html.interval(entry, write=html.signed)  # with as many digits: whether it includes 0 is seen
     clear = bounds and (entry["low"] > 0 or entry["high"] < 0)
     style = ("green" if better * entry["difference"] > 0 else "red") if clear and better else ""
     text = Text(html.signed(entry["difference"]), style)

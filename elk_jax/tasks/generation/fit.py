@@ -108,7 +108,8 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
 
     # ---- Features --------------------------------------------------------------------------------------------------
     cut = partial(patches.around_boxes, size=recipe.size, cutting=recipe.cutting, centre=recipe.centre)
-    pool = np.concatenate([cut(one, progress=progress_bar("  reading")) for one in public])
+    cuts = np.concatenate([cut(one, progress=progress_bar("  reading")) for one in public])
+    pool = distinct(cuts)
     own, of_val = (classifiers.patches_of(one, recipe.size) for one in (training, validation))
     heads.check_public(pool, own, stage.name)
     parts, shelf = classifiers.frozen(recipe), run.folder / store.FOLDER
@@ -123,7 +124,9 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     origin = secret.fresh() if stage.known_seed is None else secret.known(stage.known_seed)
     where = f"config.{stage.recipe}.release"
     weights, unvoted = weigh(recipe.release, private_side, of_pool, noise, origin, where)
-    notes = [
+    copies = len(cuts) - len(pool)
+    notes = [f"{copies} of {len(cuts)} public patches are copies of others, and left out"] if copies else []
+    notes += [
         f"no public patch has enough votes for the class {training.classes[label]}: all have equal weights"
         for label in unvoted
     ]
@@ -255,6 +258,13 @@ def _log_odds(settings: Guidance, data: Private, pool: np.ndarray, noise: float,
     inputs, truth = linear.inputs(features, mean), data.labels.astype(np.float32)
     weights = descent.train(inputs, truth, group, descending, second, num_units=count, most_steps=steps)
     return linear.inputs(pool.astype(np.float32), mean).astype(np.float64) @ np.asarray(weights, np.float64)
+
+
+def distinct(patches: np.ndarray) -> np.ndarray:
+    """Patches [M, S, S, 1] without those that repeat an earlier one, pixel by pixel: a patch that is there twice would
+    be drawn twice as often, and take votes from itself."""
+    hashes = classifiers.hashes_of(patches)
+    return patches[np.sort(np.unique(hashes, return_index=True)[1])]
 
 
 def unit(features: np.ndarray) -> np.ndarray:

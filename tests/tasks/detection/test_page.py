@@ -134,7 +134,7 @@ def test_models_side_by_side_with_intervals(run):
     lines = [line for line in text.splitlines() if "Mean sensitivity" in line]
     assert len(lines) == 1
     assert "0.600  0.50 – 0.70" in lines[0] and "0.700  0.60 – 0.80" in lines[0]
-    assert "+0.100  −0.02 to +0.20" in lines[0]
+    assert "+0.100  −0.020 to +0.200" in lines[0]
     for expected in (
         "cem_mixed",
         "mixed - real",

@@ -458,6 +458,18 @@ def test_a_set_that_does_not_say_what_it_spends_is_refused(folders, tmp_path, fi
     run_experiment(config, tmp_path / "open", stages=["public_only"])
 
 
+def test_copies_of_a_public_patch_count_once(folders, tmp_path, cheap_features):
+    """A source that is named twice, under two names: its patches would be drawn twice as often as all others."""
+    config = experiment(folders)
+    config.data.labelled.spec = config.data.public.spec
+    (summary,) = run_experiment(config, tmp_path, stages=["epsilon_10"]).values()
+    assert summary["pool"] == PUBLIC
+    (note,) = summary["notes"]
+    assert f"{PUBLIC} of {2 * PUBLIC} public patches are copies" in note
+    picture = np.arange(12.0).reshape(3, 2, 2, 1) / 12
+    np.testing.assert_array_equal(fit.distinct(picture[[2, 0, 2, 1, 0]]), picture[[2, 0, 1]])
+
+
 def test_patients_that_nobody_names_are_refused(folders, tmp_path):
     config = experiment(folders)
     config.data.patches.patient_pattern = ""
