@@ -264,15 +264,17 @@ def _radiomics(
     within = [distance(draw.one, draw.other, real) for draw in draws]
     across = [distance(draw.one, draw.synthetic, synthetic) for draw in draws] or [distance(*everything, synthetic)]
     units = {"none": "d²", "squared": "ln d²", "distance": "ln d"}
-    spreads = [_spread([one.value for one in found]) for found in (across, within)]
+    theirs, ours = (_spread([one.value for one in found]) for found in (across, within))
     if recipe.logarithm == "none":
-        squared = _mean([one.squared for one in across]), _mean([one.squared for one in within])
+        squared = theirs.mean, ours.mean
     else:  # a single large draw would outweigh all others in the mean of d², but not in that of its logarithm
-        squared = tuple(_exponential(spread.mean, 2 if recipe.logarithm == "distance" else 1) for spread in spreads)
+        power = 2 if recipe.logarithm == "distance" else 1
+        squared = _exponential(theirs.mean, power), _exponential(ours.mean, power)
     measure = Measure(
         f"FRD {kind}",
         units[recipe.logarithm],
-        *spreads,
+        theirs,
+        ours,
         _ratio(*squared),
         across[0].second,
         across[0].features,
