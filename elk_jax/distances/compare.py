@@ -152,13 +152,17 @@ def compare(
     a, b = radiomics.standardise(*values, limit=radiomics.LIMIT)
     patients = at(real.patients, defined[0]), at(synthetic.patients, defined[1])
     may_tell = a.shape[1] > 0 and len({*patients[0], *patients[1]}) > 1
+    told = real_or_synthetic(a, b, *patients, seed=settings.seed) if may_tell else None
+    if told is None or told["auc"] is None:
+        told = None
+        notes.append("no AUC of telling the sets apart: all images of one are of one patient, or no feature varies")
     return Comparison(
         real,
         synthetic,
         settings,
         (*measures, *_spectra(real, synthetic)),
         of_classes,
-        real_or_synthetic(a, b, *patients, seed=settings.seed) if may_tell else None,
+        told,
         _different(ours.names, *values),
         _map(a, b),
         tuple(defined[1][np.argsort(-np.linalg.norm(b, axis=1), kind="stable")].tolist()),

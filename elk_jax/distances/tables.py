@@ -55,7 +55,7 @@ def headline(found: Comparison) -> str:
 
 def told_apart(found: Comparison) -> str:
     """How well the features tell the sets apart, in a sentence; "" where that is not defined."""
-    if found.told_apart is None or found.told_apart["auc"] is None:
+    if found.told_apart is None:
         return ""
     estimate = {name: found.told_apart[key] for name, key in (("value", "auc"), ("low", "low"), ("high", "high"))}
     bounds = html.interval(estimate, 2)

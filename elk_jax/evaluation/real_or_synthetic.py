@@ -34,7 +34,11 @@ def real_or_synthetic(
     scores of different classifiers are not comparable. The interval reflects the sampling of patients, not the
     randomness of training the classifiers.
 
-    Returns `auc`, `low`, `high` (None if not defined) and the counts `real`, `synthetic`, `patients`, `folds`.
+    Folds whose classifier has seen one kind alone do not count: all real images of one patient are in one fold, and
+    nothing learns what they are.
+
+    Returns `auc`, `low`, `high` (None if not defined, as without a fold that counts) and the counts `real`,
+    `synthetic`, `patients`, `folds`.
     UserError for an empty set, features that are not finite, or fewer than two patients.
     """
     features = np.concatenate([np.asarray(real, np.float64), np.asarray(synthetic, np.float64)])
@@ -132,6 +136,8 @@ def _auc_statistic(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, f
     """Weighted share of (real, synthetic) pairs within folds in which the synthetic image scores higher; ties half."""
     pairs = []
     for held in np.unique(fold):
+        if len(np.unique(labels[fold != held])) < 2:
+            continue
         real, synthetic = np.flatnonzero((fold == held) & ~labels), np.flatnonzero((fold == held) & labels)
         gap = scores[synthetic][None] - scores[real][:, None]
         pairs.append((groups[real], groups[synthetic], (gap > 0) + 0.5 * (gap == 0)))

@@ -96,6 +96,12 @@ def test_the_seed_and_the_count_decide_what_is_drawn():
     assert named(compare(REAL, OTHER, settings), "FRD v0").images == 4
 
 
+def test_sets_of_one_patient_are_not_told_apart():
+    found = compare(replace(REAL, patients=("P",) * len(REAL)), ROUGH, V0)
+    assert found.told_apart is None and told_apart(found) == "" and any("one patient" in note for note in found.notes)
+    assert as_json(found)["told_apart"] is None and "Told apart" not in page(found).sections[0].html
+
+
 def test_the_logarithm_of_the_paper_is_half():
     ours, paper = (compare(REAL, ROUGH, Settings(frd=("v1",), paper_log=log)).measures[0] for log in (False, True))
     assert paper.synthetic.mean == pytest.approx(ours.synthetic.mean / 2) and paper.unit == "ln d"

@@ -69,6 +69,17 @@ def test_patients_do_not_leak():
     assert leaked["auc"] > 0.99 and grouped["auc"] < 0.8
 
 
+def test_real_images_of_one_patient_teach_nothing():
+    """They are all in one fold, whose classifier has seen synthetic ones alone: that is no AUC of a half."""
+    rng = np.random.default_rng(0)
+    real, synthetic = rng.normal(size=(12, 3)), rng.normal(size=(12, 3)) + 9
+    for names in ((["P"] * 12, patients(12, name="C")), (patients(12), ["C"] * 12)):
+        found = real_or_synthetic(real, synthetic, *names, resamples=50)
+        assert found["auc"] is found["low"] is found["high"] is None
+    two = real_or_synthetic(real, synthetic, patients(12, 6), patients(12, name="C"), resamples=50)
+    assert two["auc"] == 1
+
+
 def test_folds_keep_patients_together_and_both_classes_apart_evenly():
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 30, 200)

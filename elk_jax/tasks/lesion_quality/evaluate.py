@@ -286,8 +286,8 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
         notes.append("too few real lesions or patients to compare real with real")
     elif half < features:
         notes.append(f"a half has {half} lesions, fewer than there are features ({features}): distances say little")
-    if evaluation["real_or_synthetic"] is None:
-        notes.append("only one patient: the AUC of real against synthetic is not defined")
+    if (evaluation["real_or_synthetic"] or {"auc": None})["auc"] is None:
+        notes.append("lesions of one patient alone: the AUC of real against synthetic is not defined")
     if evaluation["memorised"] is not None and evaluation["memorised"]["threshold"] is None:
         notes.append("only one training patient: there is no reference for a repeated lesion")
     return notes
