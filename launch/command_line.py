@@ -1,4 +1,4 @@
-"""Shared parts of the launch scripts: flags that explain themselves, and errors of one line."""
+"""Shared parts of the launch scripts: reading flags, and one-line errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from elk_jax.errors import UserError, run_main  # noqa: E402
 T = TypeVar("T")
 
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError)
-"""What absl, ml_collections and a configuration file raise while flags are read."""
+"""Exceptions that absl, ml_collections and a configuration file raise while flags are read."""
 
 
 def run(main: Callable[[], object], doc: str) -> None:
-    """Parse the flags of the calling script, then call `main()`. `doc` is what `--help` prints above the flags."""
+    """Parse the flags of the calling script, then call `main()`. `--help` prints `doc` above the flags."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        with contextlib.suppress(RuntimeError):  # a user without a home
+        with contextlib.suppress(RuntimeError):  # the user has no home folder
             cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(cache) / "elk_jax")  # the same program is compiled once
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(cache) / "elk_jax")  # compile each program once
     run_main(_parse_and_call, main, doc)
 
 
@@ -51,9 +51,9 @@ def numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
 
 
 def settings(kind: type[T], own: Sequence[flags.FlagHolder], model: str) -> T:
-    """A task's own settings, a dataclass, from those of its flags that are given. UserError that names the flag.
+    """A task's own settings, a dataclass, from the given flags. A UserError names the flag.
 
-    own: flags of the script that only some tasks have. model: what the task calls a model.
+    own: flags of the script that apply to some tasks only. model: the task's word for a model.
     """
     from elk_jax import fields
 
@@ -61,7 +61,7 @@ def settings(kind: type[T], own: Sequence[flags.FlagHolder], model: str) -> T:
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in present:
         if name not in known:
-            raise UserError(f"a {model} takes no --{name}", where=f"--{name}", todo="leave it out")
+            raise UserError(f"--{name} does not apply to a {model}", where=f"--{name}", todo="leave it out")
     of_flags(lambda: fields.check_types(kind, present))
     return of_flags(lambda: kind(**present))
 
@@ -72,7 +72,7 @@ def given(own: Sequence[flags.FlagHolder]) -> dict[str, Any]:
 
 
 def of_flags(call: Callable[[], T]) -> T:
-    """What `call` returns. Its UserError of a field names the flag of that name."""
+    """The result of `call`. Its UserError about a field then names the flag of the same name."""
     try:
         return call()
     except UserError as error:
@@ -80,9 +80,9 @@ def of_flags(call: Callable[[], T]) -> T:
 
 
 def config_value(key: str, text: str) -> Any:
-    """The value that `--config.KEY=TEXT` would give to a key of the configuration that --config names.
+    """The value that `--config.KEY=TEXT` would set in the configuration named by --config.
 
-    UserError for an unknown key, and for a text that is not of its type; it names `--config.KEY=TEXT`.
+    UserError for an unknown key and for text of the wrong type; it names `--config.KEY=TEXT`.
     """
     node: Any = _config_of([f"--config={_config_argument()}", f"--config.{key}={text}"])
     for part in key.split("."):
@@ -91,9 +91,9 @@ def config_value(key: str, text: str) -> Any:
 
 
 def other_config(path: str) -> Any:
-    """Another configuration, FILE[:VARIANT], with those of the overrides --config.KEY=VALUE whose keys it has.
+    """Another configuration, FILE[:VARIANT], with the overrides --config.KEY=VALUE whose keys it has.
 
-    UserError for a file that is not there, and for what it raises.
+    UserError for a missing file, and for an exception raised in it.
     """
     if not Path(path.partition(":")[0]).is_file():
         raise _no_config(path.partition(":")[0])
@@ -107,7 +107,7 @@ def other_config(path: str) -> Any:
 
 
 def _config_of(arguments: Sequence[str]) -> Any:
-    """The configuration that --config and its overrides give. UserError that names the wrong one."""
+    """The configuration given by --config and its overrides. A UserError names the wrong override."""
     own = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=own, sys_argv=["", *arguments])
     try:
@@ -150,15 +150,15 @@ def _parse_and_call(main: Callable[[], object], doc: str) -> None:
 
 
 def _flag_help() -> str:
-    """The flags that the script itself defines, without those of the libraries."""
+    """Help of the flags that the script itself defines, without those of libraries."""
     lines = flags.FLAGS.module_help(sys.modules["__main__"]).splitlines()[2:]
     return "\n" + "\n".join(line for line in lines if not line.strip().startswith("(a ") and "override" not in line)
 
 
 def _explain(error: Exception, arguments: Sequence[str]) -> UserError:
-    """Turn what absl and ml_collections raise on bad flags into a line with the nearest right name."""
+    """Turn an exception of absl or ml_collections about bad flags into one line that suggests the nearest key."""
     text = str(error.args[0] if error.args else error)
-    if "Traceback (most recent call last)" in text:  # of a configuration file: its last line says what is wrong
+    if "Traceback (most recent call last)" in text:  # from a configuration file: the last line has the reason
         text = text.strip().splitlines()[-1].partition("Error: ")[2] or text
     overrides = [a for a in arguments if a.startswith("--config.")]
     known = _all_config_keys() if overrides else []
@@ -180,24 +180,24 @@ def _key_of(override: str) -> str:
 
 
 def _config_argument() -> str:
-    """FILE[:VARIANT] as --config names it, "" where it is not given."""
+    """FILE[:VARIANT] as given by --config; "" if it is not given."""
     return next((a.split("=", 1)[1] for a in sys.argv[1:] if a.startswith("--config=")), "")
 
 
 def _no_config(file: str) -> UserError:
     files = sorted((ROOT / "configs").glob("*.py"))
     known = ", ".join(f"configs/{path.name}" for path in files if "def get_config" in path.read_text(encoding="utf-8"))
-    return UserError("no such configuration", where=file, todo=f"there are {known}")
+    return UserError("no such configuration", where=file, todo=f"choose from {known}")
 
 
 def _all_config_keys() -> list[str]:
-    """Dotted names of every leaf of the configuration that --config names, if it can be loaded at all."""
+    """Dotted names of all leaves of the configuration named by --config; [] if it cannot be loaded."""
     path = _config_argument()
     if not path:
         return []
     try:
         config = load_config(path)
-    except Exception:  # only a hint is at stake
+    except Exception:  # only used for a hint
         return []
     return _keys(config, "")
 

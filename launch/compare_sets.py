@@ -1,19 +1,20 @@
-"""How far are synthetic images from real ones? Distances of radiomics and of network features, as a table and a page.
+"""How far are synthetic images from real ones? Distances of radiomics and network features, as a table and a page.
 
   python launch/compare_sets.py --real=folders:/data/cbis --real_split=train --synthetic=folders:/data/mcgan --count=400
   python launch/compare_sets.py --real=folders:/data/cbis --synthetic=folders:painted --network=weights/lite0 --by_class
 
-Every distance stands beside that of real images from each other: half of the real images by patient against as many
-synthetic ones, or against the other half, in ten random draws. Measured are the Frechet radiomics distances v0 and v1
-of frd-score 1.0.1 (v1_log: with the Laplacians that it leaves out of images), with --network the Frechet distance (FID)
-and the kernel distance (KID) of the features of a network, shares of power at the finest frequencies, and how well the
-features tell the sets apart. With --regions=boxes or masks the radiomics are of the lesions alone: of all boxes of an
-image, or of its file in the folder masks/ beside a COCO file; an image without any is taken whole.
+The reference for every distance is the distance between real images: in each of ten random draws, half of the real
+images (split by patient) is compared with as many synthetic images, and with the other half. The measures are the
+Frechet radiomics distances v0 and v1 of frd-score 1.0.1 (v1_log adds the Laplacians that it omits for images); with
+--network, the Frechet distance (FID) and the kernel distance (KID) of the features of a network; the share of power at
+the finest frequencies; and how well the features separate the sets. With --regions=boxes or masks the radiomics cover
+only the lesions: all boxes of an image, or its file in the folder masks/ beside a COCO file. An image without lesions
+is used whole.
 
 Prints the table; writes comparison.json and report.html, with a map of the images, the features that differ most, and
-pictures. --network is a model folder, of launch/import_weights.py or of a classifier trained here; several are
-separated by commas. --inception is the file of pytorch-fid (pt_inception-2015-12-05-6726825d.pth), whose features the
-published FID has, or of torchvision's inception_v3. Names of images and the pictures are in report.html: it is as
+pictures. --network is a model folder, written by launch/import_weights.py or by training a classifier; separate several
+with commas. --inception is the weights file of pytorch-fid (pt_inception-2015-12-05-6726825d.pth), whose features the
+published FID uses, or of torchvision's inception_v3. report.html contains names of images and pictures, so it is as
 private as the images.
 The flags of the sources begin with real_ and synthetic_.
 """
@@ -36,17 +37,17 @@ FRD = flags.DEFINE_list("frd", ["v0", "v1"], "Versions of the Frechet radiomics 
 NETWORK = flags.DEFINE_list("network", [], "Model folders of networks, for FID and KID.")
 INCEPTION = flags.DEFINE_string("inception", None, "Weights of Inception-v3, for the published FID: FILE.pth.")
 COUNT = flags.DEFINE_integer(
-    "count", 0, "Images of a set in a comparison; 0: half the real ones, or all synthetic ones."
+    "count", 0, "Images of each set in a comparison; 0: as many as possible, at most half of the real ones."
 )
 PAPER_LOG = flags.DEFINE_bool("paper_log", False, "FRD v1 as ln d, as the paper writes it; frd-score reports ln d².")
-BY_CLASS = flags.DEFINE_bool("by_class", False, "Compare each class by itself too.")
+BY_CLASS = flags.DEFINE_bool("by_class", False, "Also compare each class separately.")
 REGIONS = flags.DEFINE_enum(
     "regions",
     "images",
     ["images", "boxes", "masks"],
-    "Where radiomics look: in whole images, in the boxes of lesions, or in masks/NAME.png beside the COCO file.",
+    "Region of the radiomics: whole images, the boxes of lesions, or masks/NAME.png beside the COCO file.",
 )
-SEED = flags.DEFINE_integer("seed", 0, "Of the random draws.", lower_bound=0, upper_bound=WORD - 1)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the random draws.", lower_bound=0, upper_bound=WORD - 1)
 ON_ERROR = source_flags.define_on_error()
 OUTPUT = flags.DEFINE_string("output", "comparison", "Folder for comparison.json and report.html.")
 
@@ -69,7 +70,7 @@ def main() -> None:
     networks = network.load_all([Path(folder) for folder in NETWORK.value])
     if INCEPTION.value:
         networks.append(inception.load(Path(INCEPTION.value)))
-    limits = 4 * settings.count, settings.count  # of the real ones, more than two sets: patients stay whole
+    limits = 4 * settings.count, settings.count  # more than two sets of real ones, as patients stay whole
     real, synthetic = (
         sets.read(
             source,

@@ -1,4 +1,4 @@
-"""Evaluate a trained detector or classifier, or detections made elsewhere, on a split of a data source.
+"""Evaluate a trained detector or classifier, or the detections of another program, on a split of a data source.
 
   python launch/evaluate.py --workdir=runs/cem_mixed --data=coco:/data/cem/cem.json --split=test
   python launch/evaluate.py --workdir=runs/cem_mixed --stage=real --data=tfds:/data/cem_tfds --split=test
@@ -7,14 +7,14 @@
   python launch/evaluate.py --workdir=runs/comoto --metric=dbtex --data=bcs_dbt:/data/dbt --split=test
   python launch/evaluate.py --predictions=a.csv --metric=dbtex --data=bcs_dbt:/data/dbt --split=test --output=theirs
 
-Writes evaluation.json (FROC sensitivities, AUFROC, AP, each with its 95 % interval over patients; FROC by several
-criteria; what the false positives and misses are at one false positive per image; operating points;
-false positives on lesion-free images), predictions.json (COCO results) and report.html, and prints the table. With
---against also the differences from another run on the same images, by a paired bootstrap: comparisons.json.
-Of a classifier: AUROC, average precision of both classes, operating points, calibration, and predictions.csv too; its
-images have one class each. With --metric=dbtex the findings of whole volumes are evaluated as in the DBTex challenge;
-with --by_slice predictions.json then has the detections of slices.
-The flags of the data source mean what config.data.NAME.FLAG means in the training: give the same values.
+Prints the table and writes evaluation.json (FROC sensitivities, AUFROC and AP, each with a 95 % interval over patients;
+FROC by several criteria; the kinds of false positives and misses at one false positive per image; operating points;
+false positives on lesion-free images), predictions.json (COCO results) and report.html. --against adds
+comparisons.json, the differences from another run on the same images by a paired bootstrap.
+For a classifier: AUROC, average precision of both classes, operating points, calibration, and predictions.csv; each
+image has one class. With --metric=dbtex the findings of whole volumes are evaluated as in the DBTex challenge; with
+--by_slice predictions.json then contains the detections of slices.
+The flags of the data source have the meaning of config.data.NAME.FLAG in training: give the same values.
 """
 
 from __future__ import annotations
@@ -26,33 +26,35 @@ import source_flags
 from absl import flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
-STAGE = flags.DEFINE_string("stage", None, "Which trained stage of the run. Default: the last one.")
+STAGE = flags.DEFINE_string("stage", None, "The trained stage of the run. Default: the last one.")
 DATA = source_flags.define("data", "The images")
-SPLIT = flags.DEFINE_string("split", "test", "Which split of them; empty for all images.")
+SPLIT = flags.DEFINE_string("split", "test", "Split of the images; empty for all.")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "COCO results to evaluate instead of a model.")
 AGAINST = flags.DEFINE_string("against", None, "Compare with this: COCO results, a run folder or a model folder.")
 CRITERION = flags.DEFINE_string(
-    "criterion", "iou:0.3", "A hit: iou:T, centre_in_box, regions:T or centre_distance:PIXELS:DIAGONALS."
+    "criterion",
+    "iou:0.3",
+    "Criterion for a hit: iou:T, centre_in_box, regions:T or centre_distance:PIXELS:DIAGONALS.",
 )
 FLOOR = flags.DEFINE_float(
     "score_floor",
     0.01,
-    "Predictions that score less are dropped, of several views or members fused ones.",
+    "Drop predictions with a lower score; for several views or members, the score after fusion.",
     lower_bound=0,
     upper_bound=1,
 )
-ALL_IMAGES = flags.DEFINE_bool("all_images", False, "Count false positives of lesion-free images in FROC too.")
+ALL_IMAGES = flags.DEFINE_bool("all_images", False, "Count the false positives of lesion-free images in FROC too.")
 BOOTSTRAP = flags.DEFINE_integer(
     "bootstrap", 2000, "Resamples of patients for the intervals, 0 for none.", lower_bound=0, upper_bound=100_000
 )
 FLIPS = flags.DEFINE_list(
-    "flips", None, "Detect in mirrored views too and fuse: horizontal, vertical, both. Default: as trained."
+    "flips", None, "Also detect in mirrored views and fuse: horizontal, vertical, both. Default: as trained."
 )
-METRIC = flags.DEFINE_enum("metric", "froc", ["froc", "dbtex"], "froc, of images; dbtex, of tomosynthesis volumes.")
+METRIC = flags.DEFINE_enum("metric", "froc", ["froc", "dbtex"], "froc for images, dbtex for tomosynthesis volumes.")
 VOLUME_RULE = flags.DEFINE_enum(
     "volume_rule", "group", ["group", "comoto"], "How detections of slices become findings of a volume."
 )
-BY_SLICE = flags.DEFINE_bool("by_slice", False, "Of volumes, write the detections of slices too, as COCO results.")
+BY_SLICE = flags.DEFINE_bool("by_slice", False, "For volumes: also write the detections of slices, as COCO results.")
 ON_ERROR = source_flags.define_on_error()
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results. Default: WORKDIR/evaluation-SPLIT.")
 
@@ -65,7 +67,7 @@ def main() -> None:
     workdir = command_line.required(WORKDIR, "runs/cem_mixed") if not PREDICTIONS.value else None
     output = OUTPUT.value or (WORKDIR.value and f"{WORKDIR.value}/evaluation-{SPLIT.value or 'all'}")
     if not output:
-        raise command_line.UserError("no --output given", todo="say where the results go")
+        raise command_line.UserError("no --output given", todo="give a folder for the results")
     from elk_jax.tasks import TASKS, find_model
 
     model, task = None, TASKS["detection"]

@@ -1,5 +1,4 @@
-"""Write a trained or imported model for other programs: a detector for JAX (StableHLO), torchvision or effdet, Stable
-Diffusion for diffusers, a generator for medigan.
+"""Export a trained or imported model to other programs: a detector, Stable Diffusion, or a generator of patches.
 
   python launch/export_weights.py --model=runs/cem_mixed/mixed/model --output=exported
   python launch/export_weights.py --model=runs/retinanet/real/model --output=exported --format=torchvision
@@ -9,13 +8,14 @@ Diffusion for diffusers, a generator for medigan.
   python launch/export_weights.py --model=weights/sd --output=exported --dtype=float16
   python launch/export_weights.py --model=runs/mcgan/gan/model --output=exported --model_id=00101_MCGAN_MASSES
 
-A detector becomes a program for each canvas of its input (StableHLO, for CPU, CUDA and TPU, any number of images),
-which needs jax and flatbuffers alone: jax.export.deserialize(file.read()).call(image, image_size); detector.json says
-what goes in and comes out. For torchvision and effdet it is a state dict, detector.safetensors, and detector.json also
-says what the model is built from: docs/torch.md. With diffusers:
-StableDiffusionInpaintPipeline.from_pretrained("exported"). With medigan, in the folder `exported`:
-Generators().generate(model_id="00101_MCGAN_MASSES", num_samples=10, condition="malignant"); a generator is drawn from
-with NumPy alone.
+For JAX, a detector becomes one program per canvas of its input (StableHLO, for CPU, CUDA and TPU, any number of
+images), which needs only jax and flatbuffers: jax.export.deserialize(file.read()).call(image, image_size).
+detector.json describes inputs and outputs. For torchvision and effdet it becomes a state dict, detector.safetensors,
+and detector.json also has the arguments to build the model from (docs/torch.md). To load
+the others:
+  diffusers   StableDiffusionInpaintPipeline.from_pretrained("exported")
+  medigan     Generators().generate(model_id="00101_MCGAN_MASSES", num_samples=10, condition="malignant"), in the folder
+              `exported`; sampling from a generator needs only NumPy
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ from absl import flags
 from elk_jax.errors import UserError
 
 MODEL = flags.DEFINE_string(
-    "model", None, "Model folder: params.safetensors and model.json; of Stable Diffusion also the tokenizer."
+    "model", None, "Model folder: params.safetensors and model.json; for Stable Diffusion also the tokenizer."
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write; new or empty.")
 DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "float16"], "Of Stable Diffusion: type of the numbers; float32 keeps them exact."
+    "dtype", "float32", ["float32", "float16"], "For Stable Diffusion: number format; float32 is exact."
 )
 FORMAT = flags.DEFINE_string(
     "format",
     None,
-    "Of a detector: a program for JAX (stablehlo, the default), or tensors in the names of torchvision or effdet.",
+    "For a detector: a program for JAX (stablehlo, the default), or tensors under the names of torchvision or effdet.",
 )
-NAME = flags.DEFINE_string("name", None, "Of --format=effdet: what it calls the detector, such as tf_efficientdet_d0.")
-MODEL_ID = flags.DEFINE_string("model_id", None, "Of a generator: its id in medigan, such as 00101_MCGAN_MASSES.")
+NAME = flags.DEFINE_string(
+    "name", None, "For --format=effdet: the detector's name in effdet, such as tf_efficientdet_d0."
+)
+MODEL_ID = flags.DEFINE_string("model_id", None, "For a generator: its id in medigan, such as 00101_MCGAN_MASSES.")
 
 
 def main() -> None:
@@ -57,10 +59,10 @@ def main() -> None:
             return
     for flag, kind in ((MODEL_ID, "a generator"), (FORMAT, "a detector"), (NAME, "a detector")):
         if flag.present:
-            raise UserError(f"only {kind} is exported with --{flag.name}", where=f"--{flag.name}", todo="leave it out")
+            raise UserError(f"--{flag.name} applies only to {kind}", where=f"--{flag.name}", todo="leave it out")
     if architecture not in (stable_diffusion.ARCHITECTURE, *TASKS["inpainting"].architectures):
         todo = "give a detector, a generator of patches, Stable Diffusion, or an inpainter that started from it"
-        raise UserError(f"a model of type {architecture} has no export", where=model, todo=todo)
+        raise UserError(f"cannot export a model of type {architecture}", where=model, todo=todo)
     stable_diffusion.export_folder(model, output, DTYPE.value)
 
 

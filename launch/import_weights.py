@@ -1,4 +1,4 @@
-"""Turn weights of other libraries into a model folder that training can start from.
+"""Convert weights of other libraries into a model folder that training can start from.
 
   python launch/import_weights.py --format=detectron2 --input=model_final.pkl --output=weights/coco
   python launch/import_weights.py --format=torchvision --input=fasterrcnn_resnet50_fpn_coco.pth --norm_eps=0 \\
@@ -23,14 +23,14 @@
   python launch/import_weights.py --format=diffusers --input=stable-diffusion-inpainting --output=weights/sd
   python launch/import_weights.py --format=diffusers --input=stable-diffusion-v1-5 --inpainting --output=weights/sd
 
-Reads .pkl, .pth and .safetensors of a Faster R-CNN or RetinaNet with a ResNet-FPN, or of a ResNet only: depth, norms,
-heads and classes are inferred from the file. Reads folders of Stable Diffusion 1.x and 2.x as diffusers writes them,
-text-to-image or inpainting. Reads ResNets, EfficientNets, Swin transformers and EfficientDets by the name that they
-have in their library (--model), which tells the conventions that tensors cannot. A detector can start from any of these
-networks, which becomes its backbone. Pickles are read, never run, and PyTorch is not needed. What stands beside the
-weights in a checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged models. A tensor
-that is left over, missing or of another shape stops the import, and nothing is written; --names lists all of them with
-their new names. Small public networks, download included: data_prep/public_weights.py.
+Reads .pkl, .pth and .safetensors files of a Faster R-CNN or RetinaNet with a ResNet-FPN, or of a ResNet only; depth,
+norms, heads and classes are inferred from the file. Reads Stable Diffusion 1.x and 2.x, text-to-image or inpainting,
+from folders written by diffusers. Reads ResNets, EfficientNets, Swin transformers and EfficientDets by their name in
+their library (--model), because tensors do not reveal all conventions. A detector can start from any of these networks,
+which becomes its backbone. Pickles are parsed, never executed, and PyTorch is not needed. Everything else in a
+checkpoint is ignored, as are the prefixes of data-parallel, compiled and averaged models. If a tensor is left over,
+missing or of another shape, the import stops and writes nothing; --names lists all tensors with their new names.
+data_prep/public_weights.py downloads and imports small public networks.
 """
 
 from __future__ import annotations
@@ -46,40 +46,42 @@ FORMAT = flags.DEFINE_enum(
     "format",
     None,
     ["detectron2", "torchvision", "diffusers", "timm", "transformers", "efficientnet_pytorch", "effdet"],
-    "Whose names the tensors have.",
+    "The library whose names the tensors have.",
 )
-INPUT = flags.DEFINE_string("input", None, "The weights file; of diffusers, the folder with model_index.json.")
+INPUT = flags.DEFINE_string("input", None, "The weights file; for diffusers, the folder with model_index.json.")
 MODEL = flags.DEFINE_string(
     "model",
     None,
-    "Of a classifier (ResNet, EfficientNet, Swin) and of effdet: its name in the library, of timm with the tag of its "
-    "weights: resnet50, resnet50.a1_in1k, tf_efficientnet_b0.ns_jft_in1k, swin_t, tf_efficientdet_d0",
+    "For a classifier (ResNet, EfficientNet, Swin) and for effdet: its name in the library, for timm with the tag of "
+    "the weights: resnet50, resnet50.a1_in1k, tf_efficientnet_b0.ns_jft_in1k, swin_t, tf_efficientdet_d0",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write: params.safetensors and model.json.")
 CLASSES = flags.DEFINE_list("classes", [], "Names of the file's classes, without background: mass,calcification")
 DROP = flags.DEFINE_multi_string(
-    "drop", [], "Leave out our parameters that this regular expression finds, to start afresh: box_head/class_logits"
+    "drop", [], "Do not import parameters that match this regular expression; they start afresh: box_head/class_logits"
 )
 IGNORE = flags.DEFINE_multi_string(
-    "ignore", [], "Leave out tensors of the file that this regular expression finds: ^roi_heads.mask_head"
+    "ignore", [], "Ignore tensors of the file that match this regular expression: ^roi_heads.mask_head"
 )
 SET = flags.DEFINE_multi_string(
     "set",
     [],
-    "A setting of the model that shapes cannot tell, as name=JSON: stride_in_1x1=false, pixel_std=[57,57,58]; of a "
-    "detector's backbone: backbone.stride_in_1x1=false",
+    "A setting of the model that shapes do not reveal, as name=JSON: stride_in_1x1=false, pixel_std=[57,57,58]; for "
+    "the backbone of a detector: backbone.stride_in_1x1=false",
 )
 NORM_EPS = flags.DEFINE_float(
-    "norm_eps", None, "Epsilon of the file's batch norms: 0 for torchvision's published COCO_V1 detector, else 1e-5."
+    "norm_eps", None, "Epsilon of the file's batch norms: 0 for torchvision's published COCO_V1 detector; else 1e-5."
 )
 INPAINTING = flags.DEFINE_bool(
-    "inpainting", False, "Of diffusers: make a text-to-image model an inpainter; its new input channels start at zero."
+    "inpainting",
+    False,
+    "For diffusers: turn a text-to-image model into an inpainter; its new input channels start at zero.",
 )
 VARIANT = flags.DEFINE_string(
     "variant",
     None,
-    "Of diffusers: read the files with this word in their names, such as fp16, and the plain files of parts that have "
-    "none. Default: the plain files, else fp16.",
+    "For diffusers: read the files with this word in their names, such as fp16, and the plain files of parts without "
+    "such a file. Default: the plain files, else fp16.",
 )
 NAMES = flags.DEFINE_bool("names", False, "List every tensor of the file with its new name.")
 _OF_DETECTORS = (CLASSES, DROP, NORM_EPS)
@@ -88,10 +90,10 @@ CLASSIFIERS_ONLY = ("timm", "transformers", "efficientnet_pytorch")
 
 
 def refuse(given: Sequence[flags.FlagHolder], kind: str) -> None:
-    """Raise an error if a flag of another kind of weights is set: it would have no effect."""
+    """Raise an error if a flag for another kind of weights is set, as it would have no effect."""
     for flag in given:
         if flag.value != flag.default:
-            raise command_line.UserError(f"--{flag.name} is not for {kind}", todo="leave it out")
+            raise command_line.UserError(f"--{flag.name} does not apply to {kind}", todo="leave it out")
 
 
 def settings(pairs: list[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Find lesions in image files: PNG, JPEG, TIFF or DICOM (with any name), 8 or 16 bit.
+"""Find lesions in image files: PNG, JPEG, TIFF or DICOM (under any name), 8 or 16 bit.
 
   python launch/predict.py --workdir=runs/cem_mixed --input=/data/new --output=found
   python launch/predict.py --workdir=runs/cem_mixed --stage=real --input=a.dcm --input=b.png --output=found
@@ -7,14 +7,14 @@
 
 The model is a detector, or an ensemble of several (configs/cem_ensemble.py). Writes findings.json (boxes in each
 file's own pixels, with scores), findings.csv, and one picture per image with the boxes that reach the threshold. Every
-frame of a multi-frame DICOM file (tomosynthesis) is an image, and the findings name it. With --volumes it is one
-volume, and so is a folder of slices; --input=bcs_dbt:DIR takes the volumes that the tables of paths in DIR name.
-findings.csv has the columns of the DBTex challenge, and report.html shows every finding in its best slice and along z.
-docs/dicom.md says how files are read, and which are left out or refused.
+frame of a multi-frame DICOM file (tomosynthesis) is an image, and the findings name the frame. With --volumes the file
+is one volume, and so is a folder of slices; --input=bcs_dbt:DIR reads the volumes listed in the tables of paths in DIR.
+findings.csv then has the columns of the DBTex challenge, and report.html shows every finding in its best slice and
+along z. docs/dicom.md describes how files are read, and which are skipped or refused.
 
-Without --threshold the pictures use the operating point of one false positive per image that the training chose, on its
-validation split or by folds. With a translator: what launch/translate.py does. With a classifier: predictions.json and
-predictions.csv, the probability of its positive class for every image.
+Without --threshold the pictures use the operating point of one false positive per image that was chosen in training, on
+the validation split or by folds. With a translator the script does what launch/translate.py does. With a classifier it
+writes predictions.json and predictions.csv: the probability of the positive class for every image.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ import source_flags
 from absl import flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
-STAGE = flags.DEFINE_string("stage", None, "Which trained stage of the run. Default: the last one.")
+STAGE = flags.DEFINE_string("stage", None, "The trained stage of the run. Default: the last one.")
 INPUT = flags.DEFINE_multi_string("input", None, "An image file or a folder of images; can be given several times.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
 THRESHOLD = flags.DEFINE_float(
-    "threshold", None, "Score from which a box is drawn and marked in the CSV.", lower_bound=0, upper_bound=1
+    "threshold", None, "Lowest score of a box that is drawn, and marked in the CSV.", lower_bound=0, upper_bound=1
 )
 FLOOR = flags.DEFINE_float(
     "score_floor",
     0.01,
-    "Predictions that score less are not written at all, of several views or members fused ones.",
+    "Do not write predictions with a lower score; for several views or members, the score after fusion.",
     lower_bound=0,
     upper_bound=1,
 )

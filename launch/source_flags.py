@@ -1,4 +1,4 @@
-"""The flags of a data source, the same for all launch scripts: types, ranges, defaults and help are SourceSpec's."""
+"""Flags of a data source, the same in all launch scripts; types, ranges, defaults and help come from SourceSpec."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from elk_jax.data.sources.spec import OnError, SourceSpec
 flags.disclaim_key_flags()  # they are listed in the help of the script that defines them
 
 OF_TRAINING = ("train_where", "patients", "train_share", "train_share_of", "made_from")
-"""Fields without a flag: they are of training images."""
+"""Fields without a flag: they apply to training images only."""
 _HELP = {field.name: field.metadata["help"] for field in dataclasses.fields(SourceSpec)}
 
 
 @dataclass(frozen=True)
 class SourceFlags:
-    """The flags of one data source, by the fields of SourceSpec."""
+    """The flags of one data source, by field of SourceSpec."""
 
     by_field: dict[str, flags.FlagHolder]
 
     def read(self) -> SourceSpec:
-        """Their values. UserError that names the flag where the source is not given, or a value cannot be."""
+        """Their values. UserError, naming the flag, if the source is not given or a value is not possible."""
         if "spec" in self.by_field:
             command_line.required(self.by_field["spec"], "coco:FILE.json")
         values = {field: _value(flag) for field, flag in self.by_field.items()}
@@ -40,9 +40,9 @@ class SourceFlags:
 
 
 def define(name: str, what: str, prefix: str = "") -> SourceFlags:
-    """Flags for a data source: --NAME is its place, the others have the names of their fields, after the prefix.
+    """Flags for a data source: --NAME is its location; the others are named after their fields, with the prefix.
 
-    what: the images, for the help of --NAME. prefix: tells the flags of several sources of a script apart.
+    what: the images, for the help of --NAME. prefix: distinguishes the sources of a script that has several.
     """
     found = {"spec": flags.DEFINE_string(name, None, f"{what}: {_HELP['spec']}")}
     others = [field for field in _HELP if field not in ("spec", *OF_TRAINING)]
@@ -50,7 +50,7 @@ def define(name: str, what: str, prefix: str = "") -> SourceFlags:
 
 
 def define_decoding() -> SourceFlags:
-    """The flags that say how image files are decoded, for files without annotations."""
+    """The flags that control how image files are decoded, for files without annotations."""
     chosen = [field.name for field in dataclasses.fields(SourceSpec) if field.metadata.get("of_files")]
     return SourceFlags({field: define_field(field) for field in chosen})
 

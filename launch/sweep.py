@@ -5,35 +5,35 @@
       --jobs=2 --against=size=64 --metrics=auroc,brier --workdir=runs/heads
   python launch/sweep.py --config=configs/cem_mixed.py --list=table.py --seeds=3 --workdir=runs/table
 
-Every combination of the values of --over is a setting; --config.KEY=VALUE holds for all of them. A value is what
---config.KEY=VALUE takes. Commas separate values, except in brackets and quotes:
+Every combination of the values of --over is a setting; --config.KEY=VALUE applies to all of them. Values are written
+as in --config.KEY=VALUE. Commas separate values, except in brackets and quotes:
   "--over=stages.mixed.train_on=('a',),('a','b')"
-A text that itself has a comma, a bracket or a quote is quoted; an empty text is '':
+Quote a string that contains a comma, a bracket or a quote; the empty string is '':
   "--over=data.real.spec='phantom:size=64,count=24','coco:b.json'"
 
-A list is for settings that are not a product: a Python file with ROWS, a tuple of elk_jax.sweeps.settings.Row, or a
+For settings that are not a product, give a list: a Python file with ROWS, a tuple of elk_jax.sweeps.settings.Row, or a
 JSON file with objects of the same fields:
   [{"name": "ours", "overrides": {"detector.steps": 100}, "published": {"mean_sensitivity": 0.71}, "note": ""},
    {"name": "theirs", "not_run": "needs a GPU", "published": {"mean_sensitivity": 0.69}}]
-A row with a reason not to run it, not_run, stands in the table only. A row may change another configuration,
-{"config": "configs/cem_mixed.py:small"}, which takes those of the given --config.KEY=VALUE whose keys it has. A value
-that is published of one model of an evaluation has its name before it, {"mixed/mean_sensitivity": 0.74}. Rows with a
-number on an axis, {"at": 16, "axis": "shift, pixels", "line": "with tolerance"}, are drawn over it too, and so is a
-product with one key of numbers.
+A row with not_run, a reason not to run it, appears only in the table. A row may use another configuration,
+{"config": "configs/cem_mixed.py:small"}; each given --config.KEY=VALUE applies to it if it has the key. Write the model
+before a published value that belongs to one model of an evaluation, {"mixed/mean_sensitivity": 0.74}. Rows with a
+number on an axis, {"at": 16, "axis": "shift, pixels", "line": "with tolerance"}, are also plotted over it, and so is a
+product over one key with numeric values.
 
-Every setting runs with the same seeds, config.seed and those after it. The seed of a phantom is its own. Each run is an
-ordinary run folder, WORKDIR/runs/SETTING/seed-N, made by its own process; --jobs of them run at once and share the
-cores. A stage that has the same settings, seed and inputs in several runs is made once. Rerun the same command to
-resume: finished runs are not repeated, interrupted ones continue from their checkpoints. More settings, seeds and
-stages (--stages) may be added. A run that fails does not stop the others.
+All settings run with the same seeds: config.seed and the following ones. They do not change the seed of a phantom. Each
+run has an ordinary run folder, WORKDIR/runs/SETTING/seed-N, and its own process; --jobs of them run at once and share
+the cores. A stage with the same settings, seed and inputs in several runs runs once. Rerun the same command to resume:
+finished runs are not repeated, interrupted ones continue from their checkpoints. Settings, seeds and stages (--stages)
+can be added later. A run that fails does not stop the others.
 
-At the end: table.csv, table.json and report.html, with the mean over the seeds, the deviation of one seed, 95 %
-intervals by resampling patients and seeds, and the difference of each setting to --against, on the same patients and
-seeds: to the first setting, to a named one, or, with KEY=VALUE, to the one that has this value and is otherwise the
-same. The models of an evaluation are compared as well, within each run: on the same patients, seed by seed, each with
-the first one or with those that --models_against names:
+At the end, the sweep writes table.csv, table.json and report.html: the mean over seeds, the deviation of a single seed,
+95 % intervals by resampling patients and seeds, and the difference of each setting from --against on the same patients
+and seeds. --against is the first setting, a named one, or, with KEY=VALUE, the setting that has this value and is
+otherwise the same. The models of an evaluation are also compared within each run, on the same patients and seed by
+seed: each with the first one, or with those named by --models_against:
   python launch/sweep.py --config=configs/unified.py:small --seeds=5 --models_against=capacity,sm --workdir=runs/gains
-The launcher chooses nothing: what is compared on a test split is only reported.
+A sweep selects nothing: comparisons on a test split are only reported.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:variant].")
 OVER = flags.DEFINE_multi_string("over", [], "KEY=VALUE,VALUE,...: the values of a key of the configuration.")
-LIST = flags.DEFINE_string("list", None, "A Python or JSON file of settings, FILE[:VARIANT], in place of --over.")
-SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of each setting.")
-JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once.")
+LIST = flags.DEFINE_string("list", None, "A Python or JSON file of settings, FILE[:VARIANT], instead of --over.")
+SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds of each setting.")
+JOBS = flags.DEFINE_integer("jobs", 1, "Number of runs at once.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the sweep.")
 AGAINST = flags.DEFINE_string("against", "", "The setting that others are compared with. Default: the first.")
 MODELS_AGAINST = flags.DEFINE_list(
@@ -56,7 +56,7 @@ MODELS_AGAINST = flags.DEFINE_list(
     [],
     "Models that the others of their evaluation are compared with, within each run. Default: the first one of each.",
 )
-METRICS = flags.DEFINE_list("metrics", [], "Metrics shown first. Default: the first one of each evaluation.")
+METRICS = flags.DEFINE_list("metrics", [], "Metrics to show first. Default: the first one of each evaluation.")
 BOOTSTRAP = flags.DEFINE_integer(
     "bootstrap", 2000, "Resamples for the intervals, 0 for none.", lower_bound=0, upper_bound=100_000
 )
@@ -65,7 +65,7 @@ STAGES = flags.DEFINE_list(
     None,
     "Run only these stages of every setting. Default: all. Results of other finished stages stay in the table.",
 )
-RUN = flags.DEFINE_string("run", None, "Do only this run, SETTING/seed-N, in this process: one of them on a cluster.")
+RUN = flags.DEFINE_string("run", None, "Run only SETTING/seed-N, in this process, for example as one job on a cluster.")
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
   python launch/translate.py --workdir=runs/bridge_le_to_cem --input=/data/mammograms --output=translated
   python launch/translate.py --workdir=runs/bridge_le_to_cem --input=a.dcm --input=b.png --output=translated --seed=1
 
-Writes NAME.png for every image, in its own size and depth: overlapping tiles, blended. The images should have the
-resolution of those that the training's tiles were cut from. The result is one likely image, not a measurement: another
---seed draws another one, and a mammogram does not show what only the contrast agent shows.
+Writes NAME.png for every image, in its original size and depth, blended from overlapping tiles. The images should have
+the resolution of the images that the training tiles were cut from. The result is one plausible image, not a
+measurement: another --seed draws another one, and a mammogram does not show what only the contrast agent reveals.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from absl import flags
 from elk_jax.randomness import WORD
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
-STAGE = flags.DEFINE_string("stage", None, "Which trained translator of the run. Default: the last one.")
+STAGE = flags.DEFINE_string("stage", None, "The trained translator of the run. Default: the last one.")
 INPUT = flags.DEFINE_multi_string("input", None, "An image file or a folder of images; can be given several times.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
-SEED = flags.DEFINE_integer("seed", 0, "Another seed, another answer.", lower_bound=0, upper_bound=WORD - 1)
-BATCH = flags.DEFINE_integer("batch_size", 8, "Tiles translated at once.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Each seed gives another result.", lower_bound=0, upper_bound=WORD - 1)
+BATCH = flags.DEFINE_integer("batch_size", 8, "Number of tiles translated at once.", lower_bound=1)
 DECODING = source_flags.define_decoding()
 ON_ERROR = source_flags.define_on_error()
 

@@ -90,8 +90,11 @@ def test_command_ends_in_one_line(tmp_path):
         (("--format=detectron2",), ["no --input"]),
         (("--format=detectron2", "--input=x", "--output=y", "--set=depth"), ["--set=depth has no value"]),
         (("--format=detectron2", "--input=x", "--output=y", "--set=a=1", "--set=a.b=1"), ["--set=a"]),
-        (("--format=diffusers", "--input=x", "--output=y", "--drop=a"), ["--drop is not for --format=diffusers"]),
-        (("--format=torchvision", "--input=x", "--output=y", "--inpainting"), ["--inpainting is not for"]),
+        (
+            ("--format=diffusers", "--input=x", "--output=y", "--drop=a"),
+            ["--drop does not apply to --format=diffusers"],
+        ),
+        (("--format=torchvision", "--input=x", "--output=y", "--inpainting"), ["--inpainting does not apply to"]),
     ],
 )
 def test_flags(arguments, parts):
