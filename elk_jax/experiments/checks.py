@@ -18,9 +18,9 @@ from elk_jax.weights import model_folder
 
 
 def check_inputs(run: Run, names: Sequence[str]) -> None:
-    """Raise UserError for the first of the stages `names` that could not run with the data and weights given.
+    """Raise UserError for the first of the stages `names` that cannot run with the given data and weights.
 
-    names: stages that will run, in order. Their own output (painted images, weights) does not exist yet.
+    names: the stages that will run, in order. Their own output (painted images, weights) does not exist yet.
     """
     experiment, look = run.experiment, functools.cache(functools.partial(patients.look, run))
     for name in names:
@@ -44,22 +44,22 @@ def check_inputs(run: Run, names: Sequence[str]) -> None:
 
 
 def _check_files(run: Run, source: str, split: str, images: int = 1) -> None:
-    """The image files are there, so many of each record. Phantoms have none; "skip" decodes every image, in the stage
-    that reads it."""
+    """Check that the image files exist, for the given number of images per record. Phantoms have none; with "skip"
+    every image is decoded in the stage that reads it."""
     if run.experiment.on_error == "stop" and drawn(run.spec(source)) is None:
         run.open(source, split, images)
 
 
 def _check_weights(run: Run, stage: Stage, names: Sequence[str]) -> None:
-    """The models that a stage reads are there, or are trained before it; only an evaluation, or a stage that
+    """Check that the models that a stage reads exist or are trained before it. Only an evaluation, or a stage that
     combines models, can read an ensemble."""
     for setting, model in stage.named_models().items():
         before = run.experiment.stages.get(model)
-        if before is None or isinstance(stage, CombineStage):  # the check of the latter says which members fit
+        if before is None or isinstance(stage, CombineStage):  # a combining stage checks its members itself
             continue
         combines = isinstance(before, CombineStage)
         if combines or folds.makes_ensemble(before, run.experiment.recipe_of(before)):
-            what = f"'{model}' will be an ensemble, and stage {stage.name} reads one model"
+            what = f"'{model}' will be an ensemble, but stage {stage.name} needs a single model"
             todo = "name one of its members" if combines else "set refit=True in its recipe, or name another"
             raise UserError(what, where=f"config.stages.{stage.name}.{setting}", todo=todo)
     folders = {model: run.folder / model / "model" for model in stage.trained()}
@@ -70,7 +70,8 @@ def _check_weights(run: Run, stage: Stage, names: Sequence[str]) -> None:
 
 
 def _check_lesions(experiment: Experiment, stage: Stage, split: str, look: Look) -> None:
-    """Some image of the stage's data in this split has a lesion; of painted images this is not known yet."""
+    """Check that some image of the stage's data in this split has a lesion; for painted images this is not known
+    yet."""
     sources = [data.source for data in stage.data() if data.split == split]
     if any(source in experiment.writers for source in sources):
         return

@@ -1,11 +1,11 @@
-"""An experiment is an ordered list of stages; this runs them inside a run folder.
+"""Run an experiment, an ordered list of stages, inside a run folder.
 
 Run folder:
   config.json      the whole configuration         versions.json   libraries, hardware, git state
-  <stage>/         what a stage writes: config.json (what it depends on), metrics.jsonl, checkpoints/, ...
-  <stage>/finished.json   written last: the stage is not repeated
-  report.html      everything at a glance
-A stage reads what earlier stages wrote, by stage name.
+  <stage>/         output of a stage: config.json (what it depends on), metrics.jsonl, checkpoints/, ...
+  <stage>/finished.json   written last; the stage is then not repeated
+  report.html      all results on one page
+A stage reads the output of earlier stages by stage name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from elk_jax.tasks.stages import Stage, TrainStage
 from elk_jax.training import mesh as meshes
 
 PACKAGES = ("elk_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
-"""Whose versions a run folder keeps."""
+"""Libraries whose versions a run folder records."""
 
 
 def run_experiment(
@@ -40,10 +40,10 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Run an experiment's stages in order and write the report.
 
-    config: see configs/. workdir: the run folder, made when absent; an interrupted run in it is resumed.
+    config: see configs/. workdir: the run folder, created if missing; an interrupted run in it is resumed.
     stages: names of the stages to run; all when None. Named evaluation stages are repeated even when finished,
         unless `repeat` is False.
-    Returns the summaries of all stages that are finished, by stage name. Raises UserError for what the user can mend.
+    Returns the summaries of all finished stages, by stage name. Raises UserError for problems that the user can fix.
     """
     folder = Path(workdir)
     experiment = parse(config, stages, folder)
@@ -56,7 +56,7 @@ def run_experiment(
         resume.check_settings(run, stage)
         resume.check_annotations(run, stage)
     for stage in experiment.stages.values():
-        if stage not in chosen or not repeat:  # what is evaluated again is written again
+        if stage not in chosen or not repeat:  # repeated evaluations are written again
             resume.check_results(run, stage)
     checks.check_inputs(run, [stage.name for stage in chosen if not resume.is_finished(run, stage, repeat)])
     files.make_folder(folder)
@@ -81,7 +81,7 @@ def _run_stages(run: Run, chosen: Sequence[Stage], repeat: bool, config: dict[st
     }
     if run.is_main:
         run.say(f"report: {report.write(run, summaries)}")
-    meet("report written")  # none leaves while the main process writes: JAX waits minutes for it and no longer
+    meet("report written")  # none exits while the main process writes: JAX waits only minutes for it
     return summaries
 
 
@@ -92,11 +92,11 @@ def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
     depends = resume.settings(run.experiment, stage) | inputs
     done = finished.exists() and files.read_json(folder / resume.DEPENDS) == depends
     if done and not isinstance(stage, TrainStage) and resume.have_changed(run, stage):
-        run.say(f"stage {stage.name}: the annotations have changed since it finished, it is repeated")
+        run.say(f"stage {stage.name}: the annotations have changed since it finished, so it is repeated")
         done = False
-    meet(f"{stage.name}: looked")  # before the main process changes what the others look at
+    meet(f"{stage.name}: looked")  # before the main process changes files that the others read
     if done and not (repeat and not isinstance(stage, TrainStage)):
-        run.say(f"stage {stage.name}: finished before, not repeated")
+        run.say(f"stage {stage.name}: finished before, skipped")
         return
     if run.is_main:
         files.make_folder(folder)
@@ -115,7 +115,7 @@ def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
         if known := resume.annotation_hash(run, stage):
             written["annotations"] = known
         files.write_json(finished, {"summary": summary, "seconds": round(seconds, 1), **written})
-    meet(f"{stage.name}: finished")  # the next stage reads on all processes what the main one wrote
+    meet(f"{stage.name}: finished")  # in the next stage all processes read what the main one wrote
 
 
 def versions() -> dict[str, Any]:

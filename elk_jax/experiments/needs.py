@@ -1,5 +1,4 @@
-"""What stages need of their data, told by the configuration alone: pairs where both images of a breast are read, and
-volumes where whole ones are."""
+"""Requirements of stages on their data, pairs or whole volumes, checked from the configuration only."""
 
 from __future__ import annotations
 
@@ -14,12 +13,12 @@ from elk_jax.tasks.stages import Need, Stage
 
 
 def of_stage(experiment: Experiment, stage: Stage) -> tuple[Need, ...]:
-    """What the stage needs of its data."""
+    """The requirements of a stage on its data."""
     return tuple(kind_of(stage).needs(experiment, stage, experiment.recipe_of(stage)))
 
 
 def check_needs(experiment: Experiment, stages: Iterable[Stage]) -> None:
-    """UserError for the first of the stages whose data can never be what it needs. Nothing is opened."""
+    """UserError for the first stage whose data cannot meet its requirements. Nothing is opened."""
     for stage in stages:
         for need in of_stage(experiment, stage):
             spec = experiment.data[need.data.source]
@@ -32,7 +31,7 @@ def check_needs(experiment: Experiment, stages: Iterable[Stage]) -> None:
 def _check_pairs(need: Need, spec: SourceSpec) -> None:
     name = need.data.source
     if not spec.partner:
-        what, where = f"{need.why}, and {name} has single images", f"config.data.{name}.partner"
+        what, where = f"{need.why}, but {name} has single images", f"config.data.{name}.partner"
         todo = "name the field of the partner's file, or the modality of a phantom"
         raise UserError(what, where=where, todo=todo)
     check_partner(spec)
@@ -42,8 +41,8 @@ def _check_pairs(need: Need, spec: SourceSpec) -> None:
         if split == "train":
             count = spec.patients or (count if spec.train_share_of == "images" else round(spec.train_share * count))
         if count < 2:
-            what = f"the split '{split}' of {name} has one patient, whose images cannot stand beside another's"
-            todo = "use more: a larger count of the phantom, patients or train_share"
+            what = f"the split '{split}' of {name} has one patient, so partners cannot come from another"
+            todo = "use more patients: a larger count of the phantom, patients or train_share"
             raise UserError(what, where=f"config.data.{name}.shuffled_partners", todo=todo)
 
 
@@ -51,11 +50,11 @@ def _check_volumes(experiment: Experiment, need: Need, spec: SourceSpec) -> None
     name = need.data.source
     if spec.spec and not may_be_slices(spec):
         todo = "name a source of whole volumes, or leave the stage out by --stages"
-        raise UserError(f"{need.why}, and {name} has images, no volumes", where=f"config.data.{name}.spec", todo=todo)
+        raise UserError(f"{need.why}, but {name} has images, not volumes", where=f"config.data.{name}.spec", todo=todo)
     if spec.partner:
-        what = f"{need.why}, and the images of {name} have partners, which no volume has"
+        what = f"{need.why}, but the images of {name} have partners, which volumes cannot have"
         raise UserError(what, where=f"config.data.{name}.partner", todo="leave it empty")
     if experiment.on_error != "stop":
-        what = f"{need.why}, and volumes are read while they are looked at: none can be skipped"
-        todo = "leave it at stop, and give the volumes that can be read"
+        what = f"{need.why}, but volumes are read during evaluation, so none can be skipped"
+        todo = "leave it at stop, and give only readable volumes"
         raise UserError(what, where="config.data.on_error", todo=todo)

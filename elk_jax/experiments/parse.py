@@ -18,20 +18,20 @@ from elk_jax.tasks.task import StageKind
 from elk_jax.weights import model_folder
 
 OWN_SECTIONS = ("name", "seed", "mesh", "data", "stages")
-"""Of a configuration; all others are recipes."""
+"""Sections of a configuration; all others are recipes."""
 
 
 def parse(config: ConfigDict, stages: Sequence[str] | None = None, folder: Path | None = None) -> Experiment:
-    """The experiment that a configuration (configs/) describes.
+    """The experiment described by a configuration (configs/).
 
     stages: names of the stages to run, which must exist; None for all. folder: a run folder; its trained stages may be
-    evaluated too. Raises UserError for the first value, stage or name that is impossible; `where` is its key, such as
+    evaluated too. Raises UserError for the first invalid value, stage or name; `where` is its key, such as
     `config.detector.steps`.
     """
     sections = fields.as_dict(config)
     for name in OWN_SECTIONS:
         if name not in sections:
-            raise UserError(f"{name} is missing", where=f"config.{name}", todo="take a file of configs/ as an example")
+            raise UserError(f"{name} is missing", where=f"config.{name}", todo="see the files in configs/ for examples")
     all_stages = fields.as_dict(sections["stages"], "config.stages")
     _check_chosen(stages, sections["name"], list(all_stages))
     sources = fields.as_dict(sections["data"], "config.data")
@@ -84,7 +84,7 @@ def _add_recipe(recipes: dict[str, Any], stage: Stage, sections: Mapping[str, An
         return
     if kind is None or name in OWN_SECTIONS or name not in sections:
         raise UserError(
-            f"'{name}' is not a recipe of the configuration",
+            f"the configuration has no recipe '{name}'",
             where=f"config.stages.{stage.name}.recipe",
             todo=f"name a section with a recipe of the task {stage.task}, such as '{type(stage).recipe}'",
         )
@@ -92,7 +92,7 @@ def _add_recipe(recipes: dict[str, Any], stage: Stage, sections: Mapping[str, An
         recipes[name] = fields.build(kind, sections[name], f"config.{name}")
     elif not isinstance(recipes[name], kind):
         raise UserError(
-            f"'{name}' is the recipe of stages of another kind too", where=f"config.stages.{stage.name}.recipe"
+            f"'{name}' is also the recipe of a stage of another kind", where=f"config.stages.{stage.name}.recipe"
         )
 
 
@@ -110,9 +110,9 @@ def _check_chosen(stages: Sequence[str] | None, experiment: str, known: Sequence
 
 
 def _check_names(experiment: Experiment, folder: Path | None) -> None:
-    """Every source, stage and model that a stage names exists, and is made before the stage runs."""
-    trained: list[str] = []  # stages before this one that leave a model
-    written: list[str] = []  # synthesis stages before it
+    """Check that every source, stage and model that a stage names exists and is made before the stage runs."""
+    trained: list[str] = []  # earlier stages that leave a model
+    written: list[str] = []  # earlier synthesis stages
     for stage in experiment.stages.values():
         _check_sources(experiment, stage, written)
         _check_models(experiment, stage, trained, folder)
@@ -124,7 +124,7 @@ def _check_names(experiment: Experiment, folder: Path | None) -> None:
     for name, spec in experiment.data.items():
         for other in spec.made_from:
             if other not in experiment.data or other == name or experiment.data[other].made_from:
-                todo = "name data sources of config.data that no program made"
+                todo = "name data sources of config.data with original images"
                 raise UserError(f"made_from names '{other}'", where=f"config.data.{name}.made_from", todo=todo)
         if spec.spec and name not in read:
             raise UserError(
@@ -150,7 +150,7 @@ def _check_sources(experiment: Experiment, stage: Stage, written: Sequence[str])
 
 
 def _check_models(experiment: Experiment, stage: Stage, trained: Sequence[str], folder: Path | None) -> None:
-    """The models that a stage reads come from train stages before it, or are in the run folder already."""
+    """Check that the models that a stage reads come from earlier train stages or are already in the run folder."""
     where, known = f"config.stages.{stage.name}", f"train stages before it: {', '.join(trained) or 'none'}"
     for key, model in stage.named_models().items():
         if model in experiment.stages and model not in trained:

@@ -1,7 +1,7 @@
-"""No patient is on both sides: a model is not evaluated on patients that it was trained on.
+"""Check that no model is evaluated on patients that it was trained on.
 
-A model is trained on a patient when its images, or lesions painted into them, are among its training data, or when it
-starts from weights that were trained on them.
+A model is trained on a patient if the patient's images, or lesions painted into them, are among its training data, or
+if it starts from weights that were trained on them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from elk_jax.weights import model_folder
 class Listed:
     """One split of a source without its pixels.
 
-    patients: (patient, split that the image names). named: those that other files know by the same name.
-    lesions: None for phantoms, which would have to be drawn. seen_patients: of painted images, as in `ImageSource`.
+    patients: (patient, split named by the image). named: patients that other files know by the same name.
+    lesions: None for phantoms, which would have to be drawn. seen_patients: for painted images, as in `ImageSource`.
     """
 
     classes: tuple[str, ...]
@@ -36,7 +36,7 @@ class Listed:
 
 
 Look = Callable[[str, str], Listed]
-"""(name of a data source, split) -> what is known of it. UserError where it cannot be opened."""
+"""(name of a data source, split) -> the split without its pixels. UserError if it cannot be opened."""
 
 
 def look(run: Run, source: str, split: str) -> Listed:
@@ -64,32 +64,32 @@ def check_apart(experiment: Experiment, stage: Stage, look: Look) -> None:
 
 
 def check_folds(experiment: Experiment, stage: Stage, look: Look) -> None:
-    """Refuse folds that would not hold patients out: of data that are not trained on, or whose patients are known to
-    models and painted images that the stage starts from, or protected by another stage, or shown as partners of others;
-    folds of a part of the training split, which would train on the whole validation split; and of fewer patients than
-    folds. An ensemble of folds is refused where the task cannot make one. Painted images name the patients of their
-    canvases, and are held out with them."""
+    """Refuse folds that would not hold patients out: their data are not trained on, or the patients are known to models
+    and painted images that the stage starts from, are protected by another stage, or appear as partners of others. Also
+    refuse folds of a part of the training split, which would train on the whole validation split, more folds than
+    patients, and an ensemble of folds if the task cannot make one. Painted images name the patients of their canvases
+    and are held out with them."""
     count = folds.count_of(stage, experiment.recipe_of(stage))
     if not count or not isinstance(stage, TrainStage):
         return
     if folds.makes_ensemble(stage, experiment.recipe_of(stage)) and kind_of(stage).join is None:
-        what = f"the models of stage {stage.name} ({stage.task}) cannot be joined to an ensemble"
+        what = f"the models of stage {stage.name} ({stage.task}) cannot form an ensemble"
         raise UserError(what, where=f"config.{stage.recipe}.refit", todo="leave it at True")
     where, source = f"config.{stage.recipe}.folds", stage.validate_on
     if source not in stage.train_on:
-        what = f"folds are of the patients of '{source}', which stage {stage.name} is not trained on"
-        raise UserError(what, where=where, todo="set it to 0, or validate on data that are trained on")
+        what = f"folds divide the patients of '{source}', which stage {stage.name} is not trained on"
+        raise UserError(what, where=where, todo="set it to 0, or validate on training data")
     if private.is_withheld(experiment, stage):
-        what = f"another stage protects the patients of '{source}', and folds would choose on them"
+        what = f"another stage protects the patients of '{source}', but folds would make choices on them"
         raise UserError(what, where=where, todo="set it to 0, or give the stages recipes of their own")
     if experiment.data[source].train_where:
         todo = f"set data.{source}.where instead"
-        raise UserError("train_where chooses other images to train on than to validate on", where=where, todo=todo)
+        raise UserError("train_where selects other images for training than for validation", where=where, todo=todo)
     _check_whole(experiment, stage, where)
     splits = [look(source, split) for split in ("train", "val")]
     known = {patient for split in splits for patient, _ in split.patients}
     if len(known) < count:
-        todo = f"ask for {len(known)} at most, or give more patients"
+        todo = f"give at most {len(known)}, or more patients"
         raise UserError(f"{count} folds of {len(known)} patients", where=where, todo=todo)
     named = frozenset().union(*(split.named for split in splits))
     keys = {patients.patient_key(patient) for patient in named}
@@ -100,7 +100,7 @@ def check_folds(experiment: Experiment, stage: Stage, look: Look) -> None:
 
     def refuse(both: Sequence[str], of: str) -> None:
         if both:
-            what = f"patient {both[0]} is known to {of}, so that no fold of stage {stage.name} holds it out"
+            what = f"patient {both[0]} is known to {of}, so no fold of stage {stage.name} truly holds it out"
             raise UserError(what, where=where, todo="set folds=0 here, or start from other people's data")
 
     behind = {f"'{one}'": origins.of_model(experiment, one) for one in stage.origin().models}
@@ -120,16 +120,16 @@ def check_folds(experiment: Experiment, stage: Stage, look: Look) -> None:
 
 
 def _check_whole(experiment: Experiment, stage: TrainStage, where: str) -> None:
-    """Refuse settings of data that are drawn, or exchanged, before patients are dealt out to folds."""
+    """Refuse settings that select or exchange data before patients are divided into folds."""
     source = stage.validate_on
     for name, default in (("patients", 0), ("train_share", 1.0)):
         if (given := getattr(experiment.data[source], name)) != default:
-            what = f"{name}={given:g} is of the training split alone: folds would train on its patients and on all of"
+            what = f"{name}={given:g} limits only the training split: folds would train on its patients and on all of"
             todo = f"set data.{source}.{name} to {default:g}, or {where} to 0"
             raise UserError(f"{what} the validation split of '{source}'", where=where, todo=todo)
     for one in stage.train_on:
         if experiment.data[one].shuffled_partners:
-            what = f"images of '{one}' stand beside partners of other patients, who may be held out"
+            what = f"images of '{one}' have partners of other patients, who may be held out"
             todo = f"set data.{one}.shuffled_partners to False, or {where} to 0"
             raise UserError(what, where=where, todo=todo)
 
@@ -147,8 +147,8 @@ def _check_apart(experiment: Experiment, stage: Stage, model: str, look: Look) -
                 f"patient {both[0]}{others} is in both {data} and the '{split_of[both[0]]}' split of '{on}', so "
                 f"{model} would be evaluated on its own training data",
                 where=f"stage {stage.name}",
-                todo="remove the patient from one of the two (from the data, where weights have seen it); if different "
-                f"people have the same ID, or IDs written alike, make the field patient_id of '{on}' distinct (an "
+                todo="remove the patient from one of the two (from the data if weights have seen it); if different "
+                f"people have the same or similarly written IDs, make the field patient_id of '{on}' distinct (an "
                 "image without it is a separate patient, with the image's ID)",
             )
 
@@ -156,7 +156,7 @@ def _check_apart(experiment: Experiment, stage: Stage, model: str, look: Look) -
     seen = [(source, "train") for source in origins.training_sources(experiment, model)]
     refitted = origins.refitted_on(experiment, model)
     if isinstance(stage, CombineStage) and folds.dealt_alike(experiment, stage):
-        refitted = [source for source in refitted if source != on]  # every fold has held out whom it judges
+        refitted = [source for source in refitted if source != on]  # every fold is evaluated on held-out patients
     seen += [(source, "val") for source in refitted]
     if model != stage.name:
         seen += [(source, "val") for source in origins.dealt(experiment, model)]
@@ -164,11 +164,11 @@ def _check_apart(experiment: Experiment, stage: Stage, model: str, look: Look) -
         try:
             training = look(source, part)
         except UserError:
-            continue  # of a finished stage, or it would have been opened before: its data may be elsewhere by now
+            continue  # the stage is finished, else the source was opened before; its data may have been moved
         own = isinstance(trainer, TrainStage) and kind_of(trainer).learns_classes and source in trainer.train_on
         if own and training.classes != held_out.classes:
             raise UserError(
-                f"'{source}' has the classes {', '.join(training.classes)}, '{on}' has {', '.join(held_out.classes)}",
+                f"'{source}' has the classes {', '.join(training.classes)}, but '{on}' {', '.join(held_out.classes)}",
                 where=f"stage {stage.name}",
                 todo="rename the categories of one of them",
             )

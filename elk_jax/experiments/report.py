@@ -1,4 +1,4 @@
-"""From a run folder to `report.html`: the parts of the tasks, and what every run has."""
+"""Write `report.html` from a run folder: the parts of the tasks, and the sections common to all runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from elk_jax.tasks.run import Run
 
 
 def write(run: Run, summaries: Mapping[str, Any]) -> Path:
-    """Write RUN/report.html from what the finished stages left behind. summaries: by stage."""
+    """Write RUN/report.html from the output of the finished stages. summaries: by stage."""
     folder, experiment = run.folder, run.experiment
     record = RunRecord(
         name=experiment.name,

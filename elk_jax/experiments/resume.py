@@ -1,4 +1,4 @@
-"""Whether a stage is finished, and whether it may be resumed: its settings and inputs are those it was started with."""
+"""Whether a stage is finished, and whether it may be resumed, with the settings and inputs that it was started with."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from elk_jax.tasks.stages import Stage, TrainStage
 from elk_jax.tasks.training import annotated
 
 PAINTED = "synth*.json"
-"""Of a synthesis stage: the annotations and the settings, from which the images follow."""
+"""Files of a synthesis stage: the annotations, and the settings that determine the images."""
 
 RESULTS = ("*.json", "*/*.json")
-"""Of an evaluation: what the report shows, beside the stage's own files."""
+"""Files of an evaluation that the report shows, besides the stage's own files."""
 FINISHED, DEPENDS = "finished.json", "config.json"
-"""The stage's own files: its summary, written last, and what it depends on."""
+"""The stage's own files: its summary (written last), and what it depends on."""
 
 
 def settings(experiment: Experiment, stage: Stage) -> dict[str, Any]:
-    """The settings that a stage's result depends on, as they come back from JSON.
+    """The settings that a stage's result depends on, as read back from JSON.
 
-    Of the data only the sources that it reads, of the recipe what it uses. `data.on_error` may change.
+    They include only the data sources that it reads and the parts of the recipe that it uses. `data.on_error` may
+    change.
     """
     found = {
         "seed": experiment.seed,
@@ -40,9 +41,9 @@ def settings(experiment: Experiment, stage: Stage) -> dict[str, Any]:
 
 
 def inputs(experiment: Experiment, folder: Path, stage: Stage) -> dict[str, Any]:
-    """Fingerprints of what a stage reads of other stages (models, synthetic data), which may be made again.
+    """Fingerprints of the output of other stages that a stage reads (models, synthetic data), as it may be made again.
 
-    folder: of the run. One that is gone counts as unchanged: a finished stage needs it no longer.
+    folder: of the run. Removed output counts as unchanged, because a finished stage no longer needs it.
     """
     written = folder / stage.name / DEPENDS
     places = {model: (folder / model / "model", "*") for model in stage.trained()}
@@ -55,10 +56,10 @@ def inputs(experiment: Experiment, folder: Path, stage: Stage) -> dict[str, Any]
 
 
 def annotation_hash(run: Run, stage: Stage) -> str:
-    """Hash of what is annotated in the data that a stage reads: images, patients, boxes and classes.
+    """Hash of the annotations of the data that a stage reads: images, patients, boxes and classes.
 
-    "" where it is not known: of data that a stage makes or that are drawn, of protected ones, and of those that are not
-    where they were, which a finished stage needs no longer.
+    "" if unknown: for data that a stage makes or that are drawn, for protected ones, and for those that are not where
+    they were, which a finished stage needs no longer.
     """
     places = [place for place in stage.data() if run.is_listed(place.source)]
     if not places or private.is_withheld(run.experiment, stage):
@@ -71,14 +72,14 @@ def annotation_hash(run: Run, stage: Stage) -> str:
 
 
 def have_changed(run: Run, stage: Stage) -> bool:
-    """Whether the annotations of a finished stage are known to be others now."""
+    """Whether the annotations of a finished stage are known to have changed."""
     finished = run.folder / stage.name / FINISHED
     known = files.read_object(finished).get("annotations", "") if finished.exists() else ""
     return bool(known) and annotation_hash(run, stage) not in ("", known)
 
 
 def check_annotations(run: Run, stage: Stage) -> None:
-    """Refuse to call a training finished whose annotations have changed. (Other stages are repeated.)"""
+    """Refuse to accept a training as finished if its annotations have changed. (Other stages are repeated.)"""
     if isinstance(stage, TrainStage) and have_changed(run, stage):
         folder = run.folder / stage.name
         todo = f"restore them, remove {folder} to train the stage again, or name another --workdir"
@@ -86,7 +87,7 @@ def check_annotations(run: Run, stage: Stage) -> None:
 
 
 def is_finished(run: Run, stage: Stage, repeat: bool) -> bool:
-    """Whether a stage need not run again, unless its inputs are made again. repeat: run evaluations anyway."""
+    """Whether a stage can be skipped, unless its inputs are made again. repeat: run evaluations anyway."""
     folder = run.folder / stage.name
     if not (folder / FINISHED).exists() or (repeat and not isinstance(stage, TrainStage)):
         return False
@@ -96,14 +97,14 @@ def is_finished(run: Run, stage: Stage, repeat: bool) -> bool:
 
 
 def results(folder: Path) -> dict[str, str]:
-    """File -> SHA-256 of what an evaluation left in its folder."""
+    """File -> SHA-256 for the output of an evaluation in its folder."""
     found = sorted(path for pattern in RESULTS for path in folder.glob(pattern) if path.is_file())
     own = (folder / FINISHED, folder / DEPENDS)
     return {str(path.relative_to(folder)): files.sha256(path) for path in found if path not in own}
 
 
 def check_results(run: Run, stage: Stage) -> None:
-    """Refuse a finished evaluation one of whose results has changed: the report would show it."""
+    """Refuse a finished evaluation if one of its result files has changed, as the report would show it."""
     folder = run.folder / stage.name
     if not (folder / FINISHED).exists():
         return
@@ -115,7 +116,7 @@ def check_results(run: Run, stage: Stage) -> None:
 
 
 def check_experiment(experiment: Experiment, folder: Path) -> None:
-    """Refuse a run folder in which another experiment was started."""
+    """Refuse a run folder of another experiment."""
     path = folder / "config.json"
     found = files.read_json(path) if path.is_file() else {"name": experiment.name}
     known = found.get("name") if isinstance(found, dict) else None
@@ -127,7 +128,7 @@ def check_experiment(experiment: Experiment, folder: Path) -> None:
 
 
 def check_settings(run: Run, stage: Stage) -> None:
-    """Refuse to resume a training under other settings than it was started with."""
+    """Refuse to resume a training with settings that differ from those it was started with."""
     if not _is_begun_training(run, stage):
         return
     before, now = _without_inputs(files.read_object(run.folder / stage.name / DEPENDS)), settings(run.experiment, stage)
@@ -141,7 +142,7 @@ def check_settings(run: Run, stage: Stage) -> None:
 
 
 def check_inputs(run: Run, stage: Stage, now: dict[str, Any]) -> None:
-    """Refuse to resume a training, or to call it finished, whose initial weights or painted images have changed.
+    """Refuse to resume a training, or to accept it as finished, if its initial weights or painted images have changed.
 
     now: its `inputs`.
     """
@@ -152,14 +153,14 @@ def check_inputs(run: Run, stage: Stage, now: dict[str, Any]) -> None:
     changed = [name for name, fingerprint in now.get("models", {}).items() if known.get(name) != fingerprint]
     if changed:
         raise UserError(
-            f"{changed[0]} has changed since stage {stage.name} started from it",
+            f"{changed[0]} has changed since stage {stage.name} was started from it",
             where=folder,
             todo="remove that folder to train the stage again, or name another --workdir",
         )
 
 
 def _is_begun_training(run: Run, stage: Stage) -> bool:
-    """Whether a training got so far that other settings must not replace it: to a checkpoint, or to its end."""
+    """Whether a training has reached a checkpoint or its end, so that other settings must not replace it."""
     folder = run.folder / stage.name
     places = [folder, *folder.glob(folds.FOLDERS)]
     checkpoints = any(path.name.isdigit() for place in places for path in place.glob("checkpoints/*"))
@@ -173,7 +174,7 @@ def _without_inputs(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(before: Any, now: Any, key: str = "") -> list[str]:
-    """What differs between two values of JSON, by dotted key: "steps was 100 and is 200"."""
+    """The differences between two JSON values, by dotted key: "steps was 100 and is 200"."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             text
@@ -184,7 +185,7 @@ def differences(before: Any, now: Any, key: str = "") -> list[str]:
 
 
 def _filled(before: Any, now: Any) -> Any:
-    """`before` with the keys that only `now` has: settings that came later."""
+    """`before` with the keys that only `now` has, for settings introduced later."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return before
     return {**now, **{name: _filled(value, now.get(name)) for name, value in before.items()}}

@@ -25,13 +25,13 @@ COLUMNS = (
     *("baseline", "difference", "difference_low", "difference_high", "p_value", "difference_interval_over"),
     *("published", "note", "line", "at", "axis"),
 )
-"""Of table.csv, before the value of each seed. A gain of one model over another stands in rows of its own, whose model
-is "MODEL - OTHER" and whose `mean` is the difference; `mean_p_value` is of gains alone."""
+"""Columns of table.csv before the values of the seeds. A gain of one model over another has its own rows: the model is
+"MODEL - OTHER" and `mean` is the difference; only gains have a `mean_p_value`."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """A run on the page. error: one line, "" for one that is finished. report, log: paths from the page."""
+    """A run on the page. error: one line, "" for a finished run. report, log: paths relative to the page."""
 
     name: str
     seconds: float | None
@@ -41,7 +41,7 @@ class RunState:
 
 
 Gain = tuple[str, Entry]
-"""("MODEL - OTHER", the difference between both in one setting)."""
+"""("MODEL - OTHER", the difference between the two in one setting)."""
 
 
 def titled(place: Place) -> str:
@@ -49,13 +49,13 @@ def titled(place: Place) -> str:
 
 
 def chosen_metrics(results: Results, wanted: Sequence[str]) -> dict[Place, list[str]]:
-    """The metrics of each evaluation that are shown first: those of `wanted` that it has, or its first one.
+    """The metrics to show first for each evaluation: those of `wanted` that it has, or its first one.
 
-    UserError for a name that no evaluation has.
+    UserError for a metric that no evaluation has.
     """
     known = {name: None for by_metric in results.metrics.values() for name in by_metric}
     for name in wanted:
-        if known and name not in known:  # without any, every run has failed: that is the error
+        if known and name not in known:  # if there are none, all runs have failed, which is reported elsewhere
             todo = f"choose from {', '.join(known)}"
             raise UserError(f"no metric '{name}'", where=f"--metrics={','.join(wanted)}", todo=todo)
     return {
@@ -148,7 +148,7 @@ def report(
     config: Mapping[str, Any],
     seconds: float,
 ) -> Report:
-    """config: what all settings have in common. seconds: of all stages; one that runs share counts once."""
+    """config: the settings that all runs have in common. seconds: of all stages; shared ones count once."""
     sections = [_metric_section(*one) for one in _listed(results.metrics, shown)]
     sections += [_gain_section(*one) for one in _listed_gains(results, shown)]
     for place, by_metric in results.metrics.items():
@@ -184,7 +184,7 @@ def _metric_section(place: Place, metric: str, entries: Sequence[Entry]) -> Sect
 
 
 def _metric_block(metric: str, entries: Sequence[Entry]) -> str:
-    """The table of a metric, and above it a chart of the settings that have a number."""
+    """The table of a metric, below a chart of the settings that have a number."""
     charts = (_chart(plain_label(metric), axis, entries) for axis in _axes(entries))
     return "".join([*charts, _metric_table(metric, entries)])
 
@@ -194,9 +194,9 @@ def _axes(entries: Sequence[Entry]) -> list[str]:
 
 
 def _chart(label: str, axis: str, entries: Sequence[Entry]) -> str:
-    """The means over an axis, with their intervals; "" where fewer than two places of it were measured.
+    """The means over an axis, with their intervals; "" if fewer than two positions on it were measured.
 
-    label: what is measured.
+    label: of the metric.
     """
     lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
     for entry in entries:
@@ -214,7 +214,7 @@ def _chart(label: str, axis: str, entries: Sequence[Entry]) -> str:
         ends += [number for number in (*value, *low, *high) if number is not None]
     named = html.legend(lines) if len(lines) > 1 or any(lines) else ""
     margin = 0.06 * (max(ends) - min(ends)) or 0.1
-    bounds = min(ends) - margin, max(ends) + margin  # of the bands too
+    bounds = min(ends) - margin, max(ends) + margin  # bands included
     return named + line_chart(series, x_label=plain_label(axis), y_label=label, y_range=bounds)
 
 
@@ -234,16 +234,16 @@ def _metric_table(metric: str, entries: Sequence[Entry]) -> str:
 
 def _gain_section(stage: str, metric: str, gains: Sequence[Gain]) -> Section:
     note = (
-        "Both models are of the same run: seed by seed, and evaluated on the same patients. The interval is of the "
-        "mean difference."
+        "The two models belong to the same run and are compared seed by seed on the same patients. The interval is "
+        "that of the mean difference."
     )
     if any(entry.difference for _, entry in gains):
-        note += " The change is that of the difference, from one setting to another."
+        note += " Change: the change of this difference from one setting to another."
     return Section(f"{_of_gains(stage)}: {plain_label(metric)}", _gain_block(metric, gains), note)
 
 
 def _gain_block(metric: str, gains: Sequence[Gain]) -> str:
-    """The table of the differences of a metric between models, and above it a chart of each over the axes."""
+    """The table of the differences of a metric between models, below a chart of each over the axes."""
     charts = [
         _chart(f"{plain_label(metric)}, {models}", axis, entries)
         for models in dict.fromkeys(models for models, _ in gains)
@@ -288,7 +288,7 @@ def _difference_cells(entry: Entry, reach: float, index: int) -> list[str]:
         return ["", ""]
     shown = entry.difference
     bar = interval_bar(shown, index, (-reach, reach), 160) if shown["value"] is not None else ""
-    to = f'<br><span class="range">to {html.text(entry.baseline)}</span>'
+    to = f'<br><span class="range">from {html.text(entry.baseline)}</span>'
     return [
         difference_html(entry.difference_entry, better=0) + to,
         f'<span class="{html.colour(index)}">{bar}</span>',
@@ -338,7 +338,8 @@ def _listed(
 def _listed_gains(
     results: Results, shown: Mapping[Place, Sequence[str]], but: Mapping[Place, Sequence[str]] | None = None
 ) -> list[tuple[str, str, list[Gain]]]:
-    """(evaluation stage, metric, gains of its models) for the metrics that are shown of a stage, but for some."""
+    """(evaluation stage, metric, gains of its models) for the metrics of a stage that are shown, with some
+    exceptions."""
     found = []
     for stage in {stage: None for stage, _ in results.gains}:
         names, left_out = (

@@ -1,9 +1,9 @@
-"""The runs of a sweep: every setting with every seed, each in its own run folder; stages that runs have in common.
+"""The runs of a sweep: every setting with every seed, each in its own run folder, and the stages that runs share.
 
 Sweep folder:
-  sweep.json                 what the sweep varies: it is not continued with something else
-  runs/SETTING/seed-N/       a run folder, as of launch/train.py
-  runs/SETTING/seed-N.log    what the run prints; errors.json names the runs that failed
+  sweep.json                 what the sweep varies; another sweep cannot continue in the folder
+  runs/SETTING/seed-N/       a run folder, as written by launch/train.py
+  runs/SETTING/seed-N.log    output of the run; errors.json lists the failed runs
   table.csv, table.json, report.html
 """
 
@@ -39,8 +39,8 @@ REPORT = "report.html"
 
 @dataclass(frozen=True, eq=False)
 class PlannedRun:
-    """One setting with one seed. config: the whole configuration. folder: of the run. stages: of the experiment, those
-    that the sweep runs."""
+    """One setting with one seed. config: the whole configuration. folder: of the run. stages: the stages of the
+    experiment that the sweep runs."""
 
     row: Row
     seed: int
@@ -59,7 +59,7 @@ class PlannedRun:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the report and every stage that the sweep runs are written, of this configuration."""
+        """Whether the report and all stages that the sweep runs are written, for this configuration."""
         written = self.folder / "config.json"
         unfinished = {stage.name for stage in self.stages} - self.finished.keys()
         if unfinished or not written.is_file() or not (self.folder / REPORT).is_file():
@@ -68,7 +68,7 @@ class PlannedRun:
 
     @cached_property
     def identities(self) -> dict[str, str]:
-        """Stage -> hash of everything that its result follows from: two stages of one hash leave the same result."""
+        """Stage -> hash of everything that determines its result: stages with equal hashes have the same result."""
         found: dict[str, str] = {}
         for stage in self.experiment.stages.values():
             found[stage.name] = _identity(self.experiment, stage, found)
@@ -81,9 +81,9 @@ class PlannedRun:
 
     @property
     def finished(self) -> dict[str, Path]:
-        """Stage -> its end, of all finished stages of the experiment: an earlier call may have run others.
+        """Stage -> its summary, for all finished stages of the experiment, including those run by an earlier call.
 
-        Those that this call does not run count if they depend on what they would depend on now.
+        A stage that this call does not run counts if its dependencies have not changed.
         """
         ends = {name: self.folder / name / resume.FINISHED for name in self.experiment.stages}
         chosen = {stage.name for stage in self.stages}
@@ -96,8 +96,8 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole sweep. rows: of the table, with those that are not run. runs: those that share a stage with an earlier
-    one come after it."""
+    """A whole sweep. rows: of the table, including those that are not run. runs: a run that shares a stage with an
+    earlier one comes after it."""
 
     folder: Path
     base: ConfigDict
@@ -106,7 +106,7 @@ class Plan:
     runs: tuple[PlannedRun, ...]
 
     def before(self, run: PlannedRun) -> tuple[int, ...]:
-        """Positions of the runs that make a stage which this one takes from them."""
+        """Positions of the runs from which this one takes a stage."""
         makers: dict[str, int] = {}
         for position, other in enumerate(self.runs):
             for identity in other.made.values():
@@ -122,11 +122,11 @@ def plan(
     configs: Mapping[str, ConfigDict] | None = None,
     stages: Sequence[str] | None = None,
 ) -> Plan:
-    """Check every setting with every seed, before any of them runs.
+    """Check every setting with every seed before any of them runs.
 
-    base: the configuration that the rows change. seeds: how many, from `config.seed` on. configs: those of rows that
-    have their own, by `Row.config`. stages: those that run; all when None. UserError, with the row, for a key, value or
-    stage that cannot be; for a row that sets the seed; for a stage that reads one that does not run.
+    base: the configuration that the rows change. seeds: their number, starting at `config.seed`. configs: for rows with
+    their own configuration, by `Row.config`. stages: those to run; None for all. UserError, with the row, for an
+    invalid key, value or stage; for a row that sets the seed; and for a stage that reads one that is not run.
     """
     if seeds < 1:
         raise UserError(f"{seeds} seeds", where="--seeds", todo="give 1 or more")
@@ -152,7 +152,7 @@ def plan(
 
 
 def changed(base: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigDict:
-    """A copy of a configuration with other values, by dotted key. UserError for an unknown key and another type."""
+    """A copy of a configuration with other values, by dotted key. UserError for an unknown key and a wrong type."""
     config = _copied(base)
     known = _keys(base)
     for key, value in overrides.items():
@@ -169,7 +169,8 @@ def changed(base: ConfigDict, overrides: Mapping[str, Any], where: str) -> Confi
 
 
 def start(plan: Plan) -> None:
-    """Make the folder of a sweep, or refuse that of another: for another configuration, or when a setting is missing.
+    """Make the folder of a sweep; refuse the folder of a sweep with another configuration or with a setting missing
+    here.
 
     More settings and another number of seeds continue the same sweep.
     """
@@ -195,10 +196,10 @@ def start(plan: Plan) -> None:
 
 
 def take_finished(plan: Plan, run: PlannedRun) -> list[str]:
-    """Copy into a run folder the finished stages that other runs of the sweep have made already; returns their names.
+    """Copy finished stages of other runs of the sweep into a run folder; returns their names.
 
-    Only stages that were not begun in it, and whose settings, seed and inputs are the same, down to the models that
-    they read: the run itself would take them for its own. Their checkpoints stay behind: a finished stage needs none.
+    Only stages that have not been started in it and have the same settings, seed and inputs, including the models that
+    they read, so the run itself accepts them as its own. Checkpoints are not copied: a finished stage needs none.
     """
     taken = []
     for name, identity in run.made.items():
@@ -211,9 +212,9 @@ def take_finished(plan: Plan, run: PlannedRun) -> list[str]:
 
 
 def take_features(plan: Plan, run: PlannedRun) -> int:
-    """Give a run folder the frozen features that other runs of the sweep have; returns how many files.
+    """Link the frozen features of other runs of the sweep into a run folder; returns the number of files.
 
-    They are named by their content, and never changed, so that links will do. The run reads those of its settings and
+    The files are named by their content and never change, so links suffice. The run reads those for its settings and
     images.
     """
     folder, count = run.folder / store.FOLDER, 0
@@ -227,7 +228,7 @@ def take_features(plan: Plan, run: PlannedRun) -> int:
 
 
 def _link(path: Path, place: Path) -> None:
-    """`place` is the file `path`; a copy of it where the file system has no links."""
+    """Link `place` to the file `path`, or copy it if the file system has no links."""
     try:
         os.link(path, place)
     except OSError:
@@ -235,7 +236,7 @@ def _link(path: Path, place: Path) -> None:
 
 
 def _is_made(place: Path, run: PlannedRun) -> bool:
-    """Whether `place` has a finished stage that depends on what it would depend on in `run`."""
+    """Whether `place` contains a finished stage with the dependencies that it would have in `run`."""
     if not (place / resume.FINISHED).is_file() or not (place / resume.DEPENDS).is_file():
         return False
     stage = run.experiment.stages[place.name]
@@ -252,7 +253,7 @@ def _copy_stage(source: Path, place: Path) -> None:
 
 
 def _identity(experiment: Experiment, stage: Stage, earlier: Mapping[str, str]) -> str:
-    """earlier: identities of the stages before it. What a stage reads of them is a part of its own."""
+    """earlier: identities of the earlier stages. The identity of a stage includes those of the stages that it reads."""
     follows = {
         "settings": resume.settings(experiment, stage),
         "mesh": [experiment.mesh.data, experiment.mesh.fsdp],
@@ -263,7 +264,7 @@ def _identity(experiment: Experiment, stage: Stage, earlier: Mapping[str, str]) 
 
 
 def _read(experiment: Experiment, stage: Stage) -> list[str]:
-    """What a stage reads: the models, and the stages that make its images."""
+    """The inputs of a stage: the models, and the stages that make its images."""
     models = [*stage.trained(), *stage.named_models().values()]
     return models + [writer for data in stage.data() if (writer := experiment.writers.get(data.source))]
 
@@ -273,18 +274,18 @@ def _chosen(experiment: Experiment, stages: Sequence[str] | None) -> tuple[Stage
 
 
 def _check_read(experiment: Experiment, chosen: Sequence[Stage], folder: Path, run: str) -> None:
-    """UserError for a chosen stage that reads one that is neither chosen nor finished in the run folder."""
+    """UserError for a selected stage that reads one that is neither selected nor finished in the run folder."""
     for stage in chosen:
         for other in _read(experiment, stage):
             missing = other in experiment.stages and experiment.stages[other] not in chosen
             if missing and not (folder / other / resume.FINISHED).is_file():
-                what = f"{run}: stage {stage.name} reads the stage {other}, which is not to be run"
+                what = f"{run}: stage {stage.name} reads stage {other}, which is not selected"
                 names = ",".join(one.name for one in chosen)
-                raise UserError(what, where=f"--stages={names}", todo=f"name {other} too")
+                raise UserError(what, where=f"--stages={names}", todo=f"add {other}")
 
 
 def _ordered(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
-    """All seeds of a setting before the next; runs that take a stage from an earlier one at the end."""
+    """All seeds of a setting before the next setting; runs that take a stage from an earlier run come last."""
     seen: set[str] = set()
     first: list[PlannedRun] = []
     later: list[PlannedRun] = []
@@ -298,7 +299,7 @@ def _ordered(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
 def _check_varied(rows: Sequence[Row]) -> None:
     for row in rows:
         if "seed" in row.overrides:
-            todo = "give --seeds=N, and the first seed as --config.seed=S"
+            todo = "give --seeds=N, and --config.seed=S for the first seed"
             raise UserError(
                 "the seed is not a setting: every setting runs with the same seeds", where="seed", todo=todo
             )
@@ -322,7 +323,7 @@ def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _copied(config: ConfigDict) -> ConfigDict:
-    """A copy with the same order, types and no further keys; ConfigDict's own copies sort the keys."""
+    """A copy with the same order and types, without further keys; ConfigDict's own copies sort the keys."""
 
     def of(key: str, value: Any) -> Any:
         return _copied(value) if isinstance(value, ConfigDict) else FieldReference(value, config.get_type(key))

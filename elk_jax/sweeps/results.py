@@ -1,9 +1,9 @@
-"""What the runs of a sweep measured: every metric of their evaluations, by setting, with differences to a baseline.
+"""Results of a sweep: every metric of the evaluations of its runs, by setting, with differences from a baseline.
 
-Models of one evaluation are compared too, within each run: the gain of one over another is a metric like any other.
+Models of one evaluation are also compared within each run: the gain of one over another is a metric like any other.
 
-A metric is read from the `evaluation.json` of an evaluation stage, or of a folder in it: each {"value": ...} there; in
-a file without any, each number with a fraction. Its name is its keys, joined by "/".
+Metrics are read from the `evaluation.json` of an evaluation stage or of a folder in it: each {"value": ...}, or, in a
+file without any, each floating-point number. The name of a metric is its keys, joined with "/".
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from elk_jax.tasks.stages import EvaluateModelsStage, EvaluateStage
 
 EVALUATION = "evaluation.json"
 BOUNDS = ("low", "high", "level")
-"""Numbers beside a metric that are none themselves."""
+"""Numbers that accompany a metric and are not metrics themselves."""
 
 Place = tuple[str, str]
-"""(evaluation stage, what it evaluates: a model, or "" for the stage as a whole)."""
+"""(evaluation stage, the evaluated model, or "" for the stage as a whole)."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table of one metric. mean, difference: as of `seeds.summarise`; None where there is nothing.
+    """A row of the table of one metric. mean, difference: as in `seeds.summarise`; None without values.
 
-    by_seed: value of each seed of the plan, None without one. published: of a paper.
+    by_seed: value of each seed of the plan, or None. published: of a paper.
     """
 
     row: Row
@@ -48,12 +48,12 @@ class Entry:
 
     @property
     def difference_entry(self) -> Mapping[str, Any]:
-        """The difference as `reporting.comparison` takes it."""
+        """The difference in the form of `reporting.comparison`."""
         return _as_difference(self.difference or {})
 
     @property
     def gain_entry(self) -> Mapping[str, Any]:
-        """The same of the mean, which is a difference itself: of two models."""
+        """The same for the mean, which is itself a difference of two models."""
         return _as_difference(self.mean or {})
 
     def published(self, metric: str) -> float | None:
@@ -66,10 +66,10 @@ def _as_difference(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Results:
-    """place -> metric -> entries, in the order of the rows. notes: what a reader has to know of the intervals.
+    """place -> metric -> entries, in the order of the rows. notes: remarks on the intervals.
 
-    gains: the same of differences between two models of an evaluation, seed by seed and on the same patients; the place
-    names both, (stage, "MODEL - OTHER").
+    gains: the same for differences between two models of an evaluation, seed by seed and on the same patients; the
+    place names both, (stage, "MODEL - OTHER").
     """
 
     seeds: tuple[int, ...]
@@ -80,7 +80,7 @@ class Results:
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """One evaluation of one run. annotations: of its data (`resume.annotation_hash`), "" where they are not known."""
+    """One evaluation of one run. annotations: of its data (`resume.annotation_hash`), "" if unknown."""
 
     values: Mapping[str, float | None]
     statistic: PatientStatistic | None = None
@@ -89,7 +89,7 @@ class _Evaluated:
 
 @dataclass
 class _Table:
-    """row name -> seed -> place -> what was measured."""
+    """row name -> seed -> place -> the evaluation."""
 
     found: dict[str, dict[int, dict[Place, _Evaluated]]] = field(default_factory=dict)
 
@@ -108,11 +108,11 @@ class _Table:
 
 
 ByRow = Mapping[str, Mapping[str, Measured]]
-"""Row -> metric -> what was measured."""
+"""Row -> metric -> the evaluation."""
 
 
 def collect(plan: Plan, baselines: Mapping[str, str], resamples: int, references: Sequence[str] = ()) -> Results:
-    """Read what the finished evaluations of all runs left.
+    """Read the finished evaluations of all runs.
 
     baselines: row -> the row that it is compared with. references: models with which the others of their evaluation
     are compared, within each run; () for the first one of each evaluation.
@@ -142,7 +142,7 @@ def check_references(plan: Plan, references: Sequence[str], where: str) -> None:
     for name in references:
         if name not in known:
             todo = f"name some of {', '.join(known)}" if known else "leave it out"
-            raise UserError(f"no evaluation compares a model '{name}' with others", where=where, todo=todo)
+            raise UserError(f"no evaluation compares the model '{name}' with others", where=where, todo=todo)
 
 
 def _comparing(plan: Plan) -> Iterator[EvaluateModelsStage]:
@@ -180,7 +180,7 @@ def _gains(own: ByRow, other: ByRow) -> ByRow:
 
 
 def _rows(plan: Plan, place: Place) -> list[Row]:
-    """The rows with what is published of the model of a place."""
+    """The rows with the published values of the model of a place."""
     return [replace(row, published=row.published_of(place[1])) for row in plan.rows]
 
 
@@ -192,7 +192,7 @@ def _entries(
 
 
 def _measured(by_seed: Sequence[_Evaluated | None], resampling: Resampling) -> dict[str, Measured]:
-    """The metrics of one setting, of every seed; None for a seed that was not evaluated."""
+    """The metrics of one setting, for every seed; None for a seed that was not evaluated."""
     statistics = [one.statistic if one is not None else None for one in by_seed]
     draws = {}
     if len(resampling.patients) > 1 and len(resampling.seed_weights):
@@ -230,7 +230,7 @@ def _entry(
 
 
 def _evaluations(run: PlannedRun) -> Iterator[tuple[Place, _Evaluated]]:
-    """Of the finished evaluation stages of a run."""
+    """The evaluations of the finished evaluation stages of a run."""
     for name, end in run.finished.items():
         stage, folder = run.experiment.stages[name], run.folder / name
         if not isinstance(stage, EvaluateStage):
@@ -282,9 +282,9 @@ def _notes(plan: Plan, table: _Table, resampling: Resampling) -> Iterator[str]:
         yield f"Intervals are over {len(resampling.patients)} patients{f' and {count} seeds' if count > 1 else ''}."
     if 1 < count < 20:
         part = f"{np.sqrt((count - 1) / count):.2f}"
-        yield f"With {count} seeds the part of an interval that is over seeds is too narrow, by the factor {part}."
+        yield f"With {count} seeds, the part of an interval due to seeds is too narrow, by a factor of {part}."
     if count == 1:
-        yield "One seed: nothing is known of what another seed would give."
+        yield "One seed: the variation between seeds is unknown."
     for place in table.places():
         runs = [one for by_seed in table.found.values() for found in by_seed.values() if (one := found.get(place))]
         where = " · ".join(filter(None, place))

@@ -1,12 +1,12 @@
 """The settings of a sweep: rows of a list, or the product of the values of `--over`.
 
   --over=detector.steps=100,200 --over=detector.ema_decay=0.9,0.99      four settings
-  --over="stages.real.train_on=('a',),('a','b')"                        commas in brackets separate no values
-  --over="data.real.spec='phantom:size=64,count=24','coco:x.json'"      quote a text that has commas or brackets itself
+  --over="stages.real.train_on=('a',),('a','b')"                        commas in brackets do not separate values
+  --over="data.real.spec='phantom:size=64,count=24','coco:x.json'"      quote strings that contain commas or brackets
 
 A list is a Python file that defines `ROWS`, a tuple of `Row`, or `get_rows(variant)`, which returns one for
 FILE.py:VARIANT; or a JSON file with a list of objects of the same fields.
-Rows that have a number on an axis are drawn over it too; those of a product with one key of numbers are.
+Rows with a number on an axis are also plotted over it, and so are those of a product over one key with numeric values.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from elk_jax.errors import UserError
 
 OPENING, CLOSING, QUOTES = "([{", ")]}", "'\""
 LONGEST = 80
-"""Characters of the name of a setting's folder."""
+"""Longest name of a setting's folder, in characters."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Row:
     """One row of a table of settings, as plain data.
 
     name: in the table. overrides: dotted key of the configuration -> value. config: FILE[:VARIANT], the configuration
-    that it changes in place of that of the sweep. published: metric -> value of a paper, to stand beside the row's own;
-    a metric is named as in the table, such as "mean_sensitivity", or "MODEL/mean_sensitivity" where it is of one model.
-    against: the name of the row that it is compared with unless `--against` says otherwise; "" for the first that is
-    run. note: printed with the row. not_run: why the row is not run here, such as "needs a GPU"; it is printed with its
-    published values only.
+    that it changes instead of that of the sweep. published: metric -> value in a paper, shown next to the row's own; a
+    metric is named as in the table, such as "mean_sensitivity", or "MODEL/mean_sensitivity" if it belongs to one model.
+    against: the name of the row that it is compared with unless `--against` is given; "" for the first row that is run.
+    note: printed with the row. not_run: why the row is not run here, such as "needs a GPU"; only its published values
+    are printed then.
     """
 
     name: str
@@ -53,13 +53,13 @@ class Row:
     config: str = ""
 
     def published_of(self, model: str) -> Mapping[str, float]:
-        """The published values of a model by metric, and those of no model in particular."""
+        """The published values of a model by metric, and those that do not name a model."""
         own = {key.removeprefix(f"{model}/"): value for key, value in self.published.items() if model}
         return {**self.published, **own}
 
     @property
     def folder(self) -> str:
-        """The name of the row's folder: that of the row, and a hash where this cannot be a name of a folder."""
+        """The name of the row's folder: its own name, with a hash if that is not a valid folder name."""
         plain = re.sub(r"[^A-Za-z0-9.=,_+-]+", "_", self.name)
         if plain == self.name and len(plain) <= LONGEST and not plain.startswith((".", "-")):
             return plain
@@ -68,7 +68,7 @@ class Row:
 
 
 Values = Mapping[tuple[str, str], Any]
-"""(key, text of a value) -> the value that it means, of every `--over`."""
+"""(key, text of a value) -> the value, for every `--over`."""
 
 
 @dataclass(frozen=True)
@@ -84,29 +84,30 @@ class Over:
 
 
 def read_over(text: str) -> Over:
-    """KEY=VALUE,VALUE,... as an `Over`. UserError for no key, no value, a value twice, and brackets without partner."""
+    """KEY=VALUE,VALUE,... as an `Over`. UserError for a missing key or value, a repeated value, and unbalanced
+    brackets."""
     key, equals, values = text.partition("=")
     where = f"--over={text}"
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
-        raise UserError("not KEY=VALUE,VALUE", where=where, todo="write for example --over=detector.steps=100,200")
+        raise UserError("not KEY=VALUE,VALUE", where=where, todo="write, for example, --over=detector.steps=100,200")
     texts = tuple(_unquoted(part.strip(), where) for part in _split(values, where))
     again = next((value for position, value in enumerate(texts) if value in texts[:position]), None)
     if again is not None:
-        raise UserError(f"the value {again} is given twice", where=where, todo="give each value once")
+        raise UserError(f"the value {again} occurs twice", where=where, todo="give each value once")
     return Over(key, texts)
 
 
 def product(overs: Sequence[Over], values: Values) -> tuple[Row, ...]:
-    """A row for every combination, the last key changing fastest.
+    """A row for every combination; the last key changes fastest.
 
-    Rows are named KEY=VALUE, with as many last parts of each key as distinguish it. UserError for a key given twice,
-    and for two texts that mean the same value.
+    Rows are named KEY=VALUE, with as many of the last parts of each key as are needed to distinguish it. UserError for
+    a repeated key, and for two strings with the same value.
     """
     keys = [over.key for over in overs]
     for over in overs:
         if keys.count(over.key) > 1:
             todo = f"write --over={over.key}=" + ",".join(t for o in overs if o.key == over.key for t in o.texts)
-            raise UserError("the key is given twice", where=over.flag, todo=todo)
+            raise UserError("the key occurs twice", where=over.flag, todo=todo)
     short, axis = _short(keys), _axis(overs, values)
     rows = []
     for texts in itertools.product(*(over.texts for over in overs)):
@@ -120,7 +121,7 @@ def product(overs: Sequence[Over], values: Values) -> tuple[Row, ...]:
 
 
 def _axis(overs: Sequence[Over], values: Values) -> str:
-    """The one key of which all values, at least two, are numbers; "" for none or several."""
+    """The only key with at least two values that are all numbers; "" if there is none or several."""
     of_numbers = [
         over.key
         for over in overs
@@ -145,15 +146,15 @@ def read_rows(path: Path, variant: str = "") -> tuple[Row, ...]:
 
 
 def checked(rows: Sequence[Row], where: str) -> tuple[Row, ...]:
-    """The rows. UserError for none that is run, two of one name, two with the same values, and one that is compared
-    with no row that is run."""
+    """The rows. UserError if none is run, if two have the same name or the same values, and if one is compared with a
+    row that is not run."""
     running = [row for row in rows if not row.not_run]
     if not running:
         raise UserError("no setting to run", where=where, todo="give at least one row without not_run")
     names = [row.name for row in rows]
     for row in rows:
         if names.count(row.name) > 1:
-            raise UserError(f"two rows are called '{row.name}'", where=where, todo="give each its own name")
+            raise UserError(f"two rows have the name '{row.name}'", where=where, todo="give each row its own name")
     for row in running:
         if row.against and row.against not in [one.name for one in running]:
             what = f"'{row.name}' is compared with '{row.against}', which is not run"
@@ -166,11 +167,11 @@ def checked(rows: Sequence[Row], where: str) -> tuple[Row, ...]:
 
 
 def baselines(rows: Sequence[Row], against: str, values: Values) -> dict[str, str]:
-    """Name of each row -> that of the row it is compared with, for all rows but those that are compared with.
+    """Name of each row -> name of the row that it is compared with, for all rows except these baselines.
 
     against: the name of a row; or KEY=VALUE,... of a product: each row is compared with the one that has these values
-    and all others as its own; "" for the row that each names itself, else the first that is run. values: as of
-    `product`. UserError for what names no row.
+    and all others as its own; "" for the row that each names itself, else the first that is run. values: as in
+    `product`. UserError if it names no row.
     """
     running = [row for row in rows if not row.not_run]
     if not against:
@@ -225,7 +226,9 @@ def _split(text: str, where: str) -> list[str]:
             open_brackets += char
         elif char in CLOSING:
             if not open_brackets or OPENING.index(open_brackets[-1]) != CLOSING.index(char):
-                raise UserError(f"'{char}' closes nothing", where=where, todo="quote a text that has brackets itself")
+                raise UserError(
+                    f"'{char}' has no opening bracket", where=where, todo="quote a string that contains brackets"
+                )
             open_brackets = open_brackets[:-1]
         if char == "," and not open_brackets and not quote:
             parts.append("")
@@ -233,9 +236,9 @@ def _split(text: str, where: str) -> list[str]:
             parts[-1] += char
     if open_brackets or quote:
         left = open_brackets[-1:] or quote
-        raise UserError(f"{left} is not closed", where=where, todo="close it, or quote a text that has it itself")
+        raise UserError(f"{left} is not closed", where=where, todo="close it, or quote a string that contains it")
     if not all(part.strip() for part in parts):
-        raise UserError("a value is empty", where=where, todo="write '' for an empty text")
+        raise UserError("a value is empty", where=where, todo="write '' for an empty string")
     return parts
 
 
@@ -245,7 +248,7 @@ def _unquoted(text: str, where: str) -> str:
     try:
         return str(ast.literal_eval(text))
     except (ValueError, SyntaxError) as error:
-        raise UserError(f"{text} is not a quoted text", where=where, todo="quote the whole value") from error
+        raise UserError(f"{text} is not a quoted string", where=where, todo="quote the whole value") from error
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
@@ -265,7 +268,7 @@ def _row(entry: Any, where: str) -> Row:
 def _check_row(row: Row, where: str) -> Row:
     for name in ("name", "note", "not_run", "axis", "line", "config"):
         if not isinstance(getattr(row, name), str):
-            raise UserError(f"{name} is not a text", where=where, todo="quote it")
+            raise UserError(f"{name} is not a string", where=where, todo="quote it")
     if not row.name.strip() or not row.name.isprintable():
         raise UserError(f"the name of the row is {row.name!r}", where=where, todo="give it a plain name")
     for name, kind in (("overrides", "value"), ("published", "number")):
@@ -275,7 +278,7 @@ def _check_row(row: Row, where: str) -> Row:
     if row.at is not None and not fields.Range().takes(row.at):
         raise UserError(f"at is {row.at!r}", where=where, todo="give a number, or leave it out")
     if (row.at is None) != (not row.axis):
-        todo = "give a row that is drawn both, at=16 and axis='shift, pixels'"
+        todo = "to plot the row, give both: at=16 and axis='shift, pixels'"
         raise UserError(f"at is {row.at!r} and axis {row.axis!r}", where=where, todo=todo)
     for metric, number in row.published.items():
         if not fields.Range().takes(number):
@@ -296,7 +299,7 @@ def _rows_of_python(path: Path, variant: str) -> list[Row]:
         if has_variants:
             rows = module.get_rows(variant)
     except Exception as error:
-        todo = "correct the file, or name another variant" if variant else "correct the file"
+        todo = "correct the file, or choose another variant" if variant else "correct the file"
         raise UserError(f"{type(error).__name__}: {error}", where=path, todo=todo) from error
     if variant and not has_variants:
         raise UserError(f"the file has no variant '{variant}'", where=path, todo="leave it out, or define get_rows")

@@ -1,4 +1,4 @@
-"""Run a sweep: its runs in programs beside each other, then its table and its page."""
+"""Run a sweep: its runs in parallel processes, then its table and its page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from elk_jax.sweeps.workers import Ended, Job, end_with_starter, run_all
 from elk_jax.tasks.run import new_console
 
 PLACE = "--run"
-"""The flag that names one run of a sweep, by the folder of its setting and of its seed."""
+"""The flag for one run of a sweep, given by the folders of its setting and its seed."""
 
 
 def run_sweep(
@@ -32,11 +32,11 @@ def run_sweep(
     references: Sequence[str] = (),
     command: Sequence[str],
 ) -> None:
-    """Run what is not finished yet, `jobs` runs at once, and write the table and the page.
+    """Run all unfinished runs, `jobs` at once, and write the table and the page.
 
     baselines: row -> the row that it is compared with. metrics: shown first; () for the first of each evaluation.
-    references: models with which others of their evaluation are compared, within each run; () for its first.
-    command: starts this sweep; with PLACE it does one run (`run_one`). UserError at the end if a run failed.
+    references: models with which others of their evaluation are compared, within each run; () for its first. command:
+    starts this sweep; with PLACE it executes one run (`run_one`). UserError at the end if a run failed.
     """
     if jobs < 1:
         raise UserError(f"{jobs} jobs", where="--jobs", todo="give 1 or more")
@@ -45,7 +45,7 @@ def run_sweep(
     with files.locked(plan.folder):
         left = [run for run in plan.runs if not run.is_finished]
         before = len(plan.runs) - len(left)
-        console.print(f"{plan.base.name}: {len(plan.runs)} runs, {before} finished before; folder {plan.folder}")
+        console.print(f"{plan.base.name}: {len(plan.runs)} runs, {before} already finished; folder {plan.folder}")
         ended = run_all(_jobs(plan, left, command), jobs, lambda at, end: console.print(_told(left[at], end)))
         errors = {run: end.error for run, end in zip(left, ended) if end.error}
         results = collect(plan, baselines, resamples, references)
@@ -62,12 +62,12 @@ def run_sweep(
         console.print(f"failed: {run.name}: {error} ({run.log})")
     console.print(f"report: {path}")
     if errors:
-        todo = "correct the cause and rerun the same command: finished runs are not repeated"
+        todo = "fix the cause and rerun the same command; finished runs are not repeated"
         raise UserError(f"{len(errors)} of {len(plan.runs)} runs failed", where=plan.folder, todo=todo)
 
 
 def run_one(plan: Plan, place: str) -> None:
-    """One run of a sweep, in this process. place: its setting's folder and its seed's, such as "lr=0.1/seed-42".
+    """Execute one run of a sweep in this process. place: folders of its setting and its seed, such as "lr=0.1/seed-42".
 
     A stage that another run has finished with the same settings and inputs is copied from it.
     """
@@ -80,9 +80,9 @@ def run_one(plan: Plan, place: str) -> None:
     with files.locked(run.folder):
         taken = plans.take_finished(plan, run)
         plans.take_features(plan, run)
-        (run.folder / plans.REPORT).unlink(missing_ok=True)  # of fewer stages
+        (run.folder / plans.REPORT).unlink(missing_ok=True)  # with fewer stages
     if taken:
-        new_console().print(f"taken from another run of the sweep: stage {', '.join(taken)}")
+        new_console().print(f"copied from another run of the sweep: stage {', '.join(taken)}")
     every = len(run.stages) == len(run.experiment.stages)
     run_experiment(run.config, run.folder, None if every else [stage.name for stage in run.stages], repeat=False)
 
@@ -124,7 +124,7 @@ def _state(plan: Plan, run: PlannedRun, error: str) -> page.RunState:
 
 
 def _seconds(plan: Plan) -> float:
-    """Of all finished stages; one that several runs have in common counts once."""
+    """The seconds of all finished stages; a stage shared by several runs counts once."""
     return sum({run.identities[name]: time for run in plan.runs for name, time in _stage_seconds(run).items()}.values())
 
 

@@ -1,6 +1,6 @@
-"""Programs that run beside each other, each with its share of the cores; one that fails does not stop the others.
+"""Processes that run in parallel, each with its share of the cores; a failure does not stop the others.
 
-A program ends with the process that started it, however that ends: the other end of its standard input closes then.
+A process ends when its parent ends, for whatever reason, because the other end of its standard input closes then.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from elk_jax import files
 from elk_jax.output import visible
 
 WORKER = "ELK_SWEEP_WORKER"
-"""Set in the environment of a program that ends with its starter."""
+"""Environment variable of a process that must end when its parent ends."""
 MEMORY, SHARED_MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION", 0.9
-"""The share of an accelerator's memory that JAX takes, in all programs together."""
+"""The share of an accelerator's memory that JAX takes in all processes together."""
 PATIENCE = 20.0
-"""Seconds that a program has to end by itself."""
+"""Seconds that a process has to end by itself."""
 LAST = 1 << 16
-"""Bytes of the end of a log in which the error is looked for."""
+"""Bytes at the end of a log that are searched for the error."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A program. log: of what it prints. after: positions of jobs that end before it starts."""
+    """A process to run. log: file for its output. after: positions of jobs that must end before it starts."""
 
     name: str
     command: tuple[str, ...]
@@ -39,17 +39,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """error: one line; "" for a program that ended well."""
+    """error: one line; "" for a process that succeeded."""
 
     seconds: float
     error: str = ""
 
 
 def run_all(jobs: Sequence[Job], at_once: int, tell: Callable[[int, Ended | None], None]) -> list[Ended]:
-    """Run all programs, `at_once` beside each other; returns how each ended, in their order.
+    """Run all jobs, `at_once` in parallel; returns how each ended, in their order.
 
-    tell: called with a position when it starts (None) and when it has ended. When this is interrupted, the programs
-    that run are stopped.
+    tell: called with the position of a job when it starts (None) and when it has ended. On an interrupt, running
+    processes are stopped.
     """
     shares = core_shares(at_once)
     ended: dict[int, Ended] = {}
@@ -80,13 +80,13 @@ def run_all(jobs: Sequence[Job], at_once: int, tell: Callable[[int, Ended | None
 
 
 def end_with_starter() -> None:
-    """In a program of `run_all`: end when the process that started it has ended or stops it."""
+    """In a process of `run_all`: end when its parent has ended or stops it."""
     if os.environ.get(WORKER):
         threading.Thread(target=_wait_for_end, daemon=True).start()
 
 
 def core_shares(at_once: int) -> list[list[int]]:
-    """The cores of each of `at_once` programs: as equal as they can be, at least one."""
+    """The cores of each of `at_once` processes: as equal as possible, at least one."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     return [cores[slot::at_once] or [cores[slot % len(cores)]] for slot in range(at_once)]
 
@@ -100,7 +100,7 @@ def _start(job: Job, cores: Sequence[int], at_once: int) -> subprocess.Popen:
         program = subprocess.Popen(
             job.command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
         )
-    if hasattr(os, "sched_setaffinity"):  # of its threads too: they start later
+    if hasattr(os, "sched_setaffinity"):  # covers its threads, which start later
         os.sched_setaffinity(program.pid, cores)
     return program
 
@@ -123,9 +123,9 @@ def _stop(program: subprocess.Popen) -> None:
 
 
 def said_error(log: Path, code: int) -> str:
-    """The error of a program that ended with `code`, in one line: the last one that its log names."""
+    """The error of a process that ended with `code`, in one line: the last one in its log."""
     if code < 0:
-        return f"killed by signal {-code}{': perhaps for lack of memory' if code == -9 else ''}"
+        return f"killed by signal {-code}{', possibly out of memory' if code == -9 else ''}"
     with open(log, "rb") as file:
         file.seek(max(0, os.path.getsize(log) - LAST))
         lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
@@ -134,6 +134,6 @@ def said_error(log: Path, code: int) -> str:
 
 
 def _wait_for_end() -> None:
-    while os.read(0, 1024):  # of the descriptor: a thread that waits in sys.stdin would hold its lock at the end
+    while os.read(0, 1024):  # reads the descriptor: a thread waiting in sys.stdin would hold its lock at exit
         pass
     os._exit(130)

@@ -321,7 +321,7 @@ def test_gains_stand_in_the_files_in_the_terminal_and_on_the_page(compared):
     shown = page.chosen_metrics(found, [])
     html = build_report(page.report("toys", found, shown, [], {"seed": 42}, 0.0))
     body = next(part for part in html.split("<h2>") if part.startswith("evaluate: between models: train/score"))
-    for text in ("second - first", "third - first", "+0.150", "+0.350", "+0.200", "&lt;better&gt;", "to plain"):
+    for text in ("second - first", "third - first", "+0.150", "+0.350", "+0.200", "&lt;better&gt;", "from plain"):
         assert text in body, text
     table = page.terminal_table(found, shown, "")
     assert table.row_count == 3 * 4 + 5  # three models with a title and three rows each; a title and four gains
