@@ -1,6 +1,6 @@
-"""How far a synthetic set of images is from a real one, beside how far real images are from each other.
+"""Distances of a synthetic set of images from a real one, with the distances between real images as a reference.
 
-Shapes: N real and M synthetic images, F features, K of them that are compared.
+Shapes: N real and M synthetic images, F features, K of which are compared.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from elk_jax.threads import ProgressBar, no_bar
 NO_REFERENCE = "too few real images or patients to compare real with real: there is no reference"
 
 FEATURES = 20
-"""Features that are listed as the most different ones."""
+"""Number of features listed as the most different ones."""
 
 Kind = Literal["v0", "v1", "v1_log"]
 Bar = Callable[[str], ProgressBar]
@@ -31,12 +31,12 @@ Bar = Callable[[str], ProgressBar]
 
 @dataclass(frozen=True)
 class Settings(Checked):
-    """What is compared.
+    """Settings of a comparison.
 
-    frd: versions of the Frechet radiomics distance. count: images of a set at most; 0: all that fit, half the real ones
-    at most. paper_log: half the logarithm, as the formula of the paper has it. by_class: also each class by
-    itself. regions: where radiomics look, in whole images, or in the boxes or the masks of lesions; an image without
-    any is taken whole.
+    frd: versions of the Frechet radiomics distance. count: largest number of images of each set; 0: as many as
+    possible, at most half of the real ones. paper_log: half the logarithm, as in the formula of the paper. by_class:
+    also compare each class separately. regions: of the radiomics: whole images, or the boxes or masks of lesions;
+    images without lesions are used whole.
     """
 
     frd: tuple[Kind, ...] = ("v0", "v1")
@@ -53,12 +53,12 @@ class Settings(Checked):
                 f"frd is {','.join(self.frd) or 'empty'}", where="frd", todo="name v0, v1 or v1_log, each once"
             )
         if self.count == 1:
-            raise UserError("count is 1", where="count", todo="a distribution needs two images at least; 0 for all")
+            raise UserError("count is 1", where="count", todo="give at least 2 images, or 0 for all")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, smallest and largest value over random draws of images. None where there was none."""
+    """Mean, smallest and largest value over random draws of images; None without draws."""
 
     mean: float | None
     low: float | None
@@ -69,9 +69,9 @@ class Spread:
 class Measure:
     """One distance. synthetic: of synthetic images from real ones; real: of real ones from each other.
 
-    ratio: of the squared distances (of the power); None where it is not defined. images: of each set; features: that
-    were compared. unit: of the values. squared: distances, synthetic and real, for bars: means of squared ones; of
-    values that are logarithms geometric means, so that ratio and bars say what the values say.
+    ratio: of the squared distances (of the power); None if undefined. images: number in each set; features: number
+    compared. unit: of the values. squared: distances, synthetic and real, for bars: means of squared ones, or geometric
+    means if the values are logarithms, so that ratio and bars agree with the values.
     """
 
     name: str
@@ -86,7 +86,8 @@ class Measure:
 
 @dataclass(frozen=True)
 class Different:
-    """A feature: mean of real and synthetic images, and their difference in deviations of the real ones."""
+    """A feature: means of the real and synthetic images, and their difference in standard deviations of the real
+    ones."""
 
     name: str
     real: float
@@ -96,7 +97,7 @@ class Different:
 
 @dataclass(frozen=True)
 class Map:
-    """Two principal components of the features of both sets: [N, 2] and [M, 2]; shares of the variance they have."""
+    """Two principal components of the features of both sets, [N, 2] and [M, 2], and their shares of the variance."""
 
     real: np.ndarray
     synthetic: np.ndarray
@@ -105,7 +106,7 @@ class Map:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that was found. far: positions of the synthetic images, the one least like real ones first."""
+    """All results. far: positions of the synthetic images, the one farthest from the real ones first."""
 
     real: ImageSet
     synthetic: ImageSet
@@ -126,15 +127,15 @@ def compare(
     networks: Sequence[Pooled] = (),
     bar: Bar = lambda title: no_bar,
 ) -> Comparison:
-    """Compare two sets, in every space of features that is asked for.
+    """Compare two sets in all requested feature spaces.
 
-    UserError: fewer than two images of a set, or of a class of it, with features; an image in both sets; and, by class,
-    a class without images in one of them.
+    UserError for fewer than two images with features in a set or in a class of it; for an image in both sets; and, by
+    class, for a class without images in one of them.
     """
     for one in (real, synthetic):
         if len(one) < 2:
             what = f"{len(one)} image{'' if len(one) == 1 else 's'}"
-            raise UserError(what, where=one.name, todo="a distribution needs two at least")
+            raise UserError(what, where=one.name, todo="give at least two, which a distribution needs")
     check_apart(real, synthetic)
     classes = common_classes(real, synthetic) if settings.by_class else []
     spaces = _spaces(real, synthetic, settings, networks, bar)
@@ -155,7 +156,7 @@ def compare(
     told = real_or_synthetic(a, b, *patients, seed=settings.seed) if may_tell else None
     if told is None or told["auc"] is None:
         told = None
-        notes.append("no AUC of telling the sets apart: all images of one are of one patient, or no feature varies")
+        notes.append("no AUC of separating the sets: all images of one are of one patient, or no feature varies")
     return Comparison(
         real,
         synthetic,
@@ -202,12 +203,13 @@ def _measured(
     settings: Settings,
     whose: str = "",
 ) -> tuple[list[Measure], list[str]]:
-    """The distances of the images at these places, real and synthetic, and notes. whose: begins an error."""
+    """The distances of the images at these positions, real and synthetic, and notes. whose: start of an error
+    message."""
     draws = _draws(sets[0], places, settings)
     found, notes = [], []
     for kind, tables in spaces.tables.items():
         usable, said = _usable(kind, tables, sets, places, whose)
-        drawn = _draws(sets[0], usable, settings)  # of images with features: as many of either kind in every distance
+        drawn = _draws(sets[0], usable, settings)  # images with features: equal numbers of both kinds in every distance
         measure, of_distance = _radiomics(kind, *tables, drawn, usable, settings)
         found.append(measure)
         notes += [f"FRD {kind}: {one}" for one in (*said, *of_distance)]
@@ -233,7 +235,7 @@ def _usable(
     places: tuple[np.ndarray, np.ndarray],
     whose: str,
 ) -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
-    """The places of the images that have the features of a version, and notes on the others."""
+    """The positions of the images that have the features of a version, and notes on the others."""
     ours, theirs = (
         chosen[frd.defined(table, frd.RECIPES[kind])[chosen]] for table, chosen in zip(tables, places, strict=True)
     )
@@ -241,10 +243,10 @@ def _usable(
     for one, chosen, left, which in zip(sets, places, (ours, theirs), ("real", "synthetic"), strict=True):
         many = f"{len(chosen) - len(left)} of {len(chosen)} {which} images"
         if len(left) < 2:
-            todo = f"give two images with contrast at least, or leave {kind} out of frd"
-            raise UserError(f"{whose}{many} are constant, so that {kind} is undefined", where=one.name, todo=todo)
+            todo = f"give at least two images with contrast, or leave {kind} out of frd"
+            raise UserError(f"{whose}{many} are constant, so {kind} is undefined", where=one.name, todo=todo)
         if len(left) < len(chosen):
-            notes.append(f"{many} left out: constant, so that texture is undefined")
+            notes.append(f"{many} left out: constant, so texture is undefined")
     return (ours, theirs), notes
 
 
@@ -310,7 +312,7 @@ def _of_network(
 
 
 def _spectra(real: ImageSet, synthetic: ImageSet) -> list[Measure]:
-    """Shares of the power that is as fine as single pixels."""
+    """Shares of power at the scale of single pixels."""
     found = []
     measures = (("Checkerboard of single pixels", spectrum.checkerboard), ("Waves below 4 pixels", spectrum.fine))
     for name, share in measures:
@@ -322,7 +324,7 @@ def _spectra(real: ImageSet, synthetic: ImageSet) -> list[Measure]:
 
 
 def _different(names: Sequence[str], real: np.ndarray, synthetic: np.ndarray) -> tuple[Different, ...]:
-    """The features whose means differ most, in deviations of the real ones."""
+    """The features whose means differ most, in standard deviations of the real images."""
     usable = np.flatnonzero(radiomics.varying(real, synthetic))
     mean, other = real[:, usable].mean(0), synthetic[:, usable].mean(0)
     difference = (other - mean) / real[:, usable].std(0)
@@ -352,11 +354,11 @@ def _said_of_images(real: ImageSet, synthetic: ImageSet) -> list[str]:
     for one, which in ((real, "real"), (synthetic, "synthetic")):
         if one.regions:
             inside = sum(region is not None for region in one.regions)
-            notes.append(f"radiomics look at the lesions of {inside} of {len(one)} {which} images, at the others whole")
+            notes.append(f"radiomics cover the lesions in {inside} of {len(one)} {which} images, and the others whole")
         repeated = copies(one)
         if repeated:
             images = "1 image is a copy" if repeated == 1 else f"{repeated} images are copies"
-            notes.append(f"{images} of another {which} one")
+            notes.append(f"{images} of another {which} image")
         constant = sum(bool((image == image.flat[0]).all()) for image in one.images)
         if constant:
             notes.append(f"{constant} of {len(one)} {which} images {'is' if constant == 1 else 'are'} constant")

@@ -1,10 +1,10 @@
-"""The features of Inception-v3 that the Frechet inception distance is published with, from a file that the user brings.
+"""The features of Inception-v3 used by the published Frechet inception distance, from a weights file of the user.
 
 Shapes: B batch, H W size of an image, C channels (2,048 of the last map).
-The layers are those of the file; nothing is trained here. Batch normalisation is folded into the kernels.
+The layers come from the file; nothing is trained. Batch normalisation is folded into the kernels.
 
 Sources: Szegedy et al. 2016; torchvision's `inception_v3`; pytorch-fid's port of the network of Heusel et al. 2017,
-which pools otherwise in four places.
+which pools differently in four places.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from elk_jax.errors import UserError
 from elk_jax.weights import convert, reading
 
 SIDE = 299
-"""Pixels of an image that the network was trained on."""
+"""Side in pixels of the images that the network was trained on."""
 
 EPSILON = 0.001
-"""Of its batch normalisation."""
+"""Epsilon of its batch normalisation."""
 
 FID_CLASSES = 1008
-"""Classes of the network of the FID, by which its file is known; torchvision's has 1,000."""
+"""Number of classes of the FID network, which identifies its file; torchvision's network has 1,000."""
 
 HALVING = (
     *("Conv2d_1a_3x3", "Mixed_6a.branch3x3", "Mixed_6a.branch3x3dbl_3"),
     *("Mixed_7a.branch3x3_2", "Mixed_7a.branch7x7x3_4"),
 )
-"""Layers of stride 2, which have no padding either."""
+"""Layers with stride 2, which also have no padding."""
 
 UNPADDED = (*HALVING, "Conv2d_2a_3x3", "Conv2d_4a_3x3")
 
@@ -44,7 +44,7 @@ Kernels = Mapping[str, tuple[Any, Any]]
 
 
 class Inception(NamedTuple):
-    """kernels: of all layers; of_fid: whether it pools as the network of the FID does."""
+    """kernels: of all layers; of_fid: whether it pools like the FID network."""
 
     kernels: Kernels
     of_fid: bool
@@ -81,7 +81,7 @@ STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "pool", "Conv2d_3b_1x
 
 
 def load(path: Path) -> Pooled:
-    """The network in a file of torchvision or pytorch-fid. UserError for a file without its layers."""
+    """The network in a file of torchvision or pytorch-fid. UserError for a file that lacks its layers."""
     network = read(convert.strip_wrappers(reading.read_tensors(path)), path)
     return pooled(f"Inception of {path.name}", partial(last_map, of_fid=network.of_fid), network.kernels, SIDE)
 
@@ -92,12 +92,12 @@ def read(tensors: reading.Tensors, where: object) -> Inception:
     for name in layers():
         missing = [part for part in ("conv.weight", *(f"bn.{one}" for one in _NORM)) if f"{name}.{part}" not in tensors]
         if missing:
-            what = f"no tensor {name}.{missing[0]}: these are not the weights of an Inception-v3"
+            what = f"no tensor {name}.{missing[0]}: not the weights of an Inception-v3"
             raise UserError(what, where=where, todo="give the file of pytorch-fid or of torchvision's inception_v3")
         kernel = tensors[f"{name}.conv.weight"].astype(np.float32)
         scale, bias, mean, variance = (tensors[f"{name}.bn.{one}"].astype(np.float64) for one in _NORM)
         if kernel.ndim != 4 or {one.shape for one in (scale, bias, mean, variance)} != {kernel.shape[:1]}:
-            raise UserError(f"{name} has tensors of unfit shapes", where=where, todo="give the whole file again")
+            raise UserError(f"{name} has tensors of the wrong shapes", where=where, todo="download the file again")
         factor = scale / np.sqrt(variance + EPSILON)
         folded = kernel.transpose(2, 3, 1, 0) * factor
         kernels[name] = folded.astype(np.float32), (bias - mean * factor).astype(np.float32)
@@ -153,14 +153,15 @@ def _layer(kernels: Kernels, name: str, x: jax.Array) -> jax.Array:
 
 
 def _largest(x: jax.Array, stride: int) -> jax.Array:
-    """The largest of 3 x 3; with stride 1 also at the border, of what there is."""
+    """Max pooling over 3 x 3; with stride 1 also at the border, over the existing pixels."""
     pad = ((0, 0), (0, 0)) if stride == 2 else ((1, 1), (1, 1))
     window = (1, 3, 3, 1), (1, stride, stride, 1), ((0, 0), *pad, (0, 0))
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, *window)
 
 
 def _mean(x: jax.Array, inside: bool) -> jax.Array:
-    """The mean of 3 x 3. inside: at the border of what there is, as in the FID's network; else zeros count too."""
+    """Mean pooling over 3 x 3. inside: at the border average only existing pixels, as in the FID network; else include
+    zeros."""
     window = (1, 3, 3, 1), (1, 1, 1, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
     total = jax.lax.reduce_window(x, 0.0, jax.lax.add, *window)
     if not inside:

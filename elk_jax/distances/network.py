@@ -1,6 +1,6 @@
-"""Features of whole images by a network: what the Frechet inception distance and the kernel distance compare.
+"""Features of whole images from a network, for the Frechet inception distance and the kernel distance.
 
-Shapes: N images, B of a batch, S side that the network sees, C channels of its last map.
+Shapes: N images, B batch size, S side of the network's input, C channels of its last map.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ class Pooled(NamedTuple):
 
 
 def load_all(folders: Sequence[Path]) -> list[Pooled]:
-    """The networks of model folders, with different names: RUN/STAGE/model is STAGE, or where two are, all of its path.
+    """The networks of model folders, with distinct names: RUN/STAGE/model becomes STAGE, or the full path if that is
+    not unique.
 
-    UserError for a folder without such a network, and for one that is given twice.
+    UserError for a folder without such a network, and for one given twice.
     """
     places = [folder.absolute() for folder in folders]
     for number, place in enumerate(places):
@@ -49,9 +50,9 @@ def load(folder: Path, name: str) -> Pooled:
     params, content = model_folder.load_params(folder)
     config = classifiers.network_of(content)
     if config is None:
-        what = f"the weights are of '{content.architecture}', not a classifier's"
+        what = f"the weights are those of '{content.architecture}', not of a classifier"
         raise UserError(
-            what, where=folder, todo="name a folder of launch/import_weights.py, or of a trained classifier"
+            what, where=folder, todo="name a folder written by launch/import_weights.py, or of a trained classifier"
         )
     network = NETWORKS[config.name]
 
@@ -79,6 +80,6 @@ def pooled(name: str, last_map: Callable[[Any, jax.Array], jax.Array], params: A
 
 
 def _resized(image: np.ndarray, side: int) -> np.ndarray:
-    """An image [H, W] as [S, S], whatever its shape."""
+    """An image [H, W] resized to [S, S], whatever its shape."""
     shrinks = min(image.shape) > side
     return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

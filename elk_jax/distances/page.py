@@ -15,10 +15,10 @@ from elk_jax.reporting.report import Report, Section
 from elk_jax.spread import spread
 
 PICTURES = 12
-"""Images of a kind that are shown."""
+"""Number of images shown of each kind."""
 
 LONGEST = 30
-"""Letters of the name of an image; of a longer one the middle is left out."""
+"""Longest name of an image, in characters; longer ones are cut in the middle."""
 
 NAMES = ("synthetic from real", "real from real")
 
@@ -28,7 +28,7 @@ def page(found: Comparison) -> Report:
     sections = [_distances(found)]
     if found.of_classes:
         blocks = [f"<h3>{html.text(name)}</h3>{_table(measures)}" for name, measures in found.of_classes.items()]
-        sections.append(Section("Each class by itself", "".join(blocks)))
+        sections.append(Section("Each class separately", "".join(blocks)))
     sections += [_cloud(found), _features(found), _pictures(found)]
     real, synthetic = found.real, found.synthetic
     return Report(
@@ -37,7 +37,7 @@ def page(found: Comparison) -> Report:
         summary=f"{headline(found)} {told_apart(found)}".strip(),
         facts={"Real": _counted(real), "Synthetic": _counted(synthetic), "Seed": str(found.settings.seed)},
         sections=sections,
-        footer="Distances depend on the number of images: compare them at equal numbers only.",
+        footer="Distances depend on the number of images: compare them only for equal numbers.",
     )
 
 
@@ -51,14 +51,14 @@ def _distances(found: Comparison) -> Section:
         for measure in found.measures
     ]
     parts = [_cards(found), _table(found.measures), f"<h3>Side by side</h3>{html.legend(NAMES)}"]
-    parts.append(paired_bars(rows, title="Distances of synthetic from real, and of real from real images"))
+    parts.append(paired_bars(rows, title="Distances of synthetic images and of real images from real ones"))
     parts.append(
         html.paragraph("Bars are squared distances or shares of power; each pair has its own scale.", "soft small")
     )
     parts += [html.paragraph(f"Note: {note}.", "soft small") for note in found.notes]
     note = (
-        "Means over ten random draws, with the smallest and the largest: half of the real images by patient, against "
-        "as many synthetic ones or the other half."
+        "Means over ten random draws, with the smallest and the largest value. Each draw compares half of the real "
+        "images (split by patient) with as many synthetic ones, and with the other half."
     )
     return Section("Distances", "".join(parts), note)
 
@@ -120,8 +120,8 @@ def _cloud(found: Comparison) -> Section:
     axes = [f"component {k + 1}, {share:.0%} of the variance" for k, share in enumerate(found.map.shares)]
     chart = cloud_chart(clouds, title="Map of the images", x_label=axes[0], y_label=axes[1])
     note = (
-        "Each point is an image: the two principal components of the features of both sets, in deviations of the real "
-        "images, clipped at six."
+        "Each point is an image. Axes: the first two principal components of the features of both sets, in standard "
+        "deviations of the real images, clipped at six."
     )
     return Section("Map", html.legend(("synthetic", "real")) + chart, note)
 
@@ -145,7 +145,7 @@ def _features(found: Comparison) -> Section:
         )
         for one in found.different
     ]
-    note = "Means of both sets; their difference in deviations of the real images."
+    note = "Means of both sets, and their difference in standard deviations of the real images."
     return Section(
         "Most different features", html.table(["Feature", "Real", "Synthetic", "Difference", ""], rows), note
     )
@@ -158,12 +158,12 @@ def _pictures(found: Comparison) -> Section:
     for title, one, places in (
         ("Real", real, spread(len(real), PICTURES).tolist()),
         ("Synthetic", synthetic, spread(len(synthetic), PICTURES).tolist()),
-        ("Synthetic, least like the mean of the real ones", synthetic, list(found.far[:PICTURES])),
-        ("Synthetic, most like the mean of the real ones", synthetic, list(near[:PICTURES])),
+        ("Synthetic images farthest from the mean of the real ones", synthetic, list(found.far[:PICTURES])),
+        ("Synthetic images closest to the mean of the real ones", synthetic, list(near[:PICTURES])),
     ):
         shown = [Strip([Closeup(one.images[k])], _short(one.titles[k]), one.classes[k]) for k in places]
         blocks.append(f"<h3>{html.text(title)}</h3>{strips(shown)}")
-    return Section("Pictures", "".join(blocks), "A click enlarges a picture.")
+    return Section("Pictures", "".join(blocks), "Click a picture to enlarge it.")
 
 
 def _short(name: str) -> str:

@@ -23,18 +23,19 @@ from elk_jax.randomness import Purpose, random_order
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 MOST_MEMORY = 0.25
-"""Share of the machine's memory for the images of a set: both sets are in memory, and one again in other units."""
+"""Share of the machine's memory for the images of a set: both sets are in memory, and one a second time in other
+units."""
 
 
 Regions = Literal["images", "boxes", "masks"]
-"""Where radiomics look: in whole images, in the boxes of lesions, or in their masks."""
+"""Regions of the radiomics: whole images, the boxes of lesions, or their masks."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """N images [H, W] float32 in [0, 1] of any sizes, with what is known of each. classes: "" where it has none.
+    """N images [H, W] float32 in [0, 1] of any sizes, with their metadata. classes: "" without a class.
 
-    regions: bool [H, W], where radiomics look; None: everywhere. () for all images whole.
+    regions: bool [H, W], where radiomics are computed; None: everywhere. () if all images are used whole.
     """
 
     name: str
@@ -63,10 +64,9 @@ def read(
     on_error: OnError = "stop",
     progress: ProgressBar = no_bar,
 ) -> ImageSet:
-    """The images of a split of a source ("": of all); of more than `most`, that many drawn by the seed (0: all).
+    """The images of a split of a source ("": all); if there are more than `most`, that many drawn by the seed (0: all).
 
-    UserError as `open_source`, for a source of pairs or without masks that are asked for, and for images that would
-    take more than MOST_MEMORY.
+    UserError as in `open_source`, for pairs, for missing masks, and for images that would take more than MOST_MEMORY.
     """
     masks = _mask_folder(spec) if regions == "masks" else None
     source = open_source(spec, split, on_error=on_error, cache_bytes=0)
@@ -75,11 +75,11 @@ def read(
     if most and len(source) > most:
         source = subset(source, sorted(random_order(len(source), seed, Purpose.PATIENTS)[:most].tolist()))
     if masks is not None and not any((masks / info.file_name).is_file() for info in source.infos):
-        raise UserError("no mask has the name of an image", where=masks, todo="name them so, or take the boxes")
+        raise UserError("no mask has the name of an image", where=masks, todo="rename them, or use the boxes")
     needed = 4 * sum(info.width * info.height for info in source.infos)
     held = MOST_MEMORY * host_memory.installed()
     if needed > held:
-        what = f"{len(source)} images take {needed / 1e9:.1f} GB of memory, at most {held / 1e9:.1f} here"
+        what = f"{len(source)} images take {needed / 1e9:.1f} GB of memory, but only {held / 1e9:.1f} GB can be used"
         raise UserError(what, where=source.name, todo="compare fewer with --count, or cut patches")
     images = map_in_threads(lambda position: source[position].image[..., 0], len(source), progress)
     infos = source.infos
@@ -95,17 +95,17 @@ def read(
 
 
 def _mask_folder(spec: SourceSpec) -> Path:
-    """`masks/` beside a COCO file, where the programs that paint lesions write them. UserError where there is none."""
+    """`masks/` beside a COCO file, where the programs that paint lesions write them. UserError if it is missing."""
     folder = Path(spec.place).parent / "masks"
     if spec.kind != "coco" or not folder.is_dir():
-        todo = "give coco:FILE.json with a folder masks/ beside it, or take the boxes"
+        todo = "give coco:FILE.json with a folder masks/ beside it, or use the boxes"
         raise UserError("no masks of the images", where=spec.spec, todo=todo)
     return folder
 
 
 def _region(info: ImageInfo, masks: Path | None) -> np.ndarray | None:
-    """The lesions of an image [H, W] bool: its mask, where there is a file of the image's name, else all its boxes;
-    None for an image with neither, and one that its boxes cover."""
+    """The lesions of an image [H, W] bool: its mask if there is a file with the image's name, else all its boxes; None
+    for an image with neither, and for one covered by its boxes."""
     if masks is not None and (path := masks / info.file_name).is_file():
         return np.asarray(decode_image(path)[0][..., 0] > 0)
     boxes = info.boxes[~info.ignore]
@@ -116,7 +116,7 @@ def _region(info: ImageInfo, masks: Path | None) -> np.ndarray | None:
 
 
 def _classes(source: ImageSource) -> tuple[str, ...]:
-    """The one class of each image; "" for an image with none, or with boxes of several."""
+    """The single class of each image; "" for an image with none, or with boxes of several."""
     found = []
     for info in source.infos:
         labels = set(info.labels[~info.ignore].tolist())
@@ -125,21 +125,21 @@ def _classes(source: ImageSource) -> tuple[str, ...]:
 
 
 def check_apart(real: ImageSet, synthetic: ImageSet) -> None:
-    """UserError where an image is in both sets: the distance would measure the copies."""
+    """UserError if an image is in both sets, as the distance would measure the copies."""
     first, second = ([(pixel_hash(i[..., None]), t) for i, t in zip(s.images, s.titles)] for s in (real, synthetic))
     duplicates.check_apart(first, second, synthetic.name)
 
 
 def copies(one: ImageSet) -> int:
-    """How many images of a set repeat an earlier one, pixel by pixel."""
+    """The number of images of a set that repeat an earlier one, pixel by pixel."""
     return len(one) - len({pixel_hash(image[..., None]) for image in one.images})
 
 
 def common_classes(real: ImageSet, synthetic: ImageSet) -> list[str]:
-    """The classes of both sets. UserError where images have no class, and for a class of fewer than two images."""
+    """The classes of both sets. UserError for images without a class, and for a class with fewer than two images."""
     for one in (real, synthetic):
         if "" in one.classes:
-            raise UserError("images without a class of their own", where=one.name, todo="compare them without by_class")
+            raise UserError("images without a single class", where=one.name, todo="compare them without by_class")
     names = sorted({*real.classes, *synthetic.classes})
     for name in names:
         for one in (real, synthetic):

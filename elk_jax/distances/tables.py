@@ -1,4 +1,4 @@
-"""A comparison of two sets as text: the cells of its tables, in the terminal and on its page."""
+"""A comparison of two sets as text: the cells of its tables, for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from elk_jax.reporting.tables import named_table
 
 
 def print_comparison(found: Comparison, console: Console) -> None:
-    """The distances, those of each class, the most different features, and what a reader should know."""
+    """Print the distances, those of each class, the most different features, and the notes."""
     console.print(_measures("", found.measures))
     for name, measures in found.of_classes.items():
         console.print(_measures(f"class {name}", measures))
@@ -54,13 +54,13 @@ def headline(found: Comparison) -> str:
 
 
 def told_apart(found: Comparison) -> str:
-    """How well the features tell the sets apart, in a sentence; "" where that is not defined."""
+    """How well the features separate the sets, in a sentence; "" if undefined."""
     if found.told_apart is None:
         return ""
     estimate = {name: found.told_apart[key] for name, key in (("value", "auc"), ("low", "low"), ("high", "high"))}
     bounds = html.interval(estimate, 2)
     return (
-        f"Told apart by these features, in cross-validation, with an AUC of {html.number(estimate['value'], 2)}"
+        f"In cross-validation, these features separate the sets with an AUC of {html.number(estimate['value'], 2)}"
         f"{f' ({bounds})' if bounds else ''}; 0.5 would be indistinguishable."
     )
 

@@ -1,4 +1,4 @@
-"""The measured time of a training step on the devices at hand."""
+"""The measured time of a training step on the devices of this machine."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Measured(NamedTuple):
 
 
 def measure_step(compiled: Any, step: Step, mesh: Mesh, batch: Any) -> Measured:
-    """Seconds of an update from fresh weights, on a batch of noise of the shapes of `batch`. Constants are zeros."""
+    """Seconds of an update from fresh weights, on a batch of noise with the shapes of `batch`. Constants are zeros."""
     state = on_mesh(step, mesh).init(fresh_params(step, mesh))
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), step.constants)
     constants = meshes.place_constants(zeros, mesh)
     placed = meshes.put_batch(_noise(batch), mesh)
     times = []
-    for repetition in range(REPETITIONS + 1):  # the first warms up
+    for repetition in range(REPETITIONS + 1):  # the first one warms up
         start = time.perf_counter()
         state, metrics = compiled(state, constants, placed)
         jax.block_until_ready(metrics)

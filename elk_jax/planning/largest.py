@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable
 
 MOST = 4096
-"""Examples a chip; more are never tried."""
+"""Largest batch that is tried, in examples per chip."""
 
 
 def largest_batch(total: Callable[[int], float], start: int, limit: float) -> int:
-    """The largest batch with total(batch) <= limit, to an eighth of it; 0 where not even one example fits.
+    """The largest batch with total(batch) <= limit, to within an eighth; 0 if not even one example fits.
 
-    total: bytes of a batch, which never fall with its size; infinite for one that cannot be compiled. It is asked as
-    rarely as possible: memory grows along a line, nearly, so two answers predict the others. The result has been asked
-    for, and fits.
+    total: bytes of a batch, non-decreasing in its size; infinite for one that cannot be compiled. It is called as
+    rarely as possible: memory grows almost linearly, so two values predict the others. The returned batch has been
+    tried and fits.
     """
     known: dict[int, float] = {}
     size = max(start, 1)
@@ -30,7 +30,8 @@ def largest_batch(total: Callable[[int], float], start: int, limit: float) -> in
 
 
 def _next(known: dict[int, float], fits: int, fails: int, limit: float) -> int:
-    """The batch to try next, above `fits` and below `fails`; `fits` itself where a line predicts that no more fit."""
+    """The batch to try next, above `fits` and below `fails`; `fits` itself if linear extrapolation predicts that no
+    more fit."""
     finite = sorted(size for size, need in known.items() if math.isfinite(need))
     if len(finite) > 1:
         low, high = finite[-2:]

@@ -1,4 +1,4 @@
-"""A plan as a page, with a figure where there are several slices."""
+"""A plan as a page, with a figure if there are several slices."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def page(plan: Plan) -> Report:
 
 def _scaling_chart(found: Sequence[Efficiency]) -> str:
     chips = [math.log2(one.chips) for one in found]
-    return html.legend(("data between chips hidden", "not hidden")) + line_chart(
+    return html.legend(("exchange between chips hidden", "not hidden")) + line_chart(
         [
             Series("hidden", chips, [one.hidden for one in found], 0, dots=(chips, [one.hidden for one in found])),
             Series(

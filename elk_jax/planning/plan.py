@@ -1,8 +1,8 @@
-"""What a train stage needs on a slice of chips, found by compiling it: no data, no weights, no chip.
+"""The requirements of a train stage on a slice of chips, found by compiling it without data, weights or chips.
 
-A plan compiles the real training step and the real prediction of a stage for every slice it is asked about, and reads
-the compiled programs: memory by what holds it, arithmetic and bytes by part of the model, collectives, and the least
-time by the roofline of the chip. Shapes stand for arrays throughout.
+A plan compiles the actual training step and prediction of a stage for every given slice, and analyses the compiled
+programs: memory by purpose, arithmetic and bytes by part of the model, collectives, and a lower bound on the time from
+the roofline of the chip. Shapes replace arrays throughout.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from elk_jax.training.step.step import Step, on_mesh
 Say = Callable[[str], None]
 STEP, PREDICTION = "training step", "prediction"
 SPARE = 0.03
-"""Of a chip's memory, that its run time keeps for itself."""
+"""Share of a chip's memory that is reserved by its runtime."""
 
 
 @dataclass(frozen=True)
 class Program:
     """One compiled program on one slice.
 
-    what: STEP or PREDICTION. shape: of its batch, such as 800x1344. batch: examples a chip. memory: with the state of
-    the training, also of a prediction, which a training makes meanwhile. fits: in the memory of the chip.
-    compiler_bytes: the compiler's own account of memory traffic, which counts loops once and on-chip memory too.
-    compile_seconds: processor time of the compiler. measured: seconds of an update, on the devices at hand.
+    what: STEP or PREDICTION. shape: of its batch, such as 800x1344. batch: examples per chip. memory: includes the
+    training state, for a prediction too, as it runs during training. fits: in the memory of the chip. compiler_bytes:
+    the compiler's own account of memory traffic, which counts loops once and on-chip memory too. compile_seconds:
+    processor time of the compiler. measured: seconds of an update, on the devices of this machine.
     """
 
     what: str
@@ -66,7 +66,8 @@ class Program:
 
 
 class Refused(NamedTuple):
-    """A program that the compiler found too large. what, shape: as in `Program`. reason: the compiler's."""
+    """A program that the compiler rejected as too large. what, shape: as in `Program`. reason: given by the
+    compiler."""
 
     what: str
     shape: str
@@ -75,9 +76,9 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class SlicePlan:
-    """A stage on one slice. refused: programs that the compiler found too large.
+    """A stage on one slice. refused: programs that the compiler rejected as too large.
 
-    largest_batch: examples a chip that fit in training; None where nobody asked.
+    largest_batch: examples per chip that fit in training; None if not requested.
     """
 
     slice: Slice
@@ -99,10 +100,11 @@ class SlicePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A stage on one or more slices. batch: examples a chip. assumed: what only data and weights could say.
+    """A stage on one or more slices. batch: examples per chip. assumed: assumptions that only data and weights could
+    confirm.
 
-    steps: of a training by the recipe. folds: trainings of a cross-validation. refit: whether another follows, of no
-    more steps than each of them, whose model is kept.
+    steps: of one training with the recipe. folds: trainings of a cross-validation. refit: whether another training
+    follows, with at most as many steps, whose model is kept.
     """
 
     experiment: str
@@ -116,13 +118,13 @@ class Plan:
 
     @property
     def all_steps(self) -> int:
-        """The most steps that the stage takes, in all its trainings."""
+        """The largest number of steps of the stage, over all its trainings."""
         return (self.folds + self.refit) * self.steps
 
 
 class Efficiency(NamedTuple):
-    """Predicted speed of a chip in a slice, relative to one without data between chips, which are hidden behind other
-    work wholly (`hidden`) or not at all (`exposed`)."""
+    """Predicted speed of a chip in a slice, relative to one that exchanges no data with others; the exchange is fully
+    hidden behind other work (`hidden`) or not at all (`exposed`)."""
 
     topology: str
     chips: int
@@ -142,11 +144,11 @@ def plan(
 ) -> Plan:
     """Compile a train stage for every slice (`topology.find`): its step, and for the first slice its prediction.
 
-    stage: "" for the only one that trains. batch: examples a chip; 0: those of the recipe's global batch where it
-    divides over the chips of the first slice, else the whole of it on every chip. every_shape: of the batches; else
-    the one with most pixels. largest: look for the largest batch that fits a chip of the first slice. quick: the least
-    effort of the TPU's compiler. say: told of progress. UserError for a stage that does not train, a slice that does
-    not exist, slices of different chips, and settings that no training accepts.
+    stage: "" for the only one that trains. batch: examples per chip; 0: the recipe's global batch divided among the
+    chips of the first slice if possible, else all of it on every chip. every_shape: compile all shapes of batches, not
+    only the one with the most pixels. largest: search for the largest batch that fits on a chip of the first slice.
+    quick: the least effort of the TPU's compiler. say: called with progress messages. UserError for a stage that does
+    not train, a slice that does not exist, slices of different chips, and settings that no training accepts.
     """
     experiment = parse(config)
     chosen = _train_stage(experiment, stage)
@@ -160,12 +162,14 @@ def plan(
         whole = recipes_own.batch_size
         batch = whole // chips if whole % chips == 0 else whole
         if whole % chips:
-            assumed += (f"{whole} examples on each chip, as the recipe's batch does not divide over {chips} chips",)
+            assumed += (f"{whole} examples on each chip, as the recipe's batch is not divisible by {chips} chips",)
     shapes = list(recipes_own.training)
     if not every_shape:
         shapes = [max(shapes, key=lambda shape: sum(map(np.size, jax.tree.leaves(recipes_own.training[shape]))))]
     if quick:
-        assumed += ("the least effort of the compiler: a training's own program needs less memory, moves fewer bytes",)
+        assumed += (
+            "the least effort of the compiler: the program used in training needs less memory and moves fewer bytes",
+        )
     planned: list[SlicePlan] = []
     for target, mesh in zip(found, meshed):
         compiler = _Compiler(experiment, chosen, make, target, mesh, quick, say)
@@ -179,7 +183,7 @@ def plan(
 
 
 def efficiencies(plan: Plan) -> list[Efficiency]:
-    """Weak scaling by the roofline, by number of chips. Slices whose step was refused are left out."""
+    """Weak scaling from the roofline, by number of chips. Slices whose step was refused are left out."""
     steps = {one.slice: one.steps[0].bound for one in plan.slices if one.steps}
     ordered = sorted(steps, key=lambda target: len(target.devices))
     if not ordered:
@@ -196,7 +200,7 @@ def _slices(names: Sequence[str]) -> list[Slice]:
     found = [topology.find(name) for name in dict.fromkeys(names)]
     for target in found[1:]:
         if target.chip.name != found[0].chip.name:
-            what = f"{found[0].name} and {target.name} are of different chips, whose times cannot be compared"
+            what = f"{found[0].name} and {target.name} have different chips, whose times cannot be compared"
             raise UserError(what, where="--topology", todo="plan each kind of chip separately")
     return found
 
@@ -214,7 +218,7 @@ def _train_stage(experiment: Experiment, name: str) -> TrainStage:
 
 
 Make = Callable[[int | None, int], Workload]
-"""(global batch size, None for the recipe's; devices) -> what a stage computes."""
+"""(global batch size or None for the recipe's; devices) -> the computation of a stage."""
 
 
 def _workloads(experiment: Experiment, stage: Stage) -> Make:
@@ -243,7 +247,7 @@ class _Compiler:
     say: Say
 
     def plan(self, batch: int, shapes: Sequence[str], kinds: Sequence[str]) -> SlicePlan:
-        """Programs of the stage with `batch` examples a chip."""
+        """Programs of the stage with `batch` examples per chip."""
         workload = self.make(batch * self.mesh.size, self.mesh.size)
         programs: list[Program] = []
         refused: list[Refused] = []
@@ -257,7 +261,7 @@ class _Compiler:
         return SlicePlan(self.target, dict(self.mesh.shape), tuple(programs), tuple(refused))
 
     def largest(self, planned: SlicePlan, batch: int) -> int:
-        """Examples a chip of the largest training step that fits, of the shape that needs most memory."""
+        """Examples per chip in the largest training step that fits, for the shape that needs the most memory."""
         steps, parts = planned.steps, self.experiment.recipe_of(self.stage).accumulate
         too_large = [shape for what, shape, _ in planned.refused if what == STEP]
         shape = too_large[0] if too_large else max(steps, key=lambda step: step.memory.total).shape
@@ -269,12 +273,12 @@ class _Compiler:
                 known[size] = float(program.memory.total) if isinstance(program, Program) else math.inf
             return known[size]
 
-        # every micro-batch gives every chip whole examples
+        # a micro-batch has a whole number of examples on each chip
         most = largest_batch(lambda each: total(each * parts), batch // parts, self.target.chip.memory * (1 - SPARE))
         return most * parts
 
     def during_training(self, program: Program, before: Sequence[Program]) -> Program:
-        """The program with the memory of what waits meanwhile: a training predicts while it holds its state."""
+        """The program with the memory of the training state, which stays allocated during prediction."""
         if program.what != PREDICTION or not before:
             return program
         state = before[0].memory
@@ -285,9 +289,9 @@ class _Compiler:
         return held.total <= self.target.chip.memory * (1 - SPARE)
 
     def program(self, workload: Workload, what: str, shape: str) -> Program | str:
-        """The compiled program, or the compiler's reason to refuse it: it does not fit."""
+        """The compiled program, or the compiler's reason for rejecting it as too large."""
         batch, chip = workload.batch_size // self.mesh.size, self.target.chip
-        self.say(f"compiling the {what} of {shape} for {self.target.name}, {batch} examples a chip")
+        self.say(f"compiling the {what} for {shape} on {self.target.name}, {batch} examples per chip")
         lowered = self.lowered(workload, what, shape)
         start = time.process_time()
         try:
@@ -319,7 +323,7 @@ class _Compiler:
         return step_of(workload.model, recipe, self.mesh, self.experiment.seed, workload.protection)
 
     def lowered(self, workload: Workload, what: str, shape: str) -> Any:
-        """The program as the training and the prediction trace it, from shapes."""
+        """The program as traced in training and prediction, from shapes."""
         model, mesh, step = workload.model, self.mesh, self.step(workload)
         if what == STEP:
             program, constants = on_mesh(step, mesh), _laid_out(step.constants, mesh)

@@ -1,4 +1,4 @@
-"""The privacy of a training before it is trained: its noise or its epsilon, in tables and as a picture."""
+"""The privacy of a training, before it is run: its noise or its epsilon, as a table and a plot."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class Question(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.noise_multiplier is not None and self.noise_multiplier < NOISE.low:
-            what = f"a noise multiplier of {self.noise_multiplier:g} hides nobody, whatever epsilon is claimed"
+            what = f"a noise multiplier of {self.noise_multiplier:g} protects nobody, whatever epsilon is claimed"
             raise UserError(what, where="noise_multiplier", todo=f"give a number {NOISE}")
         self._one_of("epochs", "steps")
         self._one_of("epsilon", "noise_multiplier")
         if self.batch_size > self.examples:
-            what = f"a batch of {self.batch_size:g} is larger than the {self.examples:,} {self.unit}s that there are"
+            what = f"a batch of {self.batch_size:g} is larger than the total of {self.examples:,} {self.unit}s"
             todo = f"give at most {self.examples}, which is a full batch"
             raise UserError(what, where="batch_size", todo=todo)
 
@@ -78,7 +78,7 @@ class Question(Checked):
         return self.steps or max(1, round((self.epochs or 0) / self.sampling_rate))
 
     def ledger(self, noise_multiplier: float) -> Ledger:
-        """All that the runs release."""
+        """The ledger of everything that the runs release."""
         phase = Phase(self.sampling_rate, noise_multiplier, self.steps_of_a_run * self.runs)
         return Ledger((phase,), self.unit)
 
@@ -86,7 +86,8 @@ class Question(Checked):
         return epsilon_of(self.ledger(noise_multiplier).phases, self.delta, accountant)
 
     def noise(self, accountant: Accountant) -> float:
-        """The noise multiplier: the given one, or what `epsilon` needs by this accountant, rounded up to 5 digits."""
+        """The noise multiplier: the given one, or the one that `epsilon` needs with this accountant, rounded up to 5
+        digits."""
         if self.noise_multiplier is not None:
             return self.noise_multiplier
         assert self.epsilon is not None
@@ -97,7 +98,7 @@ class Question(Checked):
 
 @dataclass(frozen=True)
 class Row:
-    """What one accountant says. noise: for the wanted epsilon, None where the noise is given."""
+    """The result of one accountant. noise: for the requested epsilon; None if the noise is given."""
 
     accountant: Accountant
     noise: float | None
@@ -106,7 +107,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Answer:
-    """noise, epsilon: by the accountant of the question; rows: by each, of this noise."""
+    """noise, epsilon: from the accountant of the question; rows: from each accountant, for this noise."""
 
     question: Question
     noise: float
@@ -115,7 +116,7 @@ class Answer:
 
 
 def answer(question: Question) -> Answer:
-    """UserError where no noise gives this epsilon."""
+    """UserError if no noise gives this epsilon."""
     noise = question.noise(question.accountant)
     wanted = question.noise_multiplier is None
     rows = tuple(
@@ -126,14 +127,14 @@ def answer(question: Question) -> Answer:
 
 
 def print_answer(found: Answer, console: Console) -> None:
-    """What is trained, who is protected, the figures of each accountant, and what they leave out."""
+    """Print the training, the unit of protection, the results of each accountant, and what they do not include."""
     question = found.question
     for sentence in sentences(found):
         console.print(sentence)
     if question.delta * question.examples >= 1:
         console.print(
-            f"warning: delta {question.delta:g} is not below 1/{question.examples:,} = {1 / question.examples:.2g}: to "
-            f"publish the data of one {question.unit} drawn at random would count as private"
+            f"warning: delta {question.delta:g} is not below 1/{question.examples:,} = {1 / question.examples:.2g}: "
+            f"publishing the data of one random {question.unit} would count as private"
         )
     console.print(_table(found))
 
@@ -154,12 +155,12 @@ def sentences(found: Answer) -> list[str]:
         f"training: {runs}{question.steps_of_a_run:,} steps ({epochs:.4g} epochs), {batches}",
         f"protected: one {question.unit} ({question.ledger(found.noise).adjacency} adjacency: its gradients, or none; "
         f"the number of {units} is public)"
-        + ("; a patient with several images is protected less (--unit=patient)" if question.unit == "image" else ""),
+        + ("; a patient with several images is less protected (--unit=patient)" if question.unit == "image" else ""),
         f"noise multiplier {found.noise:.5g} (deviation of the noise over the clip norm), which is "
         f"{found.noise / question.batch_size:.2g} clip norms in each parameter of the mean gradient",
         f"epsilon {found.epsilon:.4g} at delta {question.delta:g}"
         + (f", all {question.runs} runs together" if question.runs > 1 else "")
-        + f". Not counted: {'' if question.runs > 1 else 'other runs on the same data (--runs), '}choices made by "
+        + f". Not included: {'' if question.runs > 1 else 'other runs on the same data (--runs), '}choices made by "
         "looking at private data",
     ]
 
@@ -182,9 +183,9 @@ def _table(found: Answer) -> Table:
 
 
 def curve(found: Answer) -> str:
-    """Epsilon over the steps and over the noise, by each accountant, as an SVG file."""
+    """Epsilon over steps and over noise, from each accountant, as an SVG file."""
     question, noise = found.question, found.noise
-    half = POINTS // 2  # both curves have a point at what was asked
+    half = POINTS // 2  # both curves have a point at the settings of the question
     steps = sorted({max(1, round(question.steps_of_a_run * point / half)) for point in range(1, POINTS + 1)})
     noises = np.geomspace(max(noise / 2, NOISE.low), 2 * noise, POINTS - 1).tolist()
 

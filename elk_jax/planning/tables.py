@@ -1,4 +1,4 @@
-"""A plan as tables in the terminal, and the rows that its page has as well."""
+"""A plan as tables in the terminal, and the rows that its page shares."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from elk_jax.programs.account import Account, Total
 from elk_jax.reporting.tables import named_table
 
 LARGE = 0.2
-"""A part with more of the bytes than this is shown by its own parts."""
+"""A part with a larger share of the bytes is divided into its own parts."""
 ROWS = 24
 DEEPEST = 4
 MEMORY = {
@@ -26,11 +26,11 @@ MEMORY = {
     "results": "results",
     "program": "program",
 }
-"""Fields of `Memory`, as they are called."""
+"""Labels of the fields of `Memory`."""
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Tables of all that was found."""
+    """Print the tables of a plan."""
     for sentence in plan.assumed:
         console.print(f"assumed: {sentence}")
     if plan.steps:
@@ -49,39 +49,39 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def headline(plan: Plan, one: SlicePlan) -> str:
-    """Whether the stage fits a slice, and how large a batch could be, in a line."""
+    """One line: whether the stage fits on a slice, and the largest batch."""
     chips, chip = len(one.slice.devices), one.slice.chip
     answer = "fits" if one.fits else "does not fit"
     text = (
-        f"{plan.stage} on {one.slice.name} ({chips} x {chip.name}, mesh {_mesh(one)}), {plan.batch} examples a chip, "
-        f"{plan.batch * chips} in all: {answer} in {binary(chip.memory)} a chip"
+        f"{plan.stage} on {one.slice.name} ({chips} x {chip.name}, mesh {_mesh(one)}), {plan.batch} examples per chip, "
+        f"{plan.batch * chips} in total: {answer} in {binary(chip.memory)} per chip"
     )
     if one.largest_batch is not None:
         text += (
-            f"; at most about {one.largest_batch} examples a chip fit" if one.largest_batch else "; not even one fits"
+            f"; at most about {one.largest_batch} examples per chip fit" if one.largest_batch else "; not even one fits"
         )
     return text
 
 
 def length(plan: Plan) -> str:
-    """How many trainings and steps the stage has, in a line, with the least time of them on the first slice."""
+    """One line: the number of trainings and steps of the stage, with a lower bound on their time on the first slice."""
     said = f"{plan.steps} steps"
     if plan.folds and not plan.refit:
-        said = f"{plan.folds} folds of {plan.steps} steps, which are the model together, {plan.all_steps} in all"
+        said = f"{plan.folds} folds of {plan.steps} steps, which together form the model, {plan.all_steps} in total"
     elif plan.folds:
         said = (
             f"{plan.folds + 1} trainings: {plan.folds} folds of {plan.steps} steps, then one on all patients "
-            f"of as many at most, {plan.all_steps} in all"
+            f"with at most as many, {plan.all_steps} in total"
         )
     steps = plan.slices[0].steps
     if not steps:
         return said
     seconds = plan.all_steps * steps[0].bound.exposed
-    return f"{said}; at {duration(steps[0].bound.exposed)} a step {duration(seconds)}, without evaluations"
+    return f"{said}; at {duration(steps[0].bound.exposed)} per step {duration(seconds)}, without evaluations"
 
 
 def parts(read: Account) -> list[tuple[str, Total]]:
-    """Parts of the model with their totals, most bytes first; a large part by its own parts."""
+    """Parts of the model with their totals, most bytes first; large parts are divided into their own parts."""
     whole = max(read.total.bytes, 1)
     chosen = dict(_split(read, "", 1, whole))
     totals = [(name, read.by_part(depth)[name]) for name, depth in chosen.items()]
@@ -97,7 +97,7 @@ def _split(read: Account, prefix: str, depth: int, whole: int) -> Iterable[tuple
     for name, total in read.by_part(depth).items():
         if not (name == prefix or name.startswith(f"{prefix}/") or not prefix):
             continue
-        # what has the name of the whole itself is not divided further: its parts stand beside it
+        # a part with the name of the whole is not divided further: its parts are listed next to it
         inside = name != prefix and any(n.startswith(f"{name}/") for n in read.by_part(depth + 1))
         if total.bytes > LARGE * whole and inside and depth < DEEPEST:
             yield from _split(read, name, depth + 1, whole)
@@ -106,21 +106,21 @@ def _split(read: Account, prefix: str, depth: int, whole: int) -> Iterable[tuple
 
 
 def facts(one: SlicePlan, program: Program) -> dict[str, str]:
-    """What the summary of a program says, in its order."""
+    """The rows of the summary of a program, in order."""
     bound, read, memory = program.bound, program.account, program.memory
     found = {
         "memory": f"{binary(memory.total)} of {binary(one.slice.chip.memory)}",
         **{f"- {MEMORY[name]}": binary(size) for name, size in memory._asdict().items() if size},
         "arithmetic": f"{scaled(read.total.flops, 'FLOP')}: {duration(bound.arithmetic)}",
         "memory traffic": f"{scaled(read.total.bytes, 'B')}: {duration(bound.memory)}",
-        "- of it layout copies": scaled(read.layout_copies, "B"),
+        "- including layout copies": scaled(read.layout_copies, "B"),
     }
     for (kind, group), moved in read.collectives().items():
         found[f"{kind} over {group} chips"] = f"{moved.number} with {scaled(moved.bytes, 'B')}"
     if read.collectives():
         found["data between chips"] = duration(bound.links)
     found["least time"] = duration(bound.least) + (
-        f" to {duration(bound.exposed)}, as data between chips are hidden or not" if bound.links else ""
+        f" to {duration(bound.exposed)}, depending on how much of the data exchange is hidden" if bound.links else ""
     )
     if program.measured is not None:
         median = program.measured.median
@@ -129,7 +129,7 @@ def facts(one: SlicePlan, program: Program) -> dict[str, str]:
             f"{median / bound.exposed:.1f} times the least time"
         )
     if read.unknown_loops:
-        found["loops counted once"] = f"{len(read.unknown_loops)}, whose number of turns follows from the data"
+        found["loops counted once"] = f"{len(read.unknown_loops)}, whose number of iterations depends on the data"
     found["compiling"] = f"{program.compile_seconds:.0f} s of processor time"
     return found
 
@@ -170,7 +170,7 @@ def part_rows(program: Program) -> list[tuple[str, tuple[str, ...]]]:
 
 def _scaling_table(found: Sequence[Efficiency]) -> Table:
     table = named_table("weak scaling by the roofline", "slice")
-    for head in ("chips", "efficiency, data hidden", "not hidden"):
+    for head in ("chips", "efficiency, exchange hidden", "not hidden"):
         table.add_column(head, justify="right")
     for one in found:
         table.add_row(one.topology, str(one.chips), f"{one.hidden:.1%}", f"{one.exposed:.1%}")

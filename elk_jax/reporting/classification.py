@@ -1,7 +1,7 @@
 """Report sections and terminal table of classifiers, from plain data: evaluations of `evaluation/classification.py`.
 
 `evaluations` maps the name of a model to its evaluation, `comparisons` to its paired comparison with the first model.
-All are of one split, with the same positive class. The colour of a model follows its order.
+All are for one split, with the same positive class. The colour of a model follows its position.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WORDS = {  # metric -> (words, whether more is better: 1, -1, or 0)
     "calibration_slope": ("Calibration slope (ideal: 1)", 0),
     "calibration_intercept": ("Calibration intercept (ideal: 0)", 0),
 }
-GROUPS = {  # metric with a key -> words around the key
+GROUPS = {  # metric with a key -> text around the key
     "average_precision": "Average precision, {} positive",
     "sensitivity_at_specificity": "Sensitivity at specificity {}",
     "specificity_at_sensitivity": "Specificity at sensitivity {}",
@@ -48,14 +48,14 @@ POINT_METRICS = {
     "f1": "F1",
 }
 LEAST_IMAGES = 5
-"""Of a bin in the reliability diagram: the share in one or two images says nothing."""
+"""Smallest bin in the reliability diagram: the share among one or two images is meaningless."""
 MOST_BANDS = 3
-"""Models whose intervals are drawn in one figure; of more, their bands would hide each other."""
-CLASS_COLOURS = (3, 4)  # of the positive class and the others; those of the first models would be taken for models
+"""Largest number of models whose intervals are drawn in one figure; more bands would hide each other."""
+CLASS_COLOURS = (3, 4)  # colours of the two classes; those of the first models would be mistaken for models
 
 
 def classification_sections(evaluations: Evaluations, comparisons: Comparisons | None = None) -> list[Section]:
-    """All sections but the galleries: results, ROC, operating points, calibration, scores."""
+    """All sections except the galleries: results, ROC, operating points, calibration, scores."""
     return [
         results_section(evaluations, comparisons or {}),
         roc_section(evaluations),
@@ -122,8 +122,8 @@ def roc_section(evaluations: Evaluations) -> Section:
 
 
 def operating_points_section(evaluations: Evaluations) -> Section:
-    """For every model and rule: the threshold, what it gave where it was chosen, what that lets expect, and what it
-    gives here."""
+    """For every model and rule: the threshold, its results on the data where it was chosen, those expected on other
+    data, and those on these images."""
     promises = ("sensitivity", "specificity")
     head = ["Threshold by", "Threshold"]
     head += [f"{one[:4].title()}. {what}" for one in promises for what in ("where chosen", "expected")]
@@ -132,7 +132,7 @@ def operating_points_section(evaluations: Evaluations) -> Section:
     for index, (name, evaluation) in enumerate(evaluations.items()):
         rows.append(html.group_row(name, len(head), index))
         for point in evaluation["operating_points"]:
-            bounds = {end: point.get(end) for end in ("low", "high")}  # which those of earlier versions lack
+            bounds = {end: point.get(end) for end in ("low", "high")}  # missing in earlier versions
             cells = [html.text(rule_label(point)), html.estimate_cell({"value": point["threshold"], **bounds})]
             for key in promises:
                 cells.append(html.number(point["there"].get(key), 2) if point["there"] else html.text(""))
@@ -142,17 +142,17 @@ def operating_points_section(evaluations: Evaluations) -> Section:
         if warning := evaluation.get("warning"):
             warnings.append(html.paragraph(f"Warning: {name}: {warning}", "soft small"))
     note = (
-        f"An image is called {_first(evaluations)['positive']} where its score is at least the threshold; this is the "
-        "positive class of sensitivity, precision and F1. What it gives where it was chosen is too good, since it was "
-        "chosen to be so. Expected on other patients is that value less its optimism, with an interval in which the "
-        "choice varies with the patients: thresholds are chosen on resamples of the patients, and tried on all of "
-        "them. The values on these images keep the threshold fixed: it was chosen on others."
+        f"An image is called {_first(evaluations)['positive']} if its score is at least the threshold; this is the "
+        "positive class of sensitivity, precision and F1. The values on the data where a threshold was chosen are "
+        "optimistic. The values expected on other patients are corrected for this optimism, and their intervals "
+        "include the variation of the choice: thresholds are chosen on resamples of the patients and tried on all of "
+        "them. For the values on these images the threshold is fixed, as it was chosen on other data."
     )
     return Section("Operating points", html.table(head, rows) + "".join(warnings), note)
 
 
 def _expected_cell(expected: Mapping[str, float | None]) -> str:
-    """Empty where nothing is expected, as in folders of earlier versions."""
+    """Empty without expected values, as in folders of earlier versions."""
     return html.estimate_cell(expected, 2) if expected.get("value") is not None else html.text("")
 
 
@@ -181,8 +181,8 @@ def calibration_section(evaluations: Evaluations) -> Section:
         rows.append(html.row(cells))
     counts = html.folded("Images in each bin", html.table(head, rows))
     note = (
-        "Images in ten bins of equal width: dots on the dotted line are calibrated. The expected calibration error is "
-        f"the distance from it, weighted by images. Bins of fewer than {LEAST_IMAGES} images are not drawn."
+        "Images in ten bins of equal width; calibrated predictions lie on the dotted line. The expected calibration "
+        f"error is the mean distance from it, weighted by images. Bins of fewer than {LEAST_IMAGES} images are omitted."
     )
     note += " Bands: 95 % intervals over patients." if banded else ""
     return Section("Calibration", f'<div class="square">{chart}{html.legend(evaluations)}</div>{counts}', note)
@@ -207,7 +207,7 @@ def scores_section(evaluations: Evaluations) -> Section:
         charts.append(line_chart(series, title=name, x_label=label, x_range=(0.0, 1.0), size=(400, 260)))
     key = "".join(f"<span>{html.swatch(index)}{html.text(kind)}</span>" for kind, index in names.items())
     body = f'<div class="legend">{key}</div><div class="multiples">{"".join(charts)}</div>'
-    note = "Share of the images of each class, by score; dashed: the threshold of the first operating point."
+    note = "Share of the images of each class by score; dashed: the threshold of the first operating point."
     return Section("Scores", body, note)
 
 
@@ -268,7 +268,7 @@ def _estimate(evaluation: Mapping[str, Any], group: str, key: str) -> Mapping[st
 
 
 def _how(evaluation: Mapping[str, Any], compared: bool) -> str:
-    """What the numbers of a table mean."""
+    """Sentences that explain the numbers of a table."""
     counts, positive = evaluation["counts"], evaluation["positive"]
     share = counts["classes"][positive] / counts["images"]
     resamples = evaluation["bootstrap"]["resamples"]

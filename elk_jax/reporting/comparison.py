@@ -14,10 +14,10 @@ Difference = Mapping[str, float | None]
 
 
 def interpret(entry: Difference, better: int = 1) -> tuple[str, str]:
-    """A difference in words, and its style. better: 1 if more is better, -1 if less is, 0 if neither."""
+    """A difference in words, and its style. better: 1 if larger is better, -1 if smaller is, 0 if neither."""
     low, high, difference = entry.get("low"), entry.get("high"), entry.get("difference")
     if difference is None:
-        return "the difference is not defined", ""
+        return "the difference is undefined", ""
     if low is None or high is None:
         return f"{html.signed(difference)}, without an interval", ""
     if low <= 0 <= high:
@@ -39,7 +39,8 @@ def difference_html(entry: Difference, better: int = 1) -> str:
 
 
 def value_card(name: str, estimate: html.Estimate, what: str, index: int) -> str:
-    """A card with a value, its interval as a bar and in numbers, and `what` it is; in the colour of series `index`."""
+    """A card with a value, its interval as a bar and in numbers, and its description `what`, in the colour of series
+    `index`."""
     bounds = html.interval(estimate) or "no interval"
     return (
         f'<div class="card {html.colour(index)}"><div class="name">{html.text(name)}</div>'
@@ -49,7 +50,7 @@ def value_card(name: str, estimate: html.Estimate, what: str, index: int) -> str
 
 
 def difference_card(first: str, name: str, entry: Difference, index: int) -> str:
-    """A card with the difference of the model `name` to the `first`, of a metric of which more is better."""
+    """A card with the difference of the model `name` from the `first`, for a metric for which larger is better."""
     words, style = interpret(entry)
     estimate = {"value": entry.get("difference"), "low": entry.get("low"), "high": entry.get("high")}
     reach = max([0.1, *(abs(v) * 1.15 for v in estimate.values() if v is not None)])

@@ -1,4 +1,4 @@
-"""The report on a cross-validation, from what the stage left in folds.json (`tasks.folds`)."""
+"""The report on a cross-validation, from folds.json of the stage (`tasks.folds`)."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def folds_section(name: str, found: Mapping[str, Any]) -> Section:
             style="main",
         )
     )
-    head = ["", "Patients held out", f"{metric[:1].upper()}{metric[1:]} at step {step}", "At the fold's own best step"]
+    head = ["", "Patients held out", f"{metric[:1].upper()}{metric[1:]} at step {step}", "At the fold's best step"]
     names = ["mean", *(f"fold {number}" for number in range(1, count + 1))]
-    then = ", for which the model was then trained on all patients."
-    if not found.get("refit", True):  # not of earlier versions
+    then = ". The model was then trained on all patients for as many steps."
+    if not found.get("refit", True):  # missing in earlier versions
         then = (
-            ": the folds, as they were then, are the members of the model. Its thresholds are those of single members, "
-            "each on patients that it had not seen. No patient is left on whom all members could be judged together, "
-            "so the thresholds may not keep what they promise: members that disagree give less extreme scores."
+            ". The models of the folds at this step are the members of the ensemble. Its thresholds were chosen for "
+            "single members, each on patients that it had not seen. No patient is left to evaluate all members "
+            "together, so the rates at the thresholds may differ: members that disagree give less extreme scores."
         )
     note = (
-        f"The patients of training and validation in {count} folds; each validates a model that the others trained. "
-        f"The dashed line marks the chosen number, {step} steps{then} "
-        "The last column, which looks for each fold's best step on the fold itself, promises too much."
+        f"The patients of training and validation form {count} folds; each validates a model trained on the others. "
+        f"The dashed line marks the chosen number of steps, {step}{then} "
+        "The last column is optimistic: it chooses the best step of each fold on that fold itself."
     )
     return Section(
         f"Cross-validation: {name}",

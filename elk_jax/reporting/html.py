@@ -67,7 +67,7 @@ def key_values(pairs: Mapping[str, Any], code: bool = False) -> str:
 
 
 def folded(summary: str, html: str, is_open: bool = False) -> str:
-    """HTML in a block that a click on its heading unfolds."""
+    """HTML in a block that unfolds on a click on its heading."""
     return f"<details{' open' if is_open else ''}><summary>{text(summary)}</summary>{html}</details>"
 
 

@@ -14,13 +14,13 @@ from elk_jax.reporting.figures import ticks
 from elk_jax.reporting.html import colour, text
 from elk_jax.spread import spread
 
-MOST_POINTS = 600  # of a cloud: more would hide each other
+MOST_POINTS = 600  # points of a cloud: more would hide each other
 ROW, BAR, NAMES, VALUES = 46, 15, 250, 150
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar from 0 to `length`, at least 0 (None: no bar), with what it says at its end."""
+    """A bar from 0 to `length`, at least 0 (None: no bar), with a label at its end."""
 
     length: float | None
     says: str
@@ -37,7 +37,7 @@ class Cloud:
 
 
 def paired_bars(rows: Sequence[tuple[str, Sequence[Bar]]], *, title: str, width: int = 820) -> str:
-    """Rows of bars under each other, each row with its own scale: the longest bar of a row is as long as it can be.
+    """Rows of bars, each with its own scale: the longest bar of a row has the full length.
 
     rows: (name, one bar for each series).
     """
@@ -65,7 +65,7 @@ def paired_bars(rows: Sequence[tuple[str, Sequence[Bar]]], *, title: str, width:
 def cloud_chart(
     clouds: Sequence[Cloud], *, title: str, x_label: str = "", y_label: str = "", size: tuple[int, int] = (820, 520)
 ) -> str:
-    """Points of several clouds on common axes. Of a large cloud a part is drawn, spread over its order."""
+    """Points of several clouds on common axes. Large clouds are thinned evenly along their order."""
     width, height = size
     left, right, top, bottom = 58, 14, 12, 46
     together = np.concatenate([np.zeros((0, 2)), *(cloud.points for cloud in clouds)])

@@ -1,7 +1,7 @@
 """A self-contained HTML page from sections: no scripts, no network access, no other files.
 
-Its Content-Security-Policy allows nothing but its own styles and embedded images, so it can be opened anywhere, mailed
-and archived. Every task adds its sections: a Section is a title and HTML.
+Its Content-Security-Policy allows only its own styles and embedded images, so it can be opened anywhere, mailed and
+archived. Every task adds its sections: a Section is a title and HTML.
 """
 
 from __future__ import annotations

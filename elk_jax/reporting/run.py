@@ -13,7 +13,7 @@ from elk_jax.reporting.sections import config_section, data_section, environment
 
 @dataclass(frozen=True)
 class Part:
-    """The contribution of one task to the report of a run."""
+    """The part of one task in the report of a run."""
 
     what: str  # "Lesion detection"
     summary: str = ""  # the result in one or two sentences
@@ -23,13 +23,13 @@ class Part:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The content of a report that is common to all runs; empty parts are omitted."""
+    """The content common to the reports of all runs; empty parts are omitted."""
 
     name: str
     title: str = ""
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # counts by split
     skipped: Sequence[tuple[str, str]] = ()  # image, reason
-    notes: Sequence[str] = ()  # on the whole run, of one sentence each
+    notes: Sequence[str] = ()  # on the whole run, one sentence each
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)  # by stage
@@ -56,7 +56,7 @@ def run_report(run: RunRecord, parts: Sequence[Part]) -> Report:
 
 
 def promised(promises: Mapping[str, str]) -> list[str]:
-    """What privately trained models promise, by model, as sentences; one of several is named."""
+    """The promises of privately trained models as sentences; the models are named if there are several."""
     return [f"{name}: {said}" if len(promises) > 1 else said for name, said in promises.items()]
 
 

@@ -25,7 +25,7 @@ def training_section(
     first_curves: Sequence[str] = FIRST_CURVES,
     label: Callable[[str], str] = plain_label,
 ) -> Section:
-    """One small chart for every key of metrics.jsonl, each with all trained models.
+    """One small chart for each key of metrics.jsonl, with all trained models.
 
     histories: lines of metrics.jsonl by model. chosen_steps, colours: by model, the step of the saved weights and the
     index of the colour. first_curves: keys whose charts are not folded. label: the name of a validation metric.
@@ -86,7 +86,7 @@ def config_section(config: Mapping[str, Any]) -> Section:
     for key, value in config.items():
         if isinstance(value, Mapping):
             parts.append(html.folded(str(key), html.key_values(html.flatten(value, str(key)), code=True)))
-    return Section("Configuration", "".join(parts), "Each key can be set as --config.KEY=VALUE.")
+    return Section("Configuration", "".join(parts), "Every key can be set with --config.KEY=VALUE.")
 
 
 def environment_section(versions: Mapping[str, Any], seconds: Mapping[str, float]) -> Section:

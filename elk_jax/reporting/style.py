@@ -1,4 +1,4 @@
-"""The style sheet of a report: light or dark by the reader's system, and light on paper.
+"""The style sheet of a report: light or dark depending on the reader's system, and light on paper.
 
 Series colours are custom properties --c0 ... --c5; elements of class s0 ... s5 have their colour in --c.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-COLOURS = 6  # further series repeat them
+COLOURS = 6  # further series repeat the colours
 
 _LIGHT = """
   --page: #f7f7f5; --card: #ffffff; --ink: #1c2127; --soft: #5a6470; --line: #e2e4e8; --shade: #f1f2f4;
@@ -149,7 +149,7 @@ def style_sheet() -> str:
 
 
 def picture_style() -> str:
-    """The rules of charts alone, light, with each colour written out: not every program knows custom properties."""
+    """Only the rules of charts, in light colours written out, as not every program supports custom properties."""
     colours = dict(re.findall(r"--(\w+): (#\w+)", _LIGHT))
     rules = []
     for selector, body in re.findall(r"\bsvg (\.?\w+) (\{[^}]*\})", _RULES):

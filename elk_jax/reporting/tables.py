@@ -13,8 +13,8 @@ from elk_jax.reporting import html
 
 
 class _Folding(Table):
-    """A table whose cells continue in the next line where there is no room: a number never loses its last digits, or
-    its exponent."""
+    """A table whose cells continue on the next line if there is no room, so a number never loses its last digits or its
+    exponent."""
 
     def add_column(self, *words: Any, **settings: Any) -> None:
         super().add_column(*words, **{"overflow": "fold", **settings})
@@ -28,7 +28,7 @@ def named_table(title: str, first: str) -> Table:
 
 
 def name_cell(name: str) -> Text:
-    """A name of the user's, for any console: without Rich's markup, and visibly."""
+    """A user-defined name for any console: without Rich's markup, and with every character visible."""
     return Text(visible(name))
 
 
@@ -42,7 +42,7 @@ def estimate_cell(entry: Mapping[str, Any], digits: int = 3) -> Text:
 def difference_cell(entry: Mapping[str, Any], better: int = 1) -> Text:
     """A signed difference and its interval, {"difference", "low", "high"}; coloured if the interval excludes 0.
 
-    better: 1 if more is better, -1 if less is, 0 if neither.
+    better: 1 if larger is better, -1 if smaller is, 0 if neither.
     """
     if entry.get("difference") is None:
         return Text(html.ABSENT)

@@ -99,7 +99,7 @@ def test_the_seed_and_the_count_decide_what_is_drawn():
 def test_sets_of_one_patient_are_not_told_apart():
     found = compare(replace(REAL, patients=("P",) * len(REAL)), ROUGH, V0)
     assert found.told_apart is None and told_apart(found) == "" and any("one patient" in note for note in found.notes)
-    assert as_json(found)["told_apart"] is None and "Told apart" not in page(found).sections[0].html
+    assert as_json(found)["told_apart"] is None and "separate the sets" not in page(found).sections[0].html
 
 
 def test_the_logarithm_of_the_paper_is_half():
@@ -114,7 +114,7 @@ def test_what_was_left_out_is_said(found):
     constant = replace(ROUGH, images=(*ROUGH.images[:8], grey, grey))
     other = compare(REAL, constant, Settings(frd=("v1",)))
     assert any("left out: constant" in note for note in other.notes)
-    assert "1 image is a copy of another synthetic one" in other.notes
+    assert "1 image is a copy of another synthetic image" in other.notes
     assert "2 of 10 synthetic images are constant" in other.notes
     assert sorted(other.far) == list(range(8))
     skipped = compare(REAL, replace(OTHER, skipped=(("b/c.png", "no image"),)), V0)
@@ -240,4 +240,4 @@ def test_radiomics_look_inside_regions_alone():
     near = compare(inside(REAL), inside(hidden), V0)
     assert named(near, "FRD v0").synthetic == named(compare(inside(REAL), inside(OTHER), V0), "FRD v0").synthetic
     assert named(compare(REAL, hidden, V0), "FRD v0").ratio > 3 * named(near, "FRD v0").ratio
-    assert "radiomics look at the lesions of 10 of 10 synthetic images, at the others whole" in near.notes
+    assert "radiomics cover the lesions in 10 of 10 synthetic images, and the others whole" in near.notes
