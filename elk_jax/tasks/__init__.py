@@ -1,4 +1,4 @@
-"""The tasks of elk_jax, in the order of their parts on a report: a new task is a package here and a line below."""
+"""The tasks of elk_jax, in the order of their parts in a report. A new task is a package here and a line below."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,10 +35,10 @@ TASKS: dict[str, Task] = {
 
 
 def find_model(workdir: Path, stage: str | None, usable: Callable[[Task], object]) -> tuple[Path, Task]:
-    """(the model folder that a user means, the task that made it).
+    """(the model folder that the user means, the task that made it).
 
-    workdir: a model folder, or a run folder. stage: of the run; None: the last one with a model that can be used.
-    usable: of a task, whether its models can be used for what the user wants. UserError where there is none.
+    workdir: a model folder, or a run folder. stage: of the run; None: the last one with a usable model. usable: whether
+    the models of a task can be used for the user's purpose. UserError if there is none.
     """
     able = [task for task in TASKS.values() if usable(task)]
     called = " or ".join(_with_article(task.model) for task in able)
@@ -48,7 +48,7 @@ def find_model(workdir: Path, stage: str | None, usable: Callable[[Task], object
         if architecture in task.architectures:
             return folder, task
     raise UserError(
-        f"a model of the architecture '{architecture}' cannot be used for this",
+        f"a model with the architecture '{architecture}' cannot be used for this",
         where=folder,
         todo=f"name {called}",
     )

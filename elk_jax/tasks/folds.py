@@ -1,11 +1,11 @@
 """Choices by cross-validation over patients: `folds` of a training recipe, the same for every task.
 
-The patients of the training and validation splits of `validate_on` are dealt out to folds. Each fold is a training of
-its own, by the loop and with the evaluations of any other, in RUN/STAGE/fold_K: its patients validate, the others
-train. The number of steps is the best one by the mean of their curves. Then the stage trains on all of these patients
-for so many steps, without validation, or the folds as they were at that step are the members of an ensemble (`refit` of
-the recipe). What a task chooses beside, such as thresholds, it chooses on the predictions that the folds made at that
-step of the patients they had not seen (`held_out`).
+The patients of the training and validation splits of `validate_on` are divided into folds. Each fold is a separate
+training in RUN/STAGE/fold_K, with the usual loop and evaluations: its patients validate, the others train. The number
+of steps is the one at which the mean of the curves is best. Then either the stage trains on all of these patients for
+that many steps, without validation, or the models of the folds at that step become the members of an ensemble (`refit`
+of the recipe). Other choices of a task, such as thresholds, are made on the predictions of the folds at that step for
+the patients that they had not seen (`held_out`).
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from elk_jax.training.writer import read_metrics
 from elk_jax.weights.model_folder import CONFIG
 
 CURVE, FINISHED, PREDICTED = "curve.json", "finished.json", "held_out"
-"""Of a fold: its curve, its summary, written last, and its predictions by step."""
+"""Files of a fold: its curve, its summary (written last), and its predictions by step."""
 MEMBER = "model"
-"""Beside the predictions of a fold at a step: the model that made them, where the folds become an ensemble."""
+"""Next to the predictions of a fold at a step: the model that made them, if the folds become an ensemble."""
 UNSEEN = "by the member that had not seen them"
-"""How an ensemble of folds is judged: the patients of each fold."""
+"""How an ensemble of folds is evaluated on the patients of each fold."""
 IMAGES, CHOSEN = "images.json", "folds.json"
-"""Of the stage: which images the folds are trained on, and what was chosen."""
+"""Files of the stage: the images that the folds are trained on, and what was chosen."""
 
 
 Lacks = Callable[[Any, ImageSource], str]
-"""As of `StageKind.lacks`."""
+"""As in `StageKind.lacks`."""
 
 FOLDERS = "fold_*"
-"""The folders of the folds in that of the stage."""
+"""Pattern of the folders of the folds in the folder of the stage."""
 
 
 def count_of(stage: Stage, recipe: Any) -> int:
-    """The folds of a stage; 0 for one without."""
+    """The number of folds of a stage; 0 if it has none."""
     return recipe.folds if isinstance(stage, TrainStage) and isinstance(recipe, TrainingRecipe) else 0
 
 
@@ -64,11 +64,11 @@ def train(
     lacks: Lacks,
     pairs: Collection[Data] = (),
 ) -> dict[str, Any]:
-    """The summary of a train stage, which trains every fold first where its recipe has `folds`.
+    """The summary of a train stage, which first trains every fold if its recipe has `folds`.
 
     work, join: train one model, and make one of the folds, as `StageKind.run` and `StageKind.join`. lacks: as of
-    `StageKind`, for `deal`. pairs: data of which the stage reads both images. A fold that is finished is not repeated;
-    one that was interrupted is resumed.
+    `StageKind`, for `deal`. pairs: data of which the stage reads both images. A finished fold is skipped; an
+    interrupted one is resumed.
     """
     count = count_of(stage, recipe)
     if not count:
@@ -107,12 +107,12 @@ def makes_ensemble(stage: Stage, recipe: Any) -> bool:
 
 
 def folder_name(number: int) -> str:
-    """Of a fold, counted from 1, in the folder of its stage."""
+    """The folder of a fold, counted from 1, in the folder of its stage."""
     return FOLDERS.replace("*", str(number))
 
 
 def of_everyone(run: Run, source: str, count: int = 1) -> Run:
-    """The same run, in which all patients of a data source outside its test split validate: `count` folds of them."""
+    """The same run with `count` folds, in which all patients of a data source outside its test split validate."""
     return replace(run, fold=Fold(source, 0, count, frozenset(), 1))
 
 
@@ -125,23 +125,23 @@ def deal(run: Run, stage: TrainStage, recipe: TrainingRecipe, lacks: Lacks) -> t
     where, count = f"config.{stage.recipe}.folds", count_of(stage, recipe)
     whole = of_everyone(run, stage.validate_on).list(stage.validate_on, "val")
     parts = dealing.deal(whole.infos, count, run.seed, where)
-    uses = {"is judged": dealing.of_patients}
+    uses = {"is evaluated": dealing.of_patients}
     if set(stage.train_on) == {stage.validate_on}:
         uses["is trained"] = dealing.without_patients
     for number, held_out in enumerate(parts, start=1):
         for what, part in uses.items():
             if missing := lacks(recipe, part(whole, held_out)):
                 said = f"fold {number} of {count} {what} on patients without {missing}"
-                raise UserError(said, where=where, todo="ask for fewer folds, or give more patients with one")
+                raise UserError(said, where=where, todo="use fewer folds, or give more patients with one")
     return parts
 
 
 def _train_fold(run: Run, stage: TrainStage, recipe: TrainingRecipe, work: Callable) -> float:
-    """Train one fold, unless it is finished; returns the seconds that it took in earlier attempts."""
+    """Train one fold unless it is finished; returns the seconds spent in earlier attempts."""
     folder = run.folder / stage.name
     assert run.fold is not None
     if (folder / FINISHED).exists():
-        run.say(f"  fold {run.fold.number} of {run.fold.count}: finished before, not repeated")
+        run.say(f"  fold {run.fold.number} of {run.fold.count}: already finished, skipped")
         return float(files.read_object(folder / FINISHED, "seconds")["seconds"])
     meet(f"{stage.name}: looked")
     run.say(f"  fold {run.fold.number} of {run.fold.count}: {len(run.fold.held_out)} patients held out")
@@ -151,34 +151,35 @@ def _train_fold(run: Run, stage: TrainStage, recipe: TrainingRecipe, work: Calla
     if run.is_main:
         seconds = time.time() - started + before
         files.write_json(folder / FINISHED, {"summary": summary, "seconds": round(seconds, 1)})
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing resumes it any more
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # no longer needed: nothing resumes it
     meet(f"{stage.name}: finished")
     return before
 
 
 def _drop_members(folder: Path, step: int) -> None:
-    """Remove what folds have kept for an ensemble at other steps than the chosen one."""
+    """Remove the models that folds kept for an ensemble at steps other than the chosen one."""
     for path in folder.glob(f"{FOLDERS}/{PREDICTED}/*/{MEMBER}"):
         if path.parent.name != str(step):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_images(run: Run, stage: TrainStage, pairs: Collection[Data]) -> None:
-    """Keep which images the folds are trained on; UserError where some were begun on others, under whatever name."""
+    """Record the images that the folds are trained on; UserError if some folds were started on others, under any
+    name."""
     folder = run.folder / stage.name
     now, path = _digest(run, stage, pairs), folder / IMAGES
     known = files.read_object(path).get("digest") if path.is_file() else None
     begun = any(any(folder.glob(f"{FOLDERS}/{what}")) for what in (FINISHED, "checkpoints/[0-9]*"))
     if begun and known != now:
         todo = f"restore them, remove {folder} to train the stage again, or name another --workdir"
-        raise UserError("the images have changed since folds were trained here", where=folder, todo=todo)
+        raise UserError("the images have changed since folds were trained in this folder", where=folder, todo=todo)
     meet(f"{stage.name}: images compared")
     if run.is_main:
         files.write_json(path, {"digest": now})
 
 
 def _digest(run: Run, stage: TrainStage, pairs: Collection[Data]) -> str:
-    """What tells the images of a stage from others: pixels, patients, boxes and classes. Every image is decoded."""
+    """A fingerprint of the images of a stage: pixels, patients, boxes and classes. Every image is decoded."""
     found = []
     for place in stage.data():
         source = run.open(place.source, place.split, 2 if place in pairs else 1)
@@ -195,7 +196,7 @@ def _digest(run: Run, stage: TrainStage, pairs: Collection[Data]) -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """The metric that chooses the checkpoint of a fold, by step; None where it is not defined."""
+    """The metric that chooses the checkpoint of a fold, by step; None where it is undefined."""
 
     metric: str
     mode: Literal["max", "min"]
@@ -203,7 +204,7 @@ class Curve:
 
 
 def write_curve(folder: Path, metric: str, mode: str) -> None:
-    """Keep what the evaluations of a finished training said, from its metrics.jsonl."""
+    """Write the curve of a finished training, read from its metrics.jsonl."""
     key = f"eval/{metric}"
     values = {str(line["step"]): line[key] for line in read_metrics(folder / "metrics.jsonl") if key in line}
     files.write_json(folder / CURVE, {"metric": metric, "mode": mode, "values": values})
@@ -217,8 +218,8 @@ def read_curve(folder: Path) -> Curve:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The number of steps, and how good the folds were there. deviation: of the folds; own_best: the mean of the best
-    that each has anywhere, which no rule can reach."""
+    """The number of steps, and the results of the folds there. deviation: of the folds; own_best: the mean of the best
+    values of the folds, each at its own step; no rule can reach it."""
 
     metric: str
     mode: str
@@ -236,7 +237,7 @@ class Chosen:
         )
 
     def as_json(self, curves: Sequence[Curve], patients: Sequence[int]) -> dict[str, Any]:
-        """For the summary of the stage. patients: of each fold."""
+        """For the summary of the stage. patients: their number in each fold."""
         return {
             "metric": self.metric,
             "mode": self.mode,
@@ -251,7 +252,8 @@ class Chosen:
 
 
 def choose(curves: Sequence[Curve], where: str = "") -> Chosen:
-    """The step at which the mean of the curves is best; of equals the last. UserError where it is nowhere defined."""
+    """The step at which the mean of the curves is best, the last of equal ones. UserError if it is not defined at
+    any."""
     first = curves[0]
     means = {}
     for step in first.values:
@@ -259,8 +261,8 @@ def choose(curves: Sequence[Curve], where: str = "") -> Chosen:
         if len(values) == len(curves):
             means[step] = statistics.fmean(values)
     if not means:
-        what = f"at no step was {first.metric} defined in all {len(curves)} folds"
-        raise UserError(what, where=where, todo="ask for fewer folds, so that each has lesions to find")
+        what = f"there is no step at which {first.metric} is defined in all {len(curves)} folds"
+        raise UserError(what, where=where, todo="use fewer folds, so that each contains lesions")
     sign = 1 if first.mode == "max" else -1
     best = max(sign * value for value in means.values())
     step = max(step for step, value in means.items() if sign * value == best)
@@ -281,7 +283,7 @@ def choose(curves: Sequence[Curve], where: str = "") -> Chosen:
 
 
 def to_write(run: Run, stage: TrainStage, step: int) -> Path | None:
-    """The folder for the predictions that a fold makes of its patients at a step; None for any other training."""
+    """The folder for the predictions of a fold for its patients at a step; None for any other training."""
     if run.fold is None or run.fold.steps is not None:
         return None
     folder = run.folder / stage.name / PREDICTED / str(step)
@@ -289,8 +291,8 @@ def to_write(run: Run, stage: TrainStage, step: int) -> Path | None:
 
 
 def to_read(run: Run, stage: TrainStage) -> list[Path]:
-    """Where the folds left their predictions at the chosen step, of all patients together; [] for a training that is
-    not the last one of folds."""
+    """The folders with the predictions of the folds at the chosen step, together for all patients; [] for a training
+    that does not follow folds."""
     if run.fold is None or run.fold.steps is None:
         return []
     names = [folder_name(number) for number in range(1, run.fold.count + 1)]
@@ -298,12 +300,12 @@ def to_read(run: Run, stage: TrainStage) -> list[Path]:
 
 
 def members(run: Run, stage: TrainStage) -> list[Path]:
-    """The model folders of the folds at the chosen step, of which an ensemble is made. UserError where one is gone."""
+    """The model folders of the folds at the chosen step, for an ensemble. UserError if one is missing."""
     found = [place / MEMBER for place in to_read(run, stage)]
     for folder in found:
         if not (folder / CONFIG).is_file():
             todo = f"remove {folder.parents[2]} to train that fold again"
-            raise UserError("the model of a fold is gone", where=folder, todo=todo)
+            raise UserError("the model of a fold is missing", where=folder, todo=todo)
     return found
 
 
@@ -311,11 +313,12 @@ def members(run: Run, stage: TrainStage) -> list[Path]:
 
 
 def dealt_alike(experiment: Experiment, stage: CombineStage) -> int:
-    """The folds of the members of a stage that combines models, where these choose on its patients; 0 where no member
-    has any.
+    """The number of folds of the members of a stage that combines models, if they choose on its patients; 0 if no
+    member has folds.
 
-    All members have as many, so that they deal the patients out alike (`dealing.deal`): whom one holds out, all do, and
-    what the members choose together, they choose on what their folds predict (`held_out`). UserError where they differ.
+    All members have the same number, so that they divide the patients alike (`dealing.deal`): they hold the same
+    patients out, and their joint choices are made on the predictions of their folds (`held_out`). UserError if the
+    numbers differ.
     """
     where, counts = f"config.stages.{stage.name}.members", dict[str, int]()
     for number, name in enumerate(stage.members):
@@ -329,13 +332,13 @@ def dealt_alike(experiment: Experiment, stage: CombineStage) -> int:
     for name, count in others:
         if count != most:
             what = f"{first} has {most} folds of '{stage.validate_on}', and {name} has {count or 'none'}"
-            todo = "give all members as many, by one recipe, so that no member knows whom another holds out"
+            todo = "give all members the same number of folds, so that none is trained on patients that others hold out"
             raise UserError(what, where=where, todo=todo)
     return most
 
 
 def held_out(run: Run, name: str) -> list[Path]:
-    """Where the folds of a finished stage left their predictions at the step that they chose, as `to_read`."""
+    """The folders with the predictions of the folds of a finished stage at the chosen step, as `to_read`."""
     stage = run.experiment.stages[name]
     assert isinstance(stage, TrainStage)
     step = int(files.read_object(run.folder / name / CHOSEN, "step")["step"])

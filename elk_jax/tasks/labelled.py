@@ -1,4 +1,4 @@
-"""What a stage learns from labelled images: batches of all of them, or of units that a private training protects."""
+"""Training data from labelled images: batches of all images, or of the units that a private training protects."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def openly(run: Run, stage: PrivateTrainStage, images: Labelled, settings: Label
 def privately(
     run: Run, stage: PrivateTrainStage, recipe: TrainingRecipe, model: Model, images: Labelled, settings: LabelledConfig
 ) -> Learned:
-    """Batches of units for every noisy gradient, with public images beside them where there are some.
+    """Batches of units for every noisy gradient, together with public images if there are any.
 
-    model: whose loss reads the images. settings: their batch_size is of a step, and each of its noisy
-    gradients has its part of it, in expected units.
+    model: whose loss reads the images. settings: `batch_size` is the expected number of units of a step, divided among
+    its noisy gradients.
     """
     public, part = None, replace(settings, batch_size=settings.batch_size // recipe.releases)
     if stage.public:

@@ -1,4 +1,4 @@
-"""Private training of a stage: its secret, its mechanism, and batches of units in place of batches of examples."""
+"""Private training of a stage: its secret, its mechanism, and batches of units instead of batches of examples."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from elk_jax.training.step.step import Protection
 from elk_jax.weights import model_folder
 
 PLANNED = 0.01
-"""A noise multiplier for a plan, where the data would say which."""
+"""A noise multiplier for a plan, which has no data to derive it from."""
 
 
 class Learned(NamedTuple):
-    """What a model is trained on. counts: what the report may show of the data, by what they are ("train", "public").
+    """What a model is trained on. counts: what the report may show about the data, by role ("train", "public").
 
-    protection: of a private training. public: its public data, if it has some.
+    protection: of a private training. public: its public data, if any.
     """
 
     batches: Stream
@@ -51,9 +51,9 @@ class Learned(NamedTuple):
 
 
 class Public(NamedTuple):
-    """Data beside those of a private training that need no protection. make: see `data.batches.poisson`.
+    """Additional data of a private training that need no protection. make: see `data.batches.poisson`.
 
-    identity: what they depend on beside the settings of reading, for JSON.
+    identity: what they depend on besides the settings of reading, for JSON.
     """
 
     data: Opened
@@ -79,11 +79,11 @@ def privately(
     public: Public | None,
     identity: Any,
 ) -> Learned:
-    """Batches of the units of a private training, and how it is protected; says what it promises.
+    """Batches of the units of a private training, and its protection; prints its privacy promise.
 
     The recipe has `privacy`. example: see `data.batches.poisson`. infos: of all examples. batch_size: expected units of
-    a noisy gradient. identity: what the examples depend on beside the settings of reading, for JSON. UserError for
-    data, a model or a budget that do not fit.
+    a noisy gradient. identity: what the examples depend on besides the settings of reading, for JSON. UserError for
+    unsuitable data, models or budgets.
     """
     privacy = recipe.privacy
     assert privacy is not None
@@ -108,9 +108,9 @@ def privately(
     )
     check_examples(model, {name: values[0] for name, values in blank.items()})
     if privacy.delta * len(units) >= 1:
-        run.say(f"  warning: with delta {privacy.delta:g} the data of one of {len(units)} units may be published whole")
+        run.say(f"  warning: delta {privacy.delta:g} allows the data of one of {len(units)} units to be published")
     run.say(
-        f"  private: {len(units)} {privacy.unit}s, {batch_size} expected in a batch, noise multiplier "
+        f"  private: {len(units)} {privacy.unit}s, expected batch size {batch_size}, noise multiplier "
         f"{plan.noise_multiplier:.4g}, {plan.steps} steps"
     )
     promised = plan.statement(plan.steps, not protection.secret.known, exposure(run, stage, recipe))
@@ -120,23 +120,24 @@ def privately(
 
 
 def is_withheld(experiment: Experiment, stage: Stage) -> bool:
-    """Whether a report must not describe the training images that a stage reads: it, or another, protects them."""
+    """Whether a report must not describe the training images that a stage reads, because this or another stage protects
+    them."""
     return bool(_protected_data(experiment, stage))
 
 
 def check_described(experiment: Experiment, stage: Stage, real: str, setting: str, todo: str) -> None:
-    """UserError for a stage whose results describe all images that it reads, where another stage protects some.
+    """UserError if the results of a stage describe all images that it reads and another stage protects some of them.
 
-    real: the data source that made images are compared with; the made ones are not asked about. setting: of the stage,
-    by which it reads training images. todo: as of a UserError.
+    real: the data source that generated images are compared with; the generated ones are not checked. setting: of the
+    stage, by which it reads training images. todo: as in a UserError.
     """
     if by := _protected_data(experiment, stage).get(real):
-        what = f"a comparison would describe training images of '{real}', which stage {by} protects"
+        what = f"the comparison would describe training images of '{real}', which stage {by} protects"
         raise UserError(what, where=f"config.stages.{stage.name}.{setting}", todo=todo)
 
 
 def unprotected(experiment: Experiment, stage: Stage) -> str:
-    """What is to be said of a stage that reads training images which another one protects; "" for any other."""
+    """A note on a stage that reads training images protected by another one; "" for other stages."""
     protects = isinstance(stage, TrainStage) and stage.protects(experiment.recipe_of(stage))
     own = stage.train_on if isinstance(stage, TrainStage) and protects else ()
     for source, by in _protected_data(experiment, stage).items():
@@ -157,11 +158,10 @@ def _protected_data(experiment: Experiment, stage: Stage) -> dict[str, str]:
 
 
 def of_units(work: Workload, privacy: Privacy, devices: int, releases: int = 1) -> Workload:
-    """The workload of a private training, from that of an open one with the same settings.
+    """The workload of a private training, from that of an ordinary one with the same settings.
 
-    releases: as of a recipe; each has its share of the batch. Without data the number of units is unknown: their
-    batches have the rows that suffice for any number of them, as many of which have a unit as a batch is expected to
-    have.
+    releases: as in a recipe; each has its share of the batch. Without data the number of units is unknown. A batch
+    therefore has enough rows for any number of them, and the expected number of rows contains a unit.
     """
     expected = max(1, work.batch_size // releases)
     rows = poisson.expected_rows(expected, devices * privacy.micro_batch)
@@ -181,40 +181,40 @@ def of_units(work: Workload, privacy: Privacy, devices: int, releases: int = 1) 
     return replace(
         work,
         training={shape: batch(blank) for shape, blank in work.training.items()},
-        protection=Protection(made, secret.known(0)),  # whatever the numbers are, the program is the same
-        assumed=(*work.assumed, f"{privacy.images} images of every {privacy.unit}, and any number of them in the data"),
+        protection=Protection(made, secret.known(0)),  # the program does not depend on these numbers
+        assumed=(*work.assumed, f"{privacy.images} images per {privacy.unit}, whatever their number in the data"),
     )
 
 
 def check_public(stage: PrivateTrainStage, recipe: TrainingRecipe) -> None:
-    """UserError for public data that no loss reads, and a loss without them."""
+    """UserError for public data without a weight in the loss, and for a weight without public data."""
     weight = recipe.privacy.public_weight if recipe.privacy else 0.0
     if bool(stage.public) != bool(weight):
         place, setting = f"stages.{stage.name}.public", f"{stage.recipe}.privacy.public_weight"
         if weight:
             todo = f"name data sources in {place}, or set {setting}=0"
-            raise UserError(f"{setting} is {weight:g}, but no public data are named", where=place, todo=todo)
+            raise UserError(f"{setting} is {weight:g}, but no public data are given", where=place, todo=todo)
         todo = f"set {setting} above 0 in a private training, or leave {place} empty"
-        raise UserError(f"no loss reads the public data {', '.join(stage.public)}", where=place, todo=todo)
+        raise UserError(f"the loss does not use the public data {', '.join(stage.public)}", where=place, todo=todo)
 
 
 def check_start(run: Run, stage: TrainStage, recipe: Any) -> None:
-    """UserError for a private training of pairs of two patients (`shuffled_partners`), and for one whose patients are
-    known elsewhere, unless it says so itself (`exposed`): to its initial weights, to its public data, or to what made
-    its images. What those say of them is not accounted for.
+    """UserError for a private training on pairs of different patients (`shuffled_partners`), and, unless `exposed` is
+    set, for one whose patients are known to its initial weights, to its public data, or to the models that made its
+    images. What these reveal about the patients is not accounted for.
 
     Phantoms are not drawn to find their patients.
     """
     for source in stage.train_on if stage.protects(recipe) else ():
         if run.experiment.data[source].shuffled_partners:
-            what = "an image stands beside one of another patient, so that no unit is one patient's"
+            what = "images are paired with those of another patient, so that a unit is not a single patient"
             raise UserError(what, where=f"config.data.{source}.shuffled_partners", todo="set it to False")
     if getattr(stage, "exposed", False):
         return
     for one in _exposures(run, stage, recipe):
         where, todo = f"config.stages.{stage.name}.{one.setting}", one.todo
         if hasattr(stage, "exposed"):
-            todo += f"; or set config.stages.{stage.name}.exposed=True, and no epsilon holds for the whole chain"
+            todo += f"; or set config.stages.{stage.name}.exposed=True, but then no epsilon holds for the whole chain"
         raise UserError(one.what + one.proof, where=where, todo=todo)
 
 
@@ -232,15 +232,15 @@ def noise_of(stage: FitStage) -> float:
 
 
 def exposure(run: Run, stage: TrainStage, recipe: Any) -> str:
-    """What has learned from the patients of a private training without protecting them, as half a sentence, without
-    names of patients; "" for nothing."""
+    """What has learned from the patients of a private training without protecting them, as half a sentence without
+    names of patients; "" if nothing has."""
     return next((one.what for one in _exposures(run, stage, recipe)), "")
 
 
 def promises_before(run: Run, stage: TrainStage, networks: Sequence[Path] = ()) -> tuple[Statement, ...]:
-    """What the private trainings behind the weights and the made images of a stage have promised, each once.
+    """The promises of the private trainings behind the weights and the generated images of a stage, each once.
 
-    The images are those of this run's stages, and sets that say what is behind them. networks: further model folders.
+    The images are those of this run's stages, and of sets that state their origin. networks: further model folders.
     """
     named = [run.model_folder(name) for name in origins.models_behind(run.experiment, stage)]
     folders = dict.fromkeys([*named, *networks])
@@ -249,8 +249,8 @@ def promises_before(run: Run, stage: TrainStage, networks: Sequence[Path] = ()) 
 
 
 def _shown(run: Run, stage: Stage) -> list[Data]:
-    """The data that a stage learns from or paints in, public ones too, and those behind what a stage of the run makes
-    of others; as far as their annotations are there."""
+    """The data that a stage learns from or paints into, including public data and the data behind images that a stage
+    of the run makes, as far as their annotations exist."""
     sources, writers = {*stage.origin().sources, *getattr(stage, "public", ())}, run.experiment.writers
     found: list[Data] = []
     for place in stage.data():
@@ -264,14 +264,14 @@ def _shown(run: Run, stage: Stage) -> list[Data]:
 
 
 def painters_saw(run: Run, sources: Sequence[str]) -> frozenset[str]:
-    """Hashes of the patients behind images that a program made of them (`SourceSpec.made_from`)."""
+    """Hashes of the patients behind images that a program made from theirs (`SourceSpec.made_from`)."""
     made = {other for name in sources for other in run.experiment.data[name].made_from if run.is_listed(other)}
     named = (patient for other in made for patient in patients.named(run.list(other, "train").infos))
     return frozenset(map(patients.patient_hash, named))
 
 
 class _Exposure(NamedTuple):
-    """what: half a sentence. proof: how that is known, of patients. setting: of the stage. todo: as of a UserError."""
+    """what: half a sentence. proof: the evidence, with patients. setting: of the stage. todo: as in a UserError."""
 
     what: str
     proof: str
@@ -280,8 +280,8 @@ class _Exposure(NamedTuple):
 
 
 def _exposures(run: Run, stage: TrainStage, recipe: Any) -> Iterator[_Exposure]:
-    """All that knows the patients of a private training beside itself. What others have learned of them privately is
-    none: their promises are composed (`promises_before`)."""
+    """Everything besides a private training itself that knows its patients. What others have learned about them
+    privately does not count: those promises are composed (`promises_before`)."""
     if not stage.protects(recipe):
         return
     experiment = run.experiment
@@ -289,9 +289,9 @@ def _exposures(run: Run, stage: TrainStage, recipe: Any) -> Iterator[_Exposure]:
         if run.list(*place).promises is None:
             what = f"the images '{place.source}' promise privacy in words, and do not say what is spent"
             setting = "train_on" if place.source in stage.train_on else "public"
-            yield _Exposure(what, "", setting, "draw them again, with launch/synthesize.py")
+            yield _Exposure(what, "", setting, "draw them again with launch/synthesize.py")
     own = {source: _by_key(run, source) for source in stage.train_on if source not in experiment.writers}
-    elsewhere = "name it in public, if others' images alone are behind it"
+    elsewhere = "name it in public, if it was made only from other people's images"
     for source in stage.train_on:
         if source in experiment.writers:
             what = f"'{source}' is made by stage {experiment.writers[source]}: its images show more than their patients"
@@ -306,7 +306,7 @@ def _exposures(run: Run, stage: TrainStage, recipe: Any) -> Iterator[_Exposure]:
         todo = "start from weights of other people's images"
         yield from _known(run, own, behind, f"the weights of '{name}'", setting, todo)
     for source in getattr(stage, "public", ()):
-        # images that a head is whitened by are compared with its training images one by one (`classification.fit`)
+        # `classification.fit` compares the images that whiten a head's features with its training images one by one
         of = origins.of_source if isinstance(stage, PrivateTrainStage) else origins.behind
         behind = of(experiment, source, bare=True)
         yield from _known(run, own, behind, f"the public data '{source}'", "public", "name data of other people")
@@ -320,7 +320,8 @@ def _known(
     setting: str,
     todo: str,
 ) -> Iterator[_Exposure]:
-    """Which of the places `behind` (`tasks.origins`) know a training patient. own: key -> ID, by data source."""
+    """Exposures through the places `behind` (`tasks.origins`) that know a training patient. own: key -> ID, by data
+    source."""
     for (origin, is_folder), (source, ids) in itertools.product(behind, own.items()):
         back = f"{what} go back to '{origin}'"
         if not is_folder and run.spec(origin).spec == run.spec(source).spec:
@@ -332,14 +333,14 @@ def _known(
             both = [ids[key] for key in sorted(ids.keys() & _by_key(run, origin))]
             both = both or patients.among(ids.values(), _painter_saw(run, origin))
         if both:
-            yield _Exposure(back, f", which has the patient {both[0]} of the training data", setting, todo)
+            yield _Exposure(back, f", which contains patient {both[0]} of the training data", setting, todo)
 
 
 def check_classes(stage: PrivateTrainStage, own: Sequence[str], public: Sequence[str]) -> None:
-    """UserError where the public data have other classes, or the same ones in another order."""
+    """UserError if the public data have other classes, or the same ones in another order."""
     if tuple(own) != tuple(public):
         raise UserError(
-            f"the training data have the classes {', '.join(own)}, the public ones {', '.join(public)}",
+            f"the training data have the classes {', '.join(own)}, but the public data {', '.join(public)}",
             where=f"config.stages.{stage.name}.public",
             todo="name data with the same classes, in the same order",
         )
@@ -351,7 +352,8 @@ def _by_key(run: Run, source: str) -> dict[str, str]:
 
 
 def _patients(run: Run, source: str) -> Collection[str]:
-    """The training patients of a source that other files know by the same name; none of one that a stage writes."""
+    """The training patients of a source that other files know by the same name; none for a source that a stage
+    writes."""
     spec = run.spec(source)
     phantom = drawn(spec)
     if phantom and not spec.patient_pattern:
@@ -360,14 +362,14 @@ def _patients(run: Run, source: str) -> Collection[str]:
 
 
 def _made_of(run: Run, source: str) -> str:
-    """Of what a program has made the images of a source without protection, in words; "" for those that nobody made,
-    and for those of a private generator."""
+    """What the images of a source were made from without protection, in words; "" for original images and for those of
+    a private generator."""
     named, seen = run.spec(source).made_from, _painter_saw(run, source)
     return " and ".join(f"'{name}'" for name in named) or ("those of patients whom their file names" if seen else "")
 
 
 def _painter_saw(run: Run, source: str) -> frozenset[str]:
-    """Hashes of the patients that made images say of whom they are made."""
+    """Hashes of the patients that generated images declare as their origin."""
     return run.list(source, "train").seen_patients if run.is_listed(source) else frozenset()
 
 

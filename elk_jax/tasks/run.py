@@ -30,7 +30,8 @@ from elk_jax.weights import model_folder
 
 @dataclass(frozen=True)
 class MeshSettings:
-    """Devices along each axis; -1: all that are left. fsdp: parameters and optimiser state are split over so many."""
+    """Devices along each axis; -1: all remaining ones. fsdp: number of devices that share parameters and optimiser
+    state."""
 
     data: int = -1
     fsdp: Annotated[int, AtLeast(1)] = 1
@@ -57,23 +58,23 @@ class Experiment:
         return self.recipes[stage.recipe] if stage.recipe else None
 
     def model_folder(self, folder: Path, name: str) -> Path:
-        """Where a model lies: of a stage by its name, in a run folder; or any model folder."""
+        """The folder of a model: of a stage, given by name, in a run folder; or any model folder."""
         return folder / name / "model" if name in self.stages else Path(name)
 
     @property
     def writers(self) -> dict[str, str]:
-        """Data source -> the stage that writes it, of those that a stage writes (`stage:NAME`)."""
+        """Data source -> the stage that writes it, for sources written by a stage (`stage:NAME`)."""
         written = {name: spec.spec.partition(":") for name, spec in self.data.items()}
         return {name: stage for name, (kind, _, stage) in written.items() if kind == "stage"}
 
 
 @dataclass(frozen=True)
 class Fold:
-    """A part of a cross-validation: the patients of both splits, training and validation, are dealt out anew.
+    """A part of a cross-validation, in which the patients of the training and validation splits are divided anew.
 
     source: the data source. number: of the fold, from 1, of `count`. held_out: the patients that validate; the others
-    train. steps: None in a fold. In the training that follows them, of so many steps, all patients train and `held_out`
-    is all of them: what is chosen on them, the folds have predicted.
+    train. steps: None in a fold. In the training of `steps` steps that follows the folds, all patients train and all
+    are in `held_out`: choices are made on the predictions of the folds.
     """
 
     source: str
@@ -89,13 +90,13 @@ class Fold:
 
     @property
     def in_words(self) -> str:
-        """The data that are chosen on, in words."""
+        """The data on which choices are made, in words."""
         return f"{self.count} folds"
 
     def deal(self, place: Data, opened: Callable[[Data], ImageSource]) -> ImageSource:
-        """A split of a source, as this part has it. opened: as it is without folds.
+        """A split of a source as it is in this part. opened: the split without folds.
 
-        Patients that are held out do not come back in the training split of another source, such as a painted one.
+        Held-out patients are also removed from the training split of other sources, such as a painted one.
         """
         own = place.source == self.source and place.split in ("train", "val")
         if not own:
@@ -109,8 +110,8 @@ class Fold:
 
 @dataclass(frozen=True)
 class Run:
-    """One started experiment. Only the main process (`is_main`) writes files and prints. fold: of a training by
-    cross-validation, which sees its sources as it has them."""
+    """One started experiment. Only the main process (`is_main`) writes files and prints. fold: in cross-validation, the
+    part whose splits the training reads."""
 
     experiment: Experiment
     folder: Path
@@ -131,16 +132,17 @@ class Run:
 
     @property
     def in_fold(self) -> bool:
-        """Whether it trains one of the folds, whose own thresholds nobody uses."""
+        """Whether it trains one of the folds, whose own thresholds are not used."""
         return self.fold is not None and not self.fold.is_last
 
     def spec(self, name: str) -> SourceSpec:
-        """The settings of a data source; one that a stage wrote is the COCO file that it is."""
+        """The settings of a data source; a source written by a stage becomes its COCO file."""
         spec, writer = self.experiment.data[name], self.experiment.writers.get(name)
         return spec if writer is None else replace(spec, spec=f"coco:{self.folder / writer / SYNTHETIC}")
 
     def is_listed(self, name: str) -> bool:
-        """Whether the annotations of a data source are there: no stage writes them, and no phantom has to be drawn."""
+        """Whether the annotations of a data source exist already: no stage has to write them, and no phantom has to be
+        drawn."""
         return name not in self.experiment.writers and drawn(self.spec(name)) is None
 
     def list(self, sources: str | Sequence[str], split: str) -> ImageSource:
@@ -148,7 +150,7 @@ class Run:
         return _joined([self._dealt(Data(name, split), self._list) for name in _names(sources)])
 
     def open(self, sources: str | Sequence[str], split: str, images: int = 1) -> ImageSource:
-        """One split of the named sources as one source, whose image files are there.
+        """One split of the named sources as one source whose image files exist.
 
         Each is opened once per run, and keeps its decoded images for later stages (`source.CACHE_BYTES`).
         images: of a record that are read: 2 for pairs. Where it is 1, no file of a partner is looked at.
@@ -167,7 +169,7 @@ class Run:
         return [self._hashes[key] for key in keys]
 
     def with_all_patients(self) -> Run:
-        """The same run, in which no patient is held out."""
+        """The same run without held-out patients."""
         return self if self.fold is None else replace(self, fold=replace(self.fold, steps=self.fold.steps or 1))
 
     def _dealt(self, place: Data, opened: Callable[[Data], ImageSource]) -> ImageSource:
@@ -188,7 +190,7 @@ class Run:
         return self._opened[place, images]
 
     def model_folder(self, name: str) -> Path:
-        """Where a model lies: of a stage of this run by its name, or any model folder."""
+        """The folder of a model: of a stage of this run, given by name, or any model folder."""
         return self.experiment.model_folder(self.folder, name)
 
     def say(self, text: str) -> None:
@@ -216,7 +218,7 @@ def meet(place: str) -> None:
 
 
 def new_console() -> Console:
-    """As wide as the terminal; wide enough for a table of results where there is none."""
+    """A console as wide as the terminal; without a terminal, wide enough for a table of results."""
     return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
@@ -230,7 +232,7 @@ def report_skipped(not_images: Sequence[Path], unreadable: Sequence[tuple[str, s
 
 
 class Opened(Protocol):
-    """A collection that was opened. skipped: images left out. seen_patients: of a model behind painted images."""
+    """An opened collection. skipped: images left out. seen_patients: of a model behind painted images."""
 
     @property
     def infos(self) -> tuple[ImageInfo, ...]: ...
@@ -241,7 +243,8 @@ class Opened(Protocol):
 
 
 def patients_seen(name: str, folder: Path, infos: Sequence[ImageInfo]) -> list[str]:
-    """Notes for an evaluation: the model has seen patients of the data, or does not say whom it has seen.
+    """Notes for an evaluation whose model has seen patients of the data, or does not list the patients that it has
+    seen.
 
     name, folder: of the model. infos: of the images that it is evaluated on.
     """
@@ -252,17 +255,17 @@ def patients_seen(name: str, folder: Path, infos: Sequence[ImageInfo]) -> list[s
     if known:
         everyone = len({info.patient_id for info in infos})
         notes.append(
-            f"{name} was trained on {len(known)} of these {everyone} patients, for example {known[0]}: it may do worse "
-            "on others"
+            f"{name} was trained on {len(known)} of these {everyone} patients, for example {known[0]}: it may perform "
+            "worse on others"
         )
     return notes
 
 
 def unread_partners(data: SourceSpec) -> list[str]:
-    """A note for an evaluation of what reads single images, on data that name a partner for each."""
+    """A note for the evaluation of a model that reads single images, on data that name a partner for each."""
     if not data.partner:
         return []
-    return [f"--partner={data.partner} is not used: what is evaluated reads one image of a breast, the first of a pair"]
+    return [f"--partner={data.partner} is not used: the model reads one image of a breast, the first of a pair"]
 
 
 def skipped_images(*sources: Opened) -> list[list[str]]:

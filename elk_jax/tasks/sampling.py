@@ -1,4 +1,4 @@
-"""Shared parts of the diffusion tasks: a network in pixel space, its noise, pictures drawn from seeds, a reproducible
+"""Shared parts of the diffusion tasks: a network in pixel space, its noise, sampling from seeds, a reproducible
 loss."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from elk_jax.training import prediction
 from elk_jax.training.model import Model, Params, Predictor
 
 VALIDATION_DRAWS = 4
-"""Noises and time steps at which the loss of every validation example is measured."""
+"""Number of noises and time steps at which the loss of every validation example is measured."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PixelNetwork:
     norm_num_groups: int = 16
 
     def unet(self, inputs: int, others: int = 0, text: int | None = None, **changes: Any) -> UNetConfig:
-        """The network that takes `inputs` patches and `others` channels beside them, and answers one patch.
+        """The network that takes `inputs` patches and `others` further channels, and returns one patch.
 
         text: channels of a text; None for a network without text.
         """
@@ -60,7 +60,7 @@ class PixelNetwork:
 
 @dataclass(frozen=True)
 class NoiseSettings:
-    """A noise schedule (`diffusion.schedule.make_schedule`). A model that init_from brings keeps its own."""
+    """A noise schedule (`diffusion.schedule.make_schedule`). A model loaded with init_from keeps its own."""
 
     name: str = "cosine"
     steps: int = 1000
@@ -83,7 +83,7 @@ def settings_of(noise: Schedule) -> NoiseSettings:
 
 
 def check_drawing(noise: Schedule, sampler: SamplerConfig, guidance: float) -> None:
-    """Raise UserError where nothing can be drawn: more steps than the noise has, a guidance that is not a strength."""
+    """Raise UserError if sampling is impossible: more steps than the schedule has, or a negative guidance."""
     try:
         plan(noise, sampler)
     except UserError as error:
@@ -106,10 +106,10 @@ def keys_of(seeds: jax.Array) -> jax.Array:
 
 
 def compile_sampler(model: Predictor, mesh: Mesh) -> Sampler:
-    """(params, host batch) -> the pictures [B, S, S, 1] that `model.predict` draws, on the host.
+    """(params, host batch) -> pictures [B, S, S, 1] drawn by `model.predict`, on the host.
 
-    The batch holds what `model.predict` takes: `seed` [B, 2] uint32 (a picture follows from its own), and mostly more,
-    such as `image` [B, S, S, 1]. B may be any number; it is filled up to a multiple of the devices.
+    The batch holds the inputs of `model.predict`: `seed` [B, 2] uint32 (each picture depends on its own seed only), and
+    usually more, such as `image` [B, S, S, 1]. B may be any number; it is padded to a multiple of the devices.
     """
     predict, constants = prediction.on_mesh(model, mesh), meshes.place_constants(model.constants, mesh)
 
@@ -128,7 +128,7 @@ def compile_sampler(model: Predictor, mesh: Mesh) -> Sampler:
 def fixed_loss(
     model: Model, batches: Sequence[Mapping[str, Any]], mesh: Mesh
 ) -> Callable[[Params, int], dict[str, float]]:
-    """The loss of a diffusion model on these batches, at the same noises and time steps every time."""
+    """The loss of a diffusion model on these batches, always at the same noises and time steps."""
     map_images, constants = meshes.shard_map_images(mesh), meshes.place_constants(model.constants, mesh)
     loss = lambda params, constants, batch, rng: model.loss(params, constants, batch, rng, map_images)[0]
     measure = jax.jit(meshes.traced_on(mesh, loss), out_shardings=meshes.replicated(mesh))
@@ -161,9 +161,8 @@ def grid(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def saved_grids(folder: Path, name: str, count: int) -> list[tuple[int, np.ndarray]]:
-    """(step, grid [H, W] uint8) of `folder`/pictures/NAME-STEP.png: the first, the last, and what lies evenly between.
-
-    Damaged ones are left out.
+    """(step, grid [H, W] uint8) of `folder`/pictures/NAME-STEP.png: the first, the last, and evenly spaced ones between
+    them. Damaged files are skipped.
     """
     paths = sorted((folder / "pictures").glob(f"{name}-*.png"))
     chosen = spread(len(paths), count)

@@ -24,8 +24,8 @@ class Data(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What a stage needs of its data: pairs, of which it reads both images, or volumes, which it reads whole. why: the
-    first half of a sentence, for the error."""
+    """What a stage requires of its data: pairs, both images of which it reads, or volumes, which it reads whole. why:
+    the first half of a sentence, for the error."""
 
     data: Data
     of: Literal["pairs", "volumes"]
@@ -43,8 +43,8 @@ class Origin(NamedTuple):
 class Stage:
     """The fields of every stage.
 
-    name: of the stage in its experiment. kind, task: which function runs it, by the table `tasks.TASKS`. recipe: name
-    of the recipe in the configuration; "" for a stage without one.
+    name: of the stage in its experiment. kind, task: select the function that runs it in the table `tasks.TASKS`.
+    recipe: name of the recipe in the configuration; "" for a stage without one.
     """
 
     name: str = ""
@@ -53,11 +53,11 @@ class Stage:
     recipe: str = ""
 
     def data(self) -> tuple[Data, ...]:
-        """Everything that the stage opens, its training data first."""
+        """All data that the stage opens, its training data first."""
         return ()
 
     def named_models(self) -> Mapping[str, str]:
-        """Setting -> the train stage or the model folder that it names; settings that name none are left out."""
+        """Setting -> the train stage or model folder that it names; unset ones are left out."""
         return {}
 
     def trained(self) -> tuple[str, ...]:
@@ -69,28 +69,28 @@ class Stage:
         return None
 
     def origin(self) -> Origin:
-        """Whose patients reach what the stage writes."""
+        """The sources of patients that reach the output of the stage."""
         return Origin((), ())
 
     def evaluated(self, writers: Mapping[str, str]) -> tuple[str, ...]:
-        """The stages whose results are measured on `held_out`. writers: data source -> the stage that writes it."""
+        """The stages whose results are evaluated on `held_out`. writers: data source -> the stage that writes it."""
         return self.trained()
 
     def relevant(self, recipe: Any) -> Any:
-        """The recipe as far as the result depends on it: what is of other stages is at its default.
+        """The recipe as far as the result depends on it: settings for other stages are at their defaults.
 
-        Stages that agree in it leave the same result, so that a sweep over settings of a student trains one teacher.
+        Stages that agree in it have the same result, so a sweep over settings of a student trains only one teacher.
         """
         return recipe
 
 
 def check_each_once(names: Sequence[str], where: str) -> None:
-    """UserError for a stage or folder that is named twice, however its path is written: it would count double."""
+    """UserError for a stage or folder that is named twice, however its path is written, as it would count double."""
     places = [os.path.normpath(name) for name in names]
     for number, place in enumerate(places):
         if place in places[:number]:
             todo = "name each once"
-            raise UserError(f"{names[number]} is there twice", where=f"{where}[{number}]", todo=todo)
+            raise UserError(f"{names[number]} is named twice", where=f"{where}[{number}]", todo=todo)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +121,11 @@ class TrainStage(Stage):
         return bool(self.init_from)
 
     def protects(self, recipe: Any) -> bool:
-        """Whether the training hides whose images of `train_on` it has seen. recipe: of the stage."""
+        """Whether the training protects the patients of `train_on`. recipe: of the stage."""
         return getattr(recipe, "privacy", None) is not None
 
     def paced(self, recipe: Any) -> Any:
-        """The recipe with the learning rate and the steps of this stage, where it has its own."""
+        """The recipe with this stage's own learning rate and steps, if it sets them."""
         return recipe
 
     def origin(self) -> Origin:
@@ -142,7 +142,7 @@ class PrivateTrainStage(TrainStage):
     public: data sources whose examples need no protection, such as synthetic ones. Their gradient is added to that of
     `train_on`, weighted by `privacy.public_weight`.
     exposed: train privately although weights or images that the stage reads have learned from the same patients without
-    protecting them, as published chains do. Its epsilon is of this training alone then, as its model and report say.
+    protecting them, as published chains do. Its epsilon then covers only this training; its model and report say so.
     """
 
     public: tuple[str, ...] = ()
@@ -159,12 +159,12 @@ class PrivateTrainStage(TrainStage):
 
 @dataclass(frozen=True, kw_only=True)
 class FitStage(TrainStage):
-    """Fit a model at once, privately or not.
+    """Fit a model in one go, privately or not.
 
-    public: data sources of other people's images, all their splits together, which need no protection.
+    public: data sources of other people's images, with all splits, which need no protection.
     epsilon: of differential privacy at `delta`; 0: without privacy. unit: what it protects, one image or all images of
-    a patient. known_seed: take the noise from this number, for tests: whoever knows it can subtract the noise, so that
-    the model is not private.
+    a patient. known_seed: derive the noise from this number, for tests only: anyone who knows it can subtract the
+    noise, so the model is not private.
     """
 
     kind: Literal["fit"] = "fit"
@@ -188,7 +188,7 @@ class FitStage(TrainStage):
 
 @dataclass(frozen=True, kw_only=True)
 class CombineStage(Stage):
-    """Make one model of several that are trained; leaves RUN/STAGE/model.
+    """Combine several trained models into one; leaves RUN/STAGE/model.
 
     members: earlier stages that leave a model, or model folders. validate_on: the source whose validation split chooses
     the operating points.
@@ -270,5 +270,5 @@ class EvaluateModelsStage(EvaluateStage):
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """Everything that is evaluated, by name: the models, and what a task makes of several."""
+        """Everything that is evaluated, by name: the models, and what a task makes from several of them."""
         return self.models

@@ -1,4 +1,4 @@
-"""A task as a value: its stages, its recipe, its part of the report, and what can be done with a model of it.
+"""A task as a value: its stages, its recipe, its part of the report, and the actions on its models.
 
 Every task is a package of `elk_jax/tasks` whose `__init__.py` holds one `TASK`; `elk_jax/tasks/__init__.py` lists them.
 """
@@ -20,11 +20,11 @@ from elk_jax.training.step.step import Protection
 
 Summary = dict[str, Any]
 """The summary of a stage in finished.json, JSON-able. `data`: counts by split (train stages), or of the split
-(evaluation). `skipped`: images. `seconds_before`: what earlier, interrupted attempts took."""
+(evaluation). `skipped`: images. `seconds_before`: time of earlier, interrupted attempts."""
 
 
 def no_check(run: Run, stage: Any, recipe: Any, names: Collection[str]) -> None:
-    """For stages whose settings and data say everything."""
+    """For stages without further checks."""
 
 
 def no_needs(experiment: Experiment, stage: Any, recipe: Any) -> Iterable[Need]:
@@ -33,19 +33,19 @@ def no_needs(experiment: Experiment, stage: Any, recipe: Any) -> Iterable[Need]:
 
 
 def nothing_lacks(recipe: Any, source: ImageSource) -> str:
-    """For stages that can train on any images, and be judged on any."""
+    """For stages that can be trained and evaluated on any images."""
     return ""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a train stage computes: no data and no weights are read, nothing is computed.
+    """The computation of a train stage, made without reading data or weights and without computing anything.
 
-    model: its constants may be shapes. batch_size: of the global batch; of units, those that are expected in it.
-    training, prediction: blank global batches of the shapes that the step and `model.predict` are compiled for, by what
-    tells them apart, such as "800x1344"; both have the same keys.
-    assumed: what only data or weights could say. protection: of a private training, whose batches are of units; its
-    numbers are not those of the data.
+    model: its constants may be shapes. batch_size: of the global batch; for units, their expected number. training,
+    prediction: blank global batches of the shapes that the step and `model.predict` are compiled for, by a name such as
+    "800x1344"; both have the same keys.
+    assumed: assumptions that only data or weights could confirm. protection: of a private training, whose batches are
+    of units; its numbers are not those of the data.
     """
 
     model: Model | Game
@@ -60,20 +60,19 @@ class Workload:
 class StageKind:
     """One kind of stage of a task.
 
-    settings: a dataclass derived from one of `stages`. run: (run, stage, recipe) -> its summary; the recipe is None
-    where the stage names none. check: (run, stage, recipe, names of the stages that will run), called before the first
-    stage runs; raises UserError for what only this task can see. needs: (experiment, stage, recipe) -> the data that
-    must be pairs or volumes; those of pairs are opened with both images. needs_lesions: splits of the stage's data
-    without a lesion are refused ("train", "val"). learns_classes: the model is evaluated on the classes of its training
-    data. workload: (stage, recipe, batch size, None for the recipe's) -> what a train stage computes, for
-    launch/plan.py.
-    lacks: (recipe, images of a fold, or of all others) -> what they lack to be judged or trained on, in words; "" for
-    nothing.
+    settings: a dataclass derived from one of `stages`. run: (run, stage, recipe) -> its summary; the recipe is None if
+    the stage names none. check: (run, stage, recipe, names of the stages that will run), called before the first stage
+    runs; raises UserError for problems that only this task can detect. needs: (experiment, stage, recipe) -> the data
+    that must be pairs or volumes; pairs are opened with both images. needs_lesions: splits of the stage's data without
+    a lesion are refused ("train", "val"). learns_classes: the model is evaluated on the classes of its training data.
+    workload: (stage, recipe, batch size or None for the recipe's) -> the computation of a train stage, for
+    launch/plan.py. lacks: (recipe, images of a fold, or of all others) -> what is missing for evaluation or training,
+    in words; "" for nothing.
     join: (run, stage, recipe) -> the summary of an ensemble of the stage's folds (`tasks.folds.to_read`), which is
-    then the stage's model; None where such models cannot be joined.
-    recipe: the dataclass of the recipe that the stage names; None where it reads none.
+    then the stage's model; None if such models cannot be joined.
+    recipe: the dataclass of the recipe that the stage names; None if it reads none.
     statistics: of an evaluation: (folder of the finished stage, stage, recipe) -> by model, its metrics as a function
-    of patient weights, named as in <model>/evaluation.json, with "/" between keys; None where only these are kept.
+    of patient weights, named as in <model>/evaluation.json, with "/" between keys; None if only the metrics are kept.
     """
 
     settings: type
@@ -91,7 +90,7 @@ class StageKind:
 
 @dataclass(frozen=True)
 class Action:
-    """An action of a launch script on a trained model. settings: the dataclass of the task's own flags.
+    """The action of a launch script on a trained model. settings: the dataclass of the task's own flags.
 
     Evaluation: run(model, data, split, on_error, output, settings), with data a SourceSpec.
     Prediction: run(model, inputs, decoding, on_error, output, settings), with inputs image files and folders, and
@@ -108,14 +107,14 @@ class Action:
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that the rest of elk_jax knows of a task.
+    """Everything that the rest of elk_jax knows about a task.
 
     name: in configurations. stages: by kind (train, fit, combine, synthesize, evaluate). report: (run, summaries of its
     finished stages by name) -> its part of the page.
-    architectures: of its models, as model.json names them. model: what to call one in a message.
-    builds_on: names of tasks that it may import: their models are its own, or it looks at images as they do.
-    evaluate, predict, synthesize, export: what the scripts of launch/ with these names (export: export_weights.py) do
-    with its models; None where they do nothing.
+    architectures: of its models, as named in model.json. model: the noun for one in messages.
+    builds_on: names of tasks that it may import, because it uses their models or processes images as they do.
+    evaluate, predict, synthesize, export: actions of the scripts of launch/ with these names (export:
+    export_weights.py) on its models; None if not supported.
     """
 
     name: str

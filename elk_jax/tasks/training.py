@@ -36,7 +36,7 @@ from elk_jax.weights import model_folder
 
 
 def check_frozen(stage: TrainStage, recipe: TrainingRecipe, params: Params, frozen: Iterable[str]) -> None:
-    """UserError where a training from random weights would keep some of them.
+    """UserError if a training from random weights would leave some of them untrained.
 
     params: or their shapes. frozen: expressions of the parameters that the model itself does not train. Norms may be
     frozen: they start as the identity.
@@ -51,15 +51,15 @@ def check_frozen(stage: TrainStage, recipe: TrainingRecipe, params: Params, froz
     ):
         kept = [name for name in random if any(re.search(pattern, name) for pattern in patterns)]
         if kept:
-            what = f"stage {stage.name} starts from random weights, and would keep {kept[0]} frozen"
+            what = f"stage {stage.name} starts from random weights but freezes {kept[0]}"
             raise UserError(what, where=f"config.{stage.recipe}.{place}", todo=f"{todo} {instead}")
 
 
 def check_private(
     stage: TrainStage, recipe: TrainingRecipe, model: Model | Game, infos: Sequence[ImageInfo] = ()
 ) -> None:
-    """UserError where a recipe protects its data and the model, or the discriminator of two players, says that examples
-    meet in its loss; or patients, whom the training images `infos` do not name."""
+    """UserError if a recipe protects its data but examples interact in the loss of the model or of the discriminator;
+    or if it protects patients and the training images `infos` do not name them."""
     if recipe.privacy is not None:
         try:
             check_model(judge(model) if isinstance(model, Game) else model)
@@ -86,12 +86,12 @@ def train(
     seed: int | None = None,
     protection: Protection | None = None,
 ) -> TrainResult:
-    """Train a model or two players by gradients; reading ahead stops with it, however it ends. See `training.loop`.
+    """Train a model or two players by gradients; reading ahead always stops with it. See `training.loop`.
 
     protection: of a private training, whose batches are of units (`tasks.private.privately`). settings, validation: the
-    model's configuration, for JSON, and the images that its checkpoints are chosen on; a training is not resumed from a
-    checkpoint of others. seed: None for that of the run. The training after folds (`tasks.folds`) has the number of
-    steps that they chose, of the same schedule, and no evaluation.
+    model's configuration, for JSON, and the images that its checkpoints are chosen on; a training is only resumed from
+    a checkpoint with the same ones. seed: None for that of the run. The training after folds (`tasks.folds`) runs for
+    the number of steps that they chose, with the same schedule and without evaluation.
     """
     seed = run.seed if seed is None else seed
     folder, steps = run.folder / stage.name, None if run.fold is None else run.fold.steps
@@ -124,8 +124,8 @@ def step_of(
     seed: int,
     protection: Protection | None = None,
 ) -> Step:
-    """The step by which a recipe trains a model, or two players by one of theirs. UserError for a private recipe
-    without protection."""
+    """The training step of a recipe for a model or for two players. UserError for a private recipe without
+    protection."""
     if protection is not None:
         if isinstance(model, Game):
             assert isinstance(recipe, AdversarialRecipe)
@@ -133,8 +133,8 @@ def step_of(
         return private(model, recipe, protection, mesh, seed)
     if recipe.privacy is not None:
         check_model(judge(model) if isinstance(model, Game) else model)
-        todo = "leave privacy out here, and where a task does not make batches of units"
-        what = "a private step needs the data, whose number of units sets its noise"
+        todo = "leave privacy out; also for tasks that do not make batches of units"
+        what = "a private step needs the data, because the number of units determines its noise"
         raise UserError(what, where="privacy", todo=todo)
     if isinstance(model, Game):
         assert isinstance(recipe, AdversarialRecipe)
@@ -151,10 +151,10 @@ def kept_weights(
     protection: Protection | None = None,
     public: Opened | None = None,
 ) -> tuple[Params, model_folder.Training]:
-    """(the parameters that a train stage keeps, on the host; how they came about).
+    """(the parameters that a train stage keeps, on the host; their provenance).
 
-    Of a private training what it promises is kept, and not its patients: whose data are in it is what it hides. Those
-    of its public data are kept. For all processes to call: each may hold a part of the parameters.
+    For a private training the provenance contains its promise and the patients of its public data, but not its own
+    patients, as it hides whose data it contains. All processes must call it: each may hold a part of the parameters.
     """
     last = (result.params, int(result.state.step))
     params, step = (result.best_params, result.best_step) if choose == "best" else last
@@ -168,7 +168,7 @@ def kept_weights(
 def history(
     run: Run, stage: TrainStage, step: int, open_data: Sequence[Opened], promise: Statement | None = None
 ) -> model_folder.Training:
-    """How the weights of a train stage came about. open_data: data whose patients are not secret."""
+    """The provenance of the weights of a train stage. open_data: data whose patients are not secret."""
     seen = {patients.patient_hash(patient) for one in open_data for patient in patients.named(one.infos)}
     seen = seen.union(*(one.seen_patients for one in open_data))
     before = [run.model_folder(name) for name in dict.fromkeys(stage.named_models().values())]
@@ -188,10 +188,10 @@ def keep_member(
     data: Opened,
     describe: Callable[[model_folder.Training], Any],
 ) -> None:
-    """Write what a fold has learned up to a step as a model folder, where the folds are to be an ensemble: at which of
-    the steps, is known once all folds are trained. For all processes to call.
+    """Write the model of a fold at a step as a model folder, if the folds are to become an ensemble; the step is chosen
+    once all folds are trained. All processes must call it.
 
-    describe: how the weights came about -> the description of the model.
+    describe: provenance of the weights -> the description of the model.
     """
     place = folds.to_write(run, stage, step)
     if place is None or recipe.refit:
@@ -216,7 +216,7 @@ def parameter_count(params: Params) -> int:
 
 
 def annotated(infos: Sequence[ImageInfo]) -> list:
-    """What is known of images, for JSON: their ids and patients, boxes, classes, and which boxes are to be ignored."""
+    """The annotations of images for JSON: ids, patients, boxes, classes, and which boxes are ignored."""
     return [
         [info.image_id, info.patient_id, info.boxes.tolist(), info.labels.tolist(), info.ignore.tolist()]
         for info in infos

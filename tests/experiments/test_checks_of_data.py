@@ -55,7 +55,7 @@ def test_image_files_of_every_stage_are_there(ran, coco, tmp_path):
 def test_lesions_in_files_are_not_painted_into_phantoms(ran, coco, tmp_path, experiment, variant):
     config = experiment.get_config(variant)
     config.data.real.spec, config.data.real.patients = coco("real"), 0
-    assert_refused(config, tmp_path / "run", "'real'", "drawn", where="config.data.canvases.spec")
+    assert_refused(config, tmp_path / "run", "'real'", "phantom", where="config.data.canvases.spec")
     assert ran == []
 
 

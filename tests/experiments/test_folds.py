@@ -99,7 +99,7 @@ def test_the_last_training_ends_at_the_chosen_step_without_validation(whole):
     assert lines[-1]["step"] == found["step"] and not any(key.startswith("eval/") for line in lines for key in line)
     assert model_folder.read(whole / "train" / "model").training.step == found["step"]
     page = (whole / "report.html").read_text()
-    assert "Cross-validation: train" in page and f"{found['step']} steps" in page
+    assert "Cross-validation: train" in page and f"number of steps, {found['step']}." in page
 
 
 def test_killed_folds_are_resumed_and_finished_ones_kept(whole, toy, tmp_path, monkeypatch):
@@ -182,7 +182,7 @@ def test_folds_that_cannot_be_are_refused(ran, coco, tmp_path):
         config.detector.folds = value
         assert_refused(config, tmp_path / "run", word, where="config.detector.folds")
     config.detector.folds = 4
-    assert_refused(config, tmp_path / "run", "4 folds of 3 patients", "3 at most", where="config.detector.folds")
+    assert_refused(config, tmp_path / "run", "4 folds of 3 patients", "at most 3", where="config.detector.folds")
     config.detector.folds = 3
     config.data.real.train_where = "view=MLO"
     experiment = parse(config)
@@ -197,7 +197,7 @@ def test_folds_that_could_not_be_judged_or_trained_are_refused_before_anything_i
     few = {"train": ("A", "B"), "val": ("C", "D"), "test": ("E",)}
     config = on_files(cem_real, real=coco("real", few, lesions=("train", "test")))
     config.detector.folds = 3
-    assert_refused(config, tmp_path / "run", "is judged", "a lesion", where="config.detector.folds")
+    assert_refused(config, tmp_path / "run", "is evaluated", "a lesion", where="config.detector.folds")
     config.detector.folds = 2
     run = Run(parse(config), tmp_path / "run", mesh=None)
     stage, recipe = run.experiment.stages["real"], run.experiment.recipes["detector"]
@@ -227,7 +227,7 @@ def test_folds_of_a_classifier_have_both_classes(tmp_path):
         if not missing:
             assert sorted(map(len, folds.deal(run, stage, experiment.recipe_of(stage), lacks))) == [2, 3]
             continue
-        with refused("is judged", "malignant", where=f"config.{recipe}.folds"):
+        with refused("is evaluated", "malignant", where=f"config.{recipe}.folds"):
             folds.deal(run, stage, experiment.recipe_of(stage), lacks)
 
 

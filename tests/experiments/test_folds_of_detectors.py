@@ -107,7 +107,7 @@ def test_the_evaluation_shows_whether_the_thresholds_keep_what_they_promise(dete
     assert not fold["warning"], "nobody uses the thresholds of a fold"
     page = (detected / "report.html").read_text()
     assert "Thresholds of the models" in page and "Cross-validation: real" in page
-    assert "Views together" in page and "one lesion from IoU 0.3" in page and "on 2 folds" in page
+    assert "Fusion of views" in page and "one lesion from IoU 0.3" in page and "on 2 folds" in page
 
 
 # ---- The folds as an ensemble ----------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def joined(tmp_path_factory) -> Path:
 
 
 def test_every_patient_is_judged_by_the_member_that_has_not_seen_it(joined):
-    """The members of the model folder, run again on the patients that each does not know, give its thresholds."""
+    """The members of the ensemble folder, run again on the patients that each does not know, give its thresholds."""
     experiment = parse(of_ensemble())
     run, recipe = Run(experiment, joined, meshes.make_mesh()), experiment.recipes["detector"]
     whole = dealing.pooled(run.open("real", "train"), run.open("real", "val"))
@@ -157,7 +157,7 @@ def test_a_member_that_is_gone_is_named(joined, tmp_path):
     (run / "real" / "finished.json").unlink()
     (member,) = run.glob("real/fold_2/held_out/*/model")
     shutil.rmtree(member)
-    with refused("gone", run / "real" / "fold_2", where=member):
+    with refused("missing", run / "real" / "fold_2", where=member):
         run_experiment(of_ensemble(), run, ["real"])
 
 
@@ -174,7 +174,7 @@ def test_members_are_as_they_were_at_the_chosen_step(joined):
         member = model_folder.flatten(ensemble["members"][str(number)])
         assert alone.keys() == member.keys() and all(np.array_equal(alone[name], member[name]) for name in alone)
     page = (joined / "report.html").read_text()
-    assert "members of the model" in page and "2 folds, by the member that had not seen them" in page
+    assert "members of the ensemble" in page and "2 folds, by the member that had not seen them" in page
 
 
 # ---- Detectors with folds, together ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Detection: a detector learns lesions with boxes, and is evaluated by FROC and AP."""
+"""Detection: a detector is trained on lesions with boxes, and evaluated by FROC and AP."""
 
 from elk_jax.tasks.detection import combine, evaluate, export, model, predict, recipe, report, train, volumes
 from elk_jax.tasks.task import Action, StageKind, Task

@@ -1,4 +1,4 @@
-"""Make one detector of several: an ensemble, whose boxes are fused. A stage leaves `model/`, which holds them all."""
+"""Combine detectors into an ensemble that fuses their boxes. The stage leaves `model/`, which contains them all."""
 
 from __future__ import annotations
 
@@ -38,15 +38,14 @@ from elk_jax.weights.model_folder import Training
 
 
 def needs(experiment: Experiment, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> list[Need]:
-    """Both images of a breast, where a member reads them."""
+    """Both images of a breast, if a member reads them."""
     (data,) = stage.data()
     return [Need(data, "pairs", f"{name} reads pairs") for name in stage.members if reads_pairs(experiment, name)]
 
 
 def check_combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
-    """UserError for a member that is an ensemble or no detector, for members of different folds, for scales at which
-    folds have not looked, and, as far as members are there yet, for those of different classes and for scales that are
-    too large."""
+    """UserError for a member that is an ensemble or not a detector, for members with different folds, for scales that
+    the folds did not use, and, for members that exist already, for different classes and scales that are too large."""
     count = folds.dealt_alike(run.experiment, stage)
     known: list[model.Trained] = []
     for number, name in enumerate(stage.members):
@@ -56,7 +55,7 @@ def check_combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecip
         kind = model_folder.architecture_of(folder) if written else ""
         joined = before is not None and folds.makes_ensemble(before, run.experiment.recipe_of(before))
         if isinstance(before, CombineStage) or joined or kind == model.ENSEMBLE:
-            raise UserError(f"{name} is an ensemble itself", where=where, todo="name its members instead")
+            raise UserError(f"{name} is itself an ensemble", where=where, todo="name its members instead")
         of_detectors = before is None or isinstance(run.experiment.recipe_of(before), DetectionRecipe)
         if not of_detectors or (written and kind not in DETECTORS):
             raise UserError(f"not a detector: {name}", where=where, todo="name a stage that trains one")
@@ -70,14 +69,14 @@ def check_combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecip
         except UserError as error:
             raise error if error.where != "scales" else error.within(f"config.stages.{stage.name}") from error
     if count and set(stage.scales) != {1.0}:
-        what = f"the folds of the members have looked at one scale of their input, and not at {stage.scales}"
+        what = f"the folds of the members used a single input scale, not {stage.scales}"
         where = f"config.stages.{stage.name}.scales"
         raise UserError(what, where=where, todo="set it to (1.0,), or the folds of the members to 0")
 
 
 def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> Summary:
-    """Write `<stage>/model/`, with the IoU of the fusion and the operating points chosen on the validation split; on
-    what the folds of the members found of the patients they had not seen, where these have folds."""
+    """Write `<stage>/model/`, with the IoU of the fusion and the operating points chosen on the validation split; if
+    the members have folds, chosen on the detections of the folds for the patients they had not seen."""
     folders = [run.model_folder(name) for name in stage.members]
     members = [model.load_one(folder) for folder in folders]
     for folder, member in zip(folders, members):
@@ -87,7 +86,7 @@ def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> 
     seeing = folds.of_everyone(run, stage.validate_on, count) if count else run
     on = seeing.fold.in_words if seeing.fold else operating.VALIDATION
     validation = seeing.open(stage.validate_on, "val", images)
-    run.say(f"  {len(members)} detectors; {on} {counted(validation.infos)}")
+    run.say(f"  {len(members)} detectors; {on}: {counted(validation.infos)}")
     say_skipped(run, validation)
     if count:
         found = lambda name, member: found_by_folds(folds.held_out(run, name), member, validation.infos, floor)
@@ -116,7 +115,7 @@ def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> 
     if run.is_main:
         folder = files.make_folder(run.folder / stage.name)
         model.save_ensemble(folder / "model", [member.params for member in members], description)
-    run.say(f"  boxes are of one lesion from IoU {same:g}; {comparing(recipe)} {measured(tried[same])} on {on}")
+    run.say(f"  boxes with an IoU of at least {same:g} are fused; {comparing(recipe)} {measured(tried[same])} on {on}")
     if choice.warning:
         run.say(f"  warning: {choice.warning}")
     if said := promised([member.description.trained for member in members]):
@@ -140,13 +139,14 @@ def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> 
 def found_by_folds(
     places: Sequence[Path], member: model.Trained, infos: Sequence[ImageInfo], floor: float
 ) -> list[ImageResult]:
-    """What the folds of a detector found of the patients they had not seen, in the views by which the detector looks.
+    """The detections of the folds of a detector for the patients they had not seen, in the views that the detector
+    uses.
 
-    places: where they left it (`folds.held_out`). infos: all of their images. floor: of the scores of boxes.
+    places: their folders (`folds.held_out`). infos: all of their images. floor: lowest score of boxes.
     """
     own = member.description
     if own.learned_maps:
-        what = "a member has not learned to detect, so that its folds found nothing"
+        what = "a member was not trained to detect, so its folds have no detections"
         raise UserError(what, where=places[0].parent, todo="leave it out, or give it a detection_weight above 0")
     flips = own.input.flips
     of_views = predict.own_floor(member, floor) if flips else floor
@@ -157,8 +157,8 @@ def found_by_folds(
 def join_folds(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summary:
     """Write `<stage>/model/`, the ensemble of the stage's folds (`tasks.folds`).
 
-    Each patient was seen by all members but one. What this one found chooses the mirrored views and the IoU by which
-    boxes are fused, of views and of members alike, and the operating points: they are those of a single member.
+    Each patient was seen by all members but one. The detections of that one choose the mirrored views, the IoU for
+    fusing boxes (of views and of members), and the operating points, which are therefore those of a single member.
     """
     assert run.fold is not None
     folders = folds.members(run, stage)
@@ -206,11 +206,13 @@ def join_folds(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> 
 
 
 def promised(members: Sequence[Training | None]) -> str:
-    """What the members promise together, in words; "" where none was trained privately."""
+    """The joint promise of the members, in words; "" if none was trained privately."""
     private = sum(bool(one and one.promises) for one in members)
     if not private:
         return ""
     said = model_folder.of_members(members).sentence()
     if private == len(members):
         return said
-    return f"{private} of {len(members)} members were trained privately: who is in the others is not protected. {said}"
+    return (
+        f"{private} of {len(members)} members were trained privately; patients of the others are not protected. {said}"
+    )

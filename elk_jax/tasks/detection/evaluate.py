@@ -1,4 +1,4 @@
-"""Evaluate detectors: as a stage of an experiment, or any detector and predictions made elsewhere on any source.
+"""Evaluate detectors as a stage of an experiment, or any detector or predictions of another program on any source.
 
 The stage leaves `<model>/predictions.json`, `<model>/evaluation.json`, `comparisons.json`, `gallery.json` and
 `truth.json`.
@@ -54,7 +54,7 @@ TRUTH = "truth.json"
 
 
 def needs(experiment: Experiment, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> list[Need]:
-    """Whole volumes, where findings of these are evaluated; both images of a breast, where a detector reads them."""
+    """Whole volumes if their findings are evaluated; both images of a breast if a detector reads them."""
     (data,) = stage.data()
     found = [f"{name} reads pairs" for name in stage.models if reads_pairs(experiment, name)]
     found += ["boxes of both images are to be fused"] if stage.late else []
@@ -63,8 +63,8 @@ def needs(experiment: Experiment, stage: EvaluateDetectorsStage, recipe: Detecti
 
 
 def reads_pairs(experiment: Experiment, model: str) -> bool:
-    """Whether the detector of a stage reads pairs, or a member of it; False for one that the experiment does not
-    name."""
+    """Whether the detector of a stage, or one of its members, reads pairs; False for a model that is not in the
+    experiment."""
     stage = experiment.stages.get(model)
     if isinstance(stage, CombineStage):
         return any(reads_pairs(experiment, member) for member in stage.members)
@@ -72,12 +72,12 @@ def reads_pairs(experiment: Experiment, model: str) -> bool:
 
 
 def check_start(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
-    """Raise UserError where volumes are not whole, and where boxes are fused of detectors that read pairs."""
+    """Raise UserError for incomplete volumes, and for fusing boxes of detectors that read pairs."""
     if stage.metric == "dbtex":
         volumes.check_start(run, stage)
     for model in (name for pair in stage.late for name in pair):
         if reads_pairs(run.experiment, model):
-            what = f"{model} reads pairs, and boxes are fused of detectors of single images"
+            what = f"{model} reads pairs, but only boxes of detectors of single images are fused"
             raise UserError(what, where=f"config.stages.{stage.name}.late", todo="name others, or leave it out")
 
 
@@ -160,7 +160,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
 
 
 def statistics(folder: Path, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> dict[str, PatientStatistic]:
-    """The metrics of each model as functions of patients, from what the stage left in `folder`."""
+    """The metrics of each model as functions of patients, from the output of the stage in `folder`."""
     if stage.metric == "dbtex":
         return volumes.statistics(folder, stage)
     criterion = criterion_from_text(stage.criterion)
@@ -174,17 +174,18 @@ def statistics(folder: Path, stage: EvaluateDetectorsStage, recipe: DetectionRec
 
 
 def _lowest(trained: Trained | Ensemble, score_floor: float) -> float:
-    """The score from which on an evaluation needs boxes: they are also judged by the thresholds of the model."""
+    """The lowest score of the boxes that an evaluation needs, as they are also evaluated at the thresholds of the
+    model."""
     return min(score_floor, predict.own_floor(trained, score_floor))
 
 
 def promises_kept(trained: Trained | Ensemble, results: Sequence[ImageResult], resamples: int) -> dict[str, Any]:
-    """What the thresholds of a model do on other images than those they were chosen on, for evaluation.json and the
-    report: {"on", "warning", "points": of `operating.kept`, each beside what the model says of it, "in_model"}.
+    """The performance of a model's thresholds on images other than those they were chosen on, for evaluation.json and
+    the report: {"on", "warning", "points": from `operating.kept`, each with the model's own figures, "in_model"}.
 
-    results: of all boxes that score `predict.own_floor`. What counts as found is what the thresholds were chosen by
-    (`operating.choose`), whatever the evaluation counts, and above whatever score. `operating_points` of an evaluation
-    are others: of thresholds that were chosen on the evaluated images."""
+    results: all boxes with a score of at least `predict.own_floor`. The criterion for a hit is the one used to choose
+    the thresholds (`operating.choose`), whatever the criterion and the lowest score of the evaluation.
+    `operating_points` of an evaluation differ from them: their thresholds are chosen on the evaluated images."""
     description, floor = trained.description, predict.own_floor(trained, 0.0)
     points = [asdict(point) for point in description.operating_points if point.threshold is not None]
     found = operating.kept(results, description.operating_points, score_floor=floor, resamples=resamples)
@@ -196,21 +197,21 @@ def promises_kept(trained: Trained | Ensemble, results: Sequence[ImageResult], r
 
 
 def flips_notes(trained: Trained | Ensemble, flips: Sequence[Flip] | None) -> list[str]:
-    """A line where a model looks at other mirrored views than its thresholds were chosen with."""
+    """A note if a model uses other mirrored views than those with which its thresholds were chosen."""
     if flips is None:
         return []
     members = trained.members if isinstance(trained, Ensemble) else (trained,)
     if all(set(one.description.input.flips) == set(flips) for one in members):
         return []
-    return ["the thresholds of the model were chosen with other mirrored views than --flips: they promise nothing here"]
+    return ["the model's thresholds were chosen with other mirrored views than --flips, so their rates do not apply"]
 
 
 def references(
     trainings: Mapping[str, model_folder.Training | None], evaluations: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, str]:
-    """The best model without privacy by each private one, of the models whose training started from the first.
+    """Private model -> the best model without privacy, among the models whose training started from the first.
 
-    Their gains over the first can be compared: what privacy costs.
+    Comparing their gains over the first shows the cost of privacy.
     """
     first = next(iter(trainings))
     tuned = {name: one.privacy is not None for name, one in trainings.items() if one and one.init_from == first}
@@ -228,11 +229,11 @@ class EvaluateSettings:
     """The flags of launch/evaluate.py for detectors.
 
     predictions: COCO results to evaluate instead of a model. against: a run or model folder, or COCO results, to
-    compare with on the same images. criterion: what counts as found. all_images: false positives of lesion-free images
-    count in FROC too. bootstrap: resamples of patients. flips: mirrored views; None: those of the model's training.
-    metric: froc, of images, or dbtex, of tomosynthesis volumes; predictions are a CSV file of the challenge then.
-    volume_rule: how detections of slices become findings of a volume. by_slice: of volumes, write the detections of
-    slices too.
+    compare with on the same images. criterion: for a hit. all_images: also count false positives of lesion-free images
+    in FROC. bootstrap: number of resamples of patients. flips: mirrored views; None: those of the model's training.
+    metric: froc for images, or dbtex for tomosynthesis volumes, whose predictions are a CSV file of the challenge.
+    volume_rule: how detections of slices become findings of a volume. by_slice: for volumes, also write the detections
+    of slices.
     """
 
     predictions: str = ""
@@ -253,14 +254,14 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class Subject:
-    """The subject of an evaluation: a model folder, or COCO results made elsewhere."""
+    """The subject of an evaluation: a model folder, or COCO results of another program."""
 
     place: Path
     is_model: bool
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Of the path, without what is the same for all; the last ones name the subject."""
+        """Parts of the path without those common to all models; the last ones name the subject."""
         path = self.place.absolute()
         if self.is_model:
             return (path.parent if path.name == "model" else path).parts
@@ -279,10 +280,10 @@ def evaluate_source(
     """Write evaluation.json, predictions.json and report.html into `output`, print the table, return the evaluation.
 
     model: a model folder; None to evaluate `settings.predictions`. With `settings.against`, comparisons.json holds the
-    paired differences; they are in the report and the table too.
+    paired differences, which the report and the table show too.
     """
     if settings.by_slice and (settings.metric != "dbtex" or model is None):
-        what = "detections of slices are written where a model looks at volumes"
+        what = "detections of slices are written only when a model is run on volumes"
         raise UserError(what, where="--by_slice", todo="give a model and --metric=dbtex, or leave it out")
     _check_looked(model, settings)
     if settings.metric == "dbtex":
@@ -291,12 +292,14 @@ def evaluate_source(
     other = _compared_with(settings.against) if settings.against else None
     name, other_name = _names(subject, other)
     criterion = criterion_from_text(settings.criterion)
-    subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)  # files first: mistakes show early
+    subjects = sorted(
+        filter(None, (subject, other)), key=lambda one: one.is_model
+    )  # read files first, so that mistakes are reported early
     loaded = {one: load(one.place) for one in subjects if one.is_model}
     images = max([1, *(one.tested_images for one in loaded.values())])
     if images > 1 and not data.partner:
-        what = f"a detector that reads {images} images of a breast is evaluated, and there is one"
-        raise UserError(what, where=data.spec, todo="give the second by --partner, or choose another --stage")
+        what = f"the detector reads {images} images of a breast, but the data have one"
+        raise UserError(what, where=data.spec, todo="give the second with --partner, or choose another --stage")
     source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"), images=images)
     console = new_console()
     console.print(f"{split or 'all'} {counted(source.infos)}")
@@ -322,7 +325,7 @@ def evaluate_source(
     evaluations, comparisons = {name: evaluation}, {}
     if other is not None:
         theirs, notes = found[other]
-        evaluations = {other_name: measure(theirs), name: evaluation}  # the first is compared with
+        evaluations = {other_name: measure(theirs), name: evaluation}  # the others are compared with the first
         evaluations[other_name]["notes"] += notes
         comparisons[name] = metrics.compare_detections(theirs, results, **how)
     with files.locked(files.make_folder(output)):
@@ -347,27 +350,27 @@ def evaluate_source(
 
 
 def _check_looked(model: Path | None, settings: EvaluateSettings) -> None:
-    """UserError for settings of how a model looks, where none does."""
+    """UserError for settings of running a model if there is no model to run."""
     if settings.volume_rule != EvaluateSettings().volume_rule and (settings.metric != "dbtex" or model is None):
-        what = "a rule for volumes, and no model looks at volumes"
+        what = "the rule is for volumes, but no model is run on volumes"
         raise UserError(what, where="--volume_rule", todo="give a model and --metric=dbtex, or leave it out")
     looks = model is not None or (settings.against and Path(settings.against).is_dir())
     if settings.flips is not None and not looks:
-        what = "mirrored views, and no model looks at them"
+        what = "mirrored views are given, but no model is run on them"
         raise UserError(what, where="--flips", todo="give a model, or leave it out")
 
 
 def _evaluate_volumes(
     model: Path | None, data: SourceSpec, split: str, on_error: OnError, output: Path, settings: EvaluateSettings
 ) -> dict[str, Any]:
-    """By the DBTex metric. UserError for settings that it has no use for."""
+    """Evaluate with the DBTex metric. UserError for settings that do not apply to it."""
     plain = EvaluateSettings()
     for name in ("against", "criterion", "all_images"):
         if getattr(settings, name) != getattr(plain, name):
-            what = f"--{name} is of images, not of volumes"
+            what = f"--{name} applies to images, not to volumes"
             raise UserError(what, where=f"--{name}", todo="leave it out, or leave --metric out")
     if model is None and settings.score_floor != plain.score_floor:
-        what = "all rows of a CSV file count, whatever they score, as in the challenge"
+        what = "all rows of a CSV file count, whatever their score, as in the challenge"
         raise UserError(what, where="--score_floor", todo="leave it out, or remove the rows")
     return volumes.evaluate_dbtex(
         model=model,
@@ -394,14 +397,14 @@ def _compared_with(against: str) -> Subject:
 
 
 def _names(subject: Subject, other: Subject | None) -> tuple[str, str]:
-    """Their names: the fewest last parts of their paths that distinguish them."""
+    """Names of the subjects: as few of the last parts of their paths as distinguish them."""
     own = subject.parts
     if other is None:
         return own[-1], ""
     theirs = other.parts
     if own == theirs:
         raise UserError(
-            "the same model or file as the one that is evaluated", where="--against", todo="name another run or file"
+            "the same model or file as the one being evaluated", where="--against", todo="name another run or file"
         )
     alike = next(i for i in range(len(own) + 1) if own[-1 - i :] != theirs[-1 - i :])
     return "/".join(own[-1 - alike :]), "/".join(theirs[-1 - alike :])
@@ -414,10 +417,11 @@ def _detect(
     categories: Sequence[int] | None,
     settings: EvaluateSettings,
 ) -> tuple[list[ImageResult], list[str]]:
-    """(its detections beside the truth, notes). One class of a model and one of the data count as the same class.
+    """(its detections with the truth, notes). A single class of a model and a single class of the data count as the
+    same.
 
-    trained: the model, of which those are there too that its own thresholds are judged by; None for detections made
-    elsewhere.
+    trained: the model, whose detections include those needed for its own thresholds; None for detections of another
+    program.
     """
     if trained is None:
         numbers = categories or range(1, len(source.classes) + 1)
@@ -431,7 +435,7 @@ def _detect(
     notes += patients_seen(subject.parts[-1], subject.place, source.infos)
     notes += predict.unlearned(trained, subject.parts[-1])
     if source.images > 1 and trained.tested_images == 1:
-        notes.append(f"{subject.parts[-1]} reads one image of a breast: it was shown the first of each pair")
+        notes.append(f"{subject.parts[-1]} reads one image of a breast: it was given the first of each pair")
     lowest = _lowest(trained, settings.score_floor)
     results = predict.detect_with(trained, source, meshes.make_mesh(), lowest, settings.flips)
     return results, notes

@@ -1,10 +1,10 @@
-"""A trained detector for other programs: JAX without elk_jax (StableHLO), torchvision, effdet.
+"""Export a trained detector for other programs: JAX without elk_jax (StableHLO), torchvision, effdet.
 
   OUTPUT/detector_HEIGHTxWIDTH.bin      for JAX, one for each canvas of its input, weights included:
                                         jax.export.deserialize(...).call(image, image_size)
   OUTPUT/detector.safetensors           for torchvision and effdet: the state dict of a model
-  OUTPUT/detector.json                  what goes in and comes out, what a model is built from, classes, input,
-                                        thresholds; it is written last
+  OUTPUT/detector.json                  inputs and outputs, arguments for building a model, classes, input, thresholds;
+                                        written last
 
 Shape legend: B images, any number of them; I images of a breast (2 for pairs); K detections; H W of the canvas.
 """
@@ -33,18 +33,18 @@ from elk_jax.tasks.run import new_console
 from elk_jax.weights import model_folder, renamed
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-"""A program runs on each of these."""
+"""Platforms on which a program runs."""
 SETTINGS = "detector.json"
 TENSORS = "detector.safetensors"
 INPUTS = ("image", "image_size")
 OUTPUTS = ("boxes", "scores", "labels", "valid")
-"""Of a program, in their order."""
+"""Outputs of a program, in order."""
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """format: whose program or names, a key of FORMATS. name: of effdet, what it calls the detector. UserError where it
-    is missing, or of another format."""
+    """format: a key of FORMATS. name: the name of the detector in effdet. UserError if it is missing, or given for
+    another format."""
 
     format: str = "stablehlo"
     name: str = ""
@@ -53,16 +53,18 @@ class ExportSettings:
         if self.format not in FORMATS:
             raise UserError(f"format is '{self.format}'", where="format", todo=f"choose from {', '.join(FORMATS)}")
         if self.format == "effdet" and not self.name:
-            raise UserError("effdet has no name for the detector", where="name", todo="give one: tf_efficientdet_d0")
+            raise UserError(
+                "the format effdet needs a name for the detector", where="name", todo="give one: tf_efficientdet_d0"
+            )
         if self.format != "effdet" and self.name:
-            raise UserError(f"the format {self.format} takes no name", where="name", todo="leave it out")
+            raise UserError(f"a name does not apply to the format {self.format}", where="name", todo="leave it out")
 
 
 def export_folder(model: Path, output: Path, settings: ExportSettings, console: Console | None = None) -> None:
     """Write a detector's model folder in another format into a new or empty folder.
 
     UserError for an ensemble, for a folder of another kind, for parameters that do not fit its settings, for a detector
-    that the format does not have, and for an output that has something in it. After an error nothing is written.
+    that the format does not support, and for an output folder that is not empty. After an error nothing is written.
     """
     console = console or new_console()
     trained = load_one(model)
@@ -79,24 +81,26 @@ def export_folder(model: Path, output: Path, settings: ExportSettings, console: 
 
 
 def notes(trained: Trained, settings: ExportSettings) -> list[str]:
-    """How an exported detector may answer otherwise than it does here, in words."""
+    """How the results of an exported detector may differ from those of the original, in words."""
     entry, step, found = trained.description.input, max(trained.detector.strides), unlearned(trained, "the detector")
     if entry.flips:
         what = f"the image and its mirrored views ({', '.join(entry.flips)})"
-        found.append(f"thresholds are of the fused boxes of {what}; the export sees one image: choose them anew")
+        found.append(f"thresholds apply to the fused boxes of {what}, but the export reads one image: choose new ones")
     if settings.format == "stablehlo":
         return found
     uneven = [f"{height}x{width}" for height, width in entry.buckets if height % step or width % step]
     if uneven and not trained.detector.config.anchor_rounded:
         what = f"canvases of {', '.join(uneven)} px are padded to multiples of {step} px"
-        found.append(f"{what}, which may change scores at their right and lower edges")
+        found.append(f"{what}, which may change scores at the right and lower edges")
     if settings.format == "torchvision" and not torchvision_resizing(entry.resize):
-        found.append("torchvision's model must not resize: its images come as `input` says (docs/torch.md)")
+        found.append(
+            "torchvision's model must not resize its images: prepare them as described by `input` (docs/torch.md)"
+        )
     return found
 
 
 def write_programs(trained: Trained, folder: Path, file: Path, settings: ExportSettings) -> dict[str, Any]:
-    """Write the programs of a detector; what SETTINGS says of them. file: its model.json, for errors."""
+    """Write the programs of a detector and return their entries for SETTINGS. file: its model.json, for errors."""
     shapes = {}
     for canvas in _canvases(trained, file):
         name = "detector_{}x{}.bin".format(*canvas)
@@ -107,14 +111,15 @@ def write_programs(trained: Trained, folder: Path, file: Path, settings: ExportS
 
 
 def write_torchvision(trained: Trained, folder: Path, file: Path, settings: ExportSettings) -> dict[str, Any]:
-    """The same of a state dict for torchvision."""
+    """The same for a state dict of torchvision."""
     detector, params, description = trained
     resizing = torchvision_resizing(description.input.resize)
     return _write_tensors(renamed.to_torchvision(detector.config, params, resizing, file), folder)
 
 
 def write_effdet(trained: Trained, folder: Path, file: Path, settings: ExportSettings) -> dict[str, Any]:
-    """The same of a state dict for effdet, whose anchors are of one canvas that holds all of the detector's."""
+    """The same for a state dict of effdet, whose anchors are for one canvas that contains all canvases of the
+    detector."""
     config, step = trained.detector.config, max(trained.detector.strides)
     height, width = (-(-max(sides) // step) * step for sides in zip(*_canvases(trained, file)))
     return _write_tensors(renamed.to_effdet(config, trained.params, settings.name, (height, width), file), folder)
@@ -128,9 +133,9 @@ FORMATS: dict[str, Callable[[Trained, Path, Path, ExportSettings], dict[str, Any
 
 
 def torchvision_resizing(resize: Resize) -> dict[str, Any]:
-    """Arguments of torchvision's transform that leave an image of the detector's input size as it is.
+    """Arguments of torchvision's transform that leave images of the detector's input size unchanged.
 
-    {}: there are none, since the size follows from the canvas.
+    {} if there are none, because the size depends on the canvas.
     """
     if resize.jitter:
         return {}
@@ -149,9 +154,9 @@ def _write_tensors(made: renamed.Renamed, folder: Path) -> dict[str, Any]:
 
 
 def _canvases(trained: Trained, file: Path) -> tuple[Canvas, ...]:
-    """Of a detector's input. UserError where it names none."""
+    """The canvases of a detector's input. UserError if it names none."""
     if not trained.description.input.buckets:
-        what = "the detector names no canvas: it takes one from its images"
+        what = "the detector has no fixed canvas: it derives one from its images"
         raise UserError(what, where=f"{file}: input.buckets", todo="train with loader.buckets")
     return trained.description.input.buckets
 
@@ -159,9 +164,9 @@ def _canvases(trained: Trained, file: Path) -> tuple[Canvas, ...]:
 def program(trained: Trained, canvas: Canvas, platforms: Sequence[str] = PLATFORMS) -> export.Exported:
     """(image [B, H, W, I] float32 in [0, 1], image_size [B, 2] float32) -> OUTPUTS.
 
-    image_size: (height, width) in px of each image within the canvas, which is 0 right of and below it. boxes
-    [B, K, 4] float32 xyxy in px of the canvas, scores [B, K] float32, best first, labels [B, K] int32, the number of a
-    class, valid [B, K] bool: the others are fillers.
+    image_size: (height, width) in px of each image within the canvas, which is 0 right of and below it. boxes [B, K, 4]
+    float32 xyxy in px of the canvas; scores [B, K] float32, best first; labels [B, K] int32, class numbers; valid [B,
+    K] bool, False for padding.
     """
     detector, params, _ = trained
 
@@ -177,7 +182,7 @@ def program(trained: Trained, canvas: Canvas, platforms: Sequence[str] = PLATFOR
 
 
 def about(trained: Trained) -> dict[str, Any]:
-    """What SETTINGS says in every format."""
+    """The entries of SETTINGS common to all formats."""
     description = trained.description
     return {
         "detector": description.architecture,
@@ -192,5 +197,5 @@ def about(trained: Trained) -> dict[str, Any]:
 
 
 def _shape(given: Any) -> list[int | str]:
-    """As JSON has it: "b" stands for any number of images."""
+    """A shape for JSON: "b" is any number of images."""
     return [side if isinstance(side, int) else str(side) for side in given.shape]

@@ -1,6 +1,6 @@
 """A detector as a model to train, and as a folder: weights, architecture, classes, input size, operating points.
 
-A folder may also hold an ensemble: several detectors, each with its own input, whose boxes are fused.
+A folder may also contain an ensemble: several detectors, each with its own input, whose boxes are fused.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ ARCHITECTURES = (*detectors.DETECTORS, ENSEMBLE)
 Scales = Annotated[tuple[Annotated[float, Between(0.25, 4)], ...], NOT_EMPTY]
 """A setting: factors on the size of a detector's input."""
 Same = Annotated[float, Range(0, 1, above=True)]
-"""A setting: the IoU from which boxes of several views or members are of one lesion."""
+"""A setting: the IoU from which boxes of several views or members count as the same lesion."""
 Weight = Annotated[float, ABOVE_ZERO]
 LearnedMaps = Literal["", TapName]
-"""Maps that a detector has learned alone; "" for none."""
+"""Maps to which the training of a detector was limited; "" for none."""
 EARLIER = {**detectors.EARLIER, "input": {"crop_to_breast": False, "flips": ()}}
-"""What model folders of earlier versions lack."""
+"""Fields that model folders of earlier versions lack."""
 LATER = {
     "input": {
         "resize": {"stretch": (), "rounding": "nearest", "pixels": "mean", "boxes": "scaled", "float16_white": 0},
@@ -48,16 +48,16 @@ LATER = {
     "chosen_on": asdict(ChosenOn()),
     "learned_maps": "",
 }
-"""What any model folder may lack."""
+"""Fields that any model folder may lack."""
 POINT = {one.name: one.default for one in fields(OperatingPoint) if one.default is not MISSING}
-"""What the operating points of any model folder may lack."""
+"""Fields that the operating points of any model folder may lack."""
 
 
 def trainable(detector: Detector, per_image: bool = False) -> Model:
     """A detector for the training loop. Its loss divides by counts of the whole batch.
 
-    per_image: the loss is the mean over the images of the loss that each has on its own, which divides by its own
-    counts. So images do not meet in it, as private training requires.
+    per_image: the loss is the mean of the losses of single images, each divided by its own counts. Images then do not
+    interact in it, as private training requires.
     """
 
     def loss(
@@ -87,8 +87,8 @@ def trainable(detector: Detector, per_image: bool = False) -> Model:
 
 @dataclass(frozen=True)
 class Input:
-    """How images come into the detector. flips: mirrored views to detect in as well. slice_greys: of whole volumes.
-    same: IoU from which boxes of several views are of one lesion."""
+    """How images are prepared for the detector. flips: mirrored views to detect in as well. slice_greys: for whole
+    volumes. same: IoU from which boxes of several views count as the same lesion."""
 
     crop_to_breast: bool
     resize: Resize
@@ -100,9 +100,9 @@ class Input:
 
 @dataclass(frozen=True)
 class Description:
-    """The content of `model.json`. model: the settings of the detector. chosen_on: what its operating
-    points were chosen on. learned_maps: of one that has learned to resemble another, and not to detect, the maps that
-    it has learned; "" for all others."""
+    """The content of `model.json`. model: the settings of the detector. chosen_on: the data its operating points were
+    chosen on. learned_maps: for a detector trained only to resemble another, the maps that it has learned; "" for all
+    others."""
 
     architecture: str
     model: Annotated[Any, ByName(detectors.kinds)]
@@ -128,19 +128,18 @@ class Trained(NamedTuple):
 
     @property
     def tested_images(self) -> int:
-        """Images of a breast that it reads."""
+        """The number of images of a breast that it reads."""
         return self.detector.tested_images
 
 
 @dataclass(frozen=True)
 class EnsembleDescription:
-    """The content of `model.json` of an ensemble. members: what the model.json of each says, without format and hash.
-
-    hashes: SHA-256 of the parameters of each member's own folder, "" of a folder that has none. scales: factors on the
-    size of the input; each member looks at all of them, with its own mirrored views. weights: of the members, above 0.
-    same: IoU from which boxes of members are of one lesion. score_floor: boxes of a member that score less are not
-    fused, so that fused boxes are those that `same` and the thresholds were chosen with; None in folders of earlier
-    versions, which fuse what whoever asks wants to see. operating_points: of the fused boxes.
+    """The content of `model.json` of an ensemble. members: the model.json of each, without format and hash. hashes:
+    SHA-256 of the parameters in each member's own folder, "" if the folder has none. scales: factors on the size of the
+    input; each member uses all of them, with its own mirrored views. weights: of the members, above 0. same: IoU from
+    which boxes of members count as the same lesion. score_floor: boxes of a member with a lower score are not fused, so
+    that the fused boxes are those with which `same` and the thresholds were chosen; None in folders of earlier
+    versions, where the caller's floor applies before fusion. operating_points: of the fused boxes.
     """
 
     architecture: str
@@ -164,14 +163,14 @@ class EnsembleDescription:
 
 
 class Ensemble(NamedTuple):
-    """The model folder of an ensemble, read."""
+    """The content of the model folder of an ensemble."""
 
     members: tuple[Trained, ...]
     description: EnsembleDescription
 
     @property
     def tested_images(self) -> int:
-        """The most images of a breast that a member reads."""
+        """The largest number of images of a breast that a member reads."""
         return max(member.tested_images for member in self.members)
 
 
@@ -225,11 +224,13 @@ def of(params: Params, content: model_folder.Content, folder: Path) -> Trained:
 
 
 def _ensemble(folder: Path) -> UserError:
-    return UserError("an ensemble, where one detector is read", where=folder, todo="name one of its members' folders")
+    return UserError(
+        "an ensemble, where a single detector is needed", where=folder, todo="name one of its members' folders"
+    )
 
 
 def save_ensemble(folder: Path, params: Sequence[Params], description: EnsembleDescription) -> None:
-    """Write the model folder of an ensemble, with the parameters of its members: it needs no other folder."""
+    """Write the model folder of an ensemble, with the parameters of its members, so that it needs no other folder."""
     model_folder.save_params(folder, model_folder.join_members(params), description)
 
 
@@ -246,16 +247,16 @@ def _load_ensemble(params: Params, content: model_folder.Content, folder: Path) 
 
 
 def check_alike(one: Description, other: Description | EnsembleDescription, where: object) -> None:
-    """UserError unless a member has the classes of another, or of its ensemble, in the same order."""
+    """UserError unless a member has the same classes as another, or as its ensemble, in the same order."""
     if one.classes != other.classes:
         what = f"detectors of different classes: {', '.join(one.classes)} and {', '.join(other.classes)}"
         raise UserError(what, where=where, todo="combine detectors of the same classes, in the same order")
 
 
 def at_scale(entry: Input, scale: float) -> Input:
-    """The input of a detector with images of `scale` times the size, on canvases in whole multiples of MULTIPLE px.
+    """The input of a detector with images of `scale` times the size, on canvases that are multiples of MULTIPLE px.
 
-    UserError for a canvas that is larger than any may be.
+    UserError for a canvas that is too large.
     """
     if scale == 1:
         return entry
@@ -269,13 +270,13 @@ def at_scale(entry: Input, scale: float) -> Input:
     rounded = (tuple(-(-side // MULTIPLE) * MULTIPLE for side in times(canvas)) for canvas in entry.buckets)
     canvases = tuple(dict.fromkeys(rounded))
     if any(not SIDE.takes(side) for canvas in canvases for side in canvas):
-        what = f"at a scale of {scale:g} the input of a detector is {max(map(max, canvases))} px"
-        raise UserError(what, where="scales", todo=f"give scales at which a side is {SIDE} px")
+        what = f"at a scale of {scale:g} the input of a detector has a side of {max(map(max, canvases))} px"
+        raise UserError(what, where="scales", todo=f"give scales at which its sides are {SIDE} px")
     return replace(entry, resize=resize, buckets=canvases)
 
 
 def stored(content: model_folder.Content) -> Description | Imported:
-    """What a model folder says of the detector in it, trained here or imported. UserError for an ensemble."""
+    """The settings of the detector in a model folder, trained here or imported. UserError for an ensemble."""
     if content.architecture == ENSEMBLE:
         raise _ensemble(content.file.parent)
     if "source" in content.entries:
@@ -284,7 +285,7 @@ def stored(content: model_folder.Content) -> Description | Imported:
 
 
 def learned_maps(folder: Path) -> str:
-    """`Description.learned_maps` of a model folder, "" where it does not say. UserError for another folder."""
+    """`Description.learned_maps` of a model folder; "" if not given. UserError for a folder of another kind."""
     return str(model_folder.read(folder).entries.get("learned_maps") or "")
 
 

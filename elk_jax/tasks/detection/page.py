@@ -1,7 +1,7 @@
 """Report sections and terminal table of detectors, from plain data: evaluation.json, metrics.jsonl, pictures.
 
 `evaluations` maps the name of a model to its evaluation.json, `comparisons` to its paired comparison with the first
-model. The colour of a model follows its order in the evaluation; in training curves, its order in the first one.
+model. The colour of a model follows its position in the evaluation; in training curves, its position in the first one.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from elk_jax.reporting.tables import difference_cell, estimate_cell, name_cell, 
 Evaluations = Mapping[str, Mapping[str, Any]]
 Comparisons = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 Gains = Mapping[str, Mapping[str, Any]]
-"""By private model: {"reference", "value", "low", "high"}, the share of the gain of the reference that it keeps."""
+"""Private model -> {"reference", "value", "low", "high"}, the share of the gain of the reference that it keeps."""
 
 MAIN = "mean_sensitivity"
 MOST_COLUMNS = 3
-"""Models beside each other in the terminal."""
+"""Largest number of models shown as columns in the terminal."""
 BESIDE_MAIN = ("sensitivity_at_1", "sensitivity_at_3", "ap50", "ap10")
-"""Other metrics in a terminal table of more models."""
+"""Further metrics in a terminal table of more models."""
 CURVES = (*FIRST_CURVES, f"eval/{MAIN}", "eval/aufroc_3")
 """Keys of metrics.jsonl whose curves are shown first."""
 METRIC_NAMES = {
@@ -47,7 +47,7 @@ METRIC_NAMES = {
 
 @dataclass(frozen=True)
 class Pictures:
-    """The gallery of a model. `threshold`: the lowest score of the predictions in it."""
+    """The gallery of a model. threshold: the lowest score of the predictions in it."""
 
     model: str
     worst: Sequence[Picture] = ()
@@ -121,11 +121,11 @@ def verdict(evaluations: Evaluations, comparisons: Comparisons) -> str:
 
 
 def gain_sentences(gains: Gains) -> list[str]:
-    """What every private model keeps of the gain that fine-tuning brings without privacy."""
+    """The share of the gain of fine-tuning without privacy that every private model keeps."""
     sentences = []
     for name, found in gains.items():
         if found["value"] is None:
-            sentences.append(f"{found['reference']} gains nothing, so that no share of it can be given for {name}.")
+            sentences.append(f"{found['reference']} gains nothing, so no share of its gain can be given for {name}.")
             continue
         bounds = html.interval(found, 2)
         share = f"{html.number(found['value'], 2)}{f' ({bounds})' if bounds else ''}"
@@ -134,7 +134,7 @@ def gain_sentences(gains: Gains) -> list[str]:
 
 
 def notes_of(evaluations: Evaluations) -> list[str]:
-    """The notes on all evaluations, each once; one on some of them alone names these."""
+    """The notes on all evaluations, each once; a note on only some of them names these."""
     of: dict[str, list[str]] = {}
     for name, evaluation in evaluations.items():
         for note in evaluation.get("notes", ()):
@@ -175,7 +175,7 @@ def froc_section(evaluations: Evaluations) -> Section:
     """The FROC curves with their bands, and dots at the rates of the mean sensitivity."""
     chart = _froc_chart(evaluations)
     where = "images with lesions" if _first(evaluations).get("froc_images") == "with_lesions" else "all images"
-    note = f"Share of lesions found against false positives per image, over {where}; band: 95 % interval."
+    note = f"Share of lesions found against false positives per image, on {where}; band: 95 % interval."
     return Section("FROC", chart, note)
 
 
@@ -211,7 +211,7 @@ def _froc_chart(entries: Mapping[str, Mapping[str, Any]], bands: bool = True) ->
 
 
 def criteria_sections(evaluations: Evaluations, comparisons: Comparisons) -> list[Section]:
-    """What is found by several criteria, and what the mistakes are; none for evaluations of earlier versions."""
+    """Results by several criteria, and the kinds of mistakes; none for evaluations of earlier versions."""
     sections = []
     if any(evaluation.get("criteria") for evaluation in evaluations.values()):
         sections.append(criteria_section(evaluations, comparisons))
@@ -221,7 +221,7 @@ def criteria_sections(evaluations: Evaluations, comparisons: Comparisons) -> lis
 
 
 def criteria_section(evaluations: Evaluations, comparisons: Comparisons) -> Section:
-    """A table of all criteria and, for each model, a chart of its curves by each."""
+    """A table of all criteria and, for each model, a chart with one curve per criterion."""
     first = next(iter(evaluations))
     head = ["Criterion", "To find", "Mean sensitivity", "Sensitivity at 1 FP per image", "AP"]
     head += [f"Mean sensitivity − {html.text(first)}"] if comparisons else []
@@ -240,11 +240,12 @@ def criteria_section(evaluations: Evaluations, comparisons: Comparisons) -> Sect
         title = f"<h3>{html.text(name)}</h3>" if len(evaluations) > 1 else ""
         charts.append(title + _froc_chart({_written(one["name"]): one for one in criteria.values()}, bands=False))
     note = (
-        "One reader draws a box around several lumps where another draws each: a detector that groups them "
-        "differently has a false positive and a miss for one lesion that was seen. What the looser criteria add was "
-        "lost to how boxes are drawn; what they do not find either was not seen. Centre in box: the centre of the "
-        "predicted box lies in the lesion's box. Regions: lesions whose boxes overlap count once, and a further box on "
-        "a region that is found is neither a hit nor a false positive. AP is of boxes by their IoU."
+        "One reader may draw a single box around several masses where another draws one for each. A detector that "
+        "groups them differently then has a false positive and a miss for a lesion that it detected. Lesions found "
+        "only by the looser criteria were lost to the way boxes are drawn; lesions that these do not find either were "
+        "not detected. Centre in box: the centre of the predicted box lies in the lesion's box. Regions: lesions with "
+        "overlapping boxes count once, and a further box on a region that is already found is neither a hit nor a "
+        "false positive. AP uses the IoU of boxes."
     )
     return Section("By several criteria", html.table(head, rows) + "".join(charts), note)
 
@@ -254,7 +255,7 @@ def mistakes_section(evaluations: Evaluations) -> Section:
     known = {name: one["mistakes"] for name, one in evaluations.items() if one.get("mistakes")}
     head = ["", *(f"{html.swatch(i)}{html.text(n)}" for i, n in enumerate(evaluations) if n in known)]
     rows = [html.row(["Score threshold", *(html.number(one["threshold"]) for one in known.values())])]
-    round_several = {"round_several": "of all: round the centres of several lesions"}
+    round_several = {"round_several": "of these: around the centres of several lesions"}
     groups = (
         ("False positives", "false_positives", FALSE_POSITIVES | round_several),
         ("Missed lesions", "misses", MISSES),
@@ -265,7 +266,7 @@ def mistakes_section(evaluations: Evaluations) -> Section:
         rows += [
             html.row([html.text(said), *(str(one[key][k]) for one in known.values())]) for k, said in kinds.items()
         ]
-    sizes = [one.get("by_size", ()) for one in known.values()]  # none in evaluations of earlier versions
+    sizes = [one.get("by_size", ()) for one in known.values()]  # missing in evaluations of earlier versions
     if all(sizes):
         rows.append(html.row(["Found lesions, by size", *(_found(of_model) for of_model in sizes)], style="main"))
         for k, size in enumerate(sizes[0]):
@@ -279,15 +280,15 @@ def mistakes_section(evaluations: Evaluations) -> Section:
                 rows.append(html.row([said, *(_found([of_model[k]]) for of_model in sizes)]))
     (rate,) = {one["rate"] for one in known.values()}
     note = (
-        f"At {rate:g} false positive per image. A box lies on a lesion where their IoU is at least {ON_LESION:g} or "
-        "its centre is in the lesion's box. Boxes on lesions are lost to how lumps are grouped and boxes are drawn. "
-        "The size of a lesion is the root of the area of its box."
+        f"At {rate:g} false positive per image. A box lies on a lesion if their IoU is at least {ON_LESION:g} or "
+        "its centre is in the lesion's box. Boxes on lesions that are not hits are lost to the way masses are grouped "
+        "and boxes are drawn. The size of a lesion is the square root of the area of its box."
     )
     return Section("Mistakes", html.table(head, rows), note)
 
 
 def _found(sizes: Sequence[dict[str, Any]]) -> str:
-    """`3 of 9`, of all the given sizes."""
+    """`3 of 9`, over all given sizes."""
     return f"{sum(one['found'] for one in sizes)} of {sum(one['lesions'] for one in sizes)}"
 
 
@@ -307,18 +308,18 @@ def operating_points_section(evaluations: Evaluations) -> Section:
                 cells.append(html.estimate_cell(point[key], 2))
             rows.append(html.row(cells))
     note = (
-        "The lowest score of a found lesion that keeps the rate, chosen on these same images. Intervals keep the "
-        "threshold fixed; those of the sensitivity at a rate, in the results, read the curve of every resample."
+        "The threshold is the lowest score of a found lesion that keeps the rate, chosen on these same images. The "
+        "intervals keep it fixed; those of the sensitivity at a rate, in the results, use the curve of every resample."
     )
     return Section("Operating points", html.table(head, rows), note)
 
 
 EARLIER = "chosen"
-"""What evaluations of earlier versions call the thresholds of the model, and what its model.json says of each."""
+"""The key of evaluations of earlier versions for the thresholds of the model, and for its own figures for each."""
 
 
 def promises_section(evaluations: Evaluations) -> list[Section]:
-    """For every model: the thresholds that its training chose, and what they do here; nothing without them."""
+    """For every model: the thresholds chosen in its training, and their results here; nothing without them."""
     head = ["FP per image, promised", "Score threshold", "Sensitivity, promised", "FP per image", "Sensitivity"]
     rows, notes = [], []
     for index, (name, evaluation) in enumerate(evaluations.items()):
@@ -343,25 +344,25 @@ def promises_section(evaluations: Evaluations) -> list[Section]:
     if not rows and not notes:
         return []
     note = (
-        "Thresholds of the training, and what they do on these images, where a hit is an IoU of at least 0.3, as when "
-        "they were chosen. The interval of what is promised: what may come "
-        "on other patients, as the thresholds depend on those they were chosen on."
+        "Thresholds chosen in training, and their results on these images with the criterion used to choose them, an "
+        "IoU of at least 0.3. The intervals of the promised values include the choice of the thresholds: they cover "
+        "what to expect on other patients."
     )
     table = html.table(head, rows) if rows else ""
     return [Section("Thresholds of the models", table + "".join(notes), note if rows else "")]
 
 
 def ensembles_section(combined: Mapping[str, Mapping[str, Any]]) -> Section:
-    """What each ensemble is of, and how its fusion was chosen."""
+    """The members of each ensemble, and how its fusion was chosen."""
     head = ["Ensemble", "Weight", "Value"]
     rows, said = [], ""
     for name, summary in combined.items():
-        on = summary.get("chosen_on", "validation")  # of earlier versions
+        on = summary.get("chosen_on", "validation")  # missing in earlier versions
         rows.append(html.group_row(f"{name}, chosen on {on}", len(head)))
         for member, weight, value in zip(summary["members"], summary["weights"], summary["alone"]):
             rows.append(html.row([html.text(f"{member} alone"), f"{weight:g}", html.number(value)]))
         for same, value in summary["tried"]:
-            text = f"all, boxes of one lesion from IoU {same:g}"
+            text = f"all, fused from IoU {same:g}"
             rows.append(html.row([text, "", html.number(value)], style="main" if same == summary["same"] else ""))
         scales = ", ".join(f"{scale:g}" for scale in summary["scales"])
         said += html.paragraph(
@@ -369,14 +370,14 @@ def ensembles_section(combined: Mapping[str, Mapping[str, Any]]) -> Section:
         )
         said += html.paragraph(f"{name}: {summary['promise']}") if summary["promise"] else ""
     note = (
-        "Weighted boxes of all members. The fusion is chosen by these numbers, so that they are too good. On folds, "
-        "each member is judged by what it found of patients before it was trained on them."
+        "Weighted boxes of all members. The fusion was chosen by these values, so they are optimistic. With folds, "
+        "each member is evaluated by its detections for patients before it was trained on them."
     )
     return Section("Ensembles", html.table(head, rows) + said, note)
 
 
 def views_sections(trained: Mapping[str, Mapping[str, Any]]) -> list[Section]:
-    """How each detector looks, where ways to look were compared. trained: summaries by stage."""
+    """The views of each detector, if several ways were compared. trained: summaries by stage."""
     rows, head = [], ["Views", "Value"]
     for name, summary in trained.items():
         if "metric" not in summary:
@@ -387,10 +388,10 @@ def views_sections(trained: Mapping[str, Mapping[str, Any]]) -> list[Section]:
             style = "main" if way == summary["way"] else ""
             rows.append(html.row([html.text(way), html.number(value)], style=style))
     note = (
-        "Images as they are and mirrored, with the IoU from which boxes of several views are of one lesion. The best, "
-        "which the model has, is chosen by these numbers, so that its own is too good."
+        "Original and mirrored images, with the IoU from which boxes of several views are fused. The model uses the "
+        "best one, which was chosen by these values, so its value is optimistic."
     )
-    return [Section("Views together", html.table(head, rows), note)] if rows else []
+    return [Section("Fusion of views", html.table(head, rows), note)] if rows else []
 
 
 def gallery_section(pictures: Pictures) -> Section:
@@ -405,9 +406,10 @@ def gallery_section(pictures: Pictures) -> Section:
 
 
 def results_table(evaluations: Evaluations, comparisons: Comparisons | None = None, title: str = "") -> Table:
-    """For the terminal: metrics as rows, models as columns with intervals, then paired differences to the first.
+    """For the terminal: metrics as rows, models as columns with intervals, then paired differences from the first.
 
-    More than MOST_COLUMNS models are the rows. Print it with `rich.console.Console().print(table)`.
+    If there are more than MOST_COLUMNS models, they become the rows. Print it with
+    `rich.console.Console().print(table)`.
     """
     comparisons = comparisons or {}
     if len(evaluations) > MOST_COLUMNS:
@@ -424,7 +426,7 @@ def results_table(evaluations: Evaluations, comparisons: Comparisons | None = No
 
 
 def _table_of_models(evaluations: Evaluations, comparisons: Comparisons, title: str) -> Table:
-    """Models as rows: the main metric with its interval and its paired difference to the first, and other metrics."""
+    """Models as rows: the main metric with its interval and its paired difference from the first, and other metrics."""
     first = next(iter(evaluations))
     table = named_table(title, "model")
     keys = [key for key in metric_keys(evaluations[first]) if key in BESIDE_MAIN]

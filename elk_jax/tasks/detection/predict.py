@@ -1,4 +1,4 @@
-"""Run a detector over the images of a source, as training validates and testing tests, or over image files."""
+"""Run a detector on the images of a source, for validation and testing, or on image files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ Predictor = Callable[[Params, Mapping[str, jax.Array]], dict[str, Any]]
 class View:
     """The input of a detector from a source: the images, or the breasts cut out of them.
 
-    whole: the source's own images. windows: of the breasts in them; None where the whole images are seen.
+    whole: the source's own images. windows: of the breasts in them; None if whole images are used.
     """
 
     source: ImageSource
@@ -69,9 +69,9 @@ class View:
 
 
 def view(source: ImageSource, crop_to_breast: bool) -> View:
-    """`source` as a detector sees it. Decodes every image once where breasts are cut out.
+    """`source` as a detector sees it. Decodes every image once if breasts are cut out.
 
-    The truth does not decide where an image is cut.
+    The truth does not influence where an image is cut.
     """
     if not crop_to_breast:
         return View(source, source.infos, None)
@@ -100,7 +100,7 @@ def detect(
     score_floor: float = 0.0,
     progress: bool = True,
 ) -> list[ImageResult]:
-    """Run a detector over a source and join its detections with the truth, in the source's own pixels."""
+    """Run a detector on a source and join its detections with the truth, in the source's own pixels."""
     needed = ("image", "image_size", "index", "scale", "valid")
     host_batches = batches.eval_batches(source, config, jax.process_index(), jax.process_count())
 
@@ -134,7 +134,8 @@ def detect_views(
     flips: Sequence[str] = (),
     progress: bool = True,
 ) -> list[list[ImageResult]]:
-    """Detections and truth in the pixels of the whole images: of the images as they are, then of each view in `flips`.
+    """Detections and truth in the pixels of the whole images: first of the original images, then of each view in
+    `flips`.
 
     `together` fuses them.
     """
@@ -144,9 +145,9 @@ def detect_views(
 
 
 def together(views: Sequence[list[ImageResult]], score_floor: float, same: float = fusion.SAME) -> list[ImageResult]:
-    """The detections of several views of the same images, fused; those of one view are left as they are.
+    """The fused detections of several views of the same images; those of a single view are left unchanged.
 
-    same: IoU from which boxes are of one lesion."""
+    same: IoU from which boxes count as the same lesion."""
     return views[0] if len(views) == 1 else detections.above(fusion.fuse(views, same), score_floor)
 
 
@@ -158,12 +159,12 @@ def detect_with(
     flips: Sequence[str] | None = None,
     whole_volumes: bool = False,
 ) -> list[ImageResult]:
-    """Run a trained detector over a source, at the input size it was trained for, or an ensemble of several.
+    """Run a trained detector, or an ensemble, on a source, at the input size it was trained for.
 
-    score_floor: boxes that score less are left out, of several views or members fused ones: what is fused has the floor
-    by which the model was made, so that its thresholds hold for any. flips: mirrored views to detect in as well; None
-    for those of its training. whole_volumes: the images are slices of volumes, in the grey values that a detector was
-    given for these (`Input.slice_greys`).
+    score_floor: boxes with a lower score are dropped, after the fusion of views or members: the fusion uses the floor
+    with which the model was made, so that its thresholds hold for any floor. flips: mirrored views to detect in as
+    well; None for those of its training. whole_volumes: the images are slices of volumes, with the grey values set for
+    the detector (`Input.slice_greys`).
     """
     if isinstance(trained, Ensemble):
         how, floor = trained.description, own_floor(trained, score_floor)
@@ -172,13 +173,13 @@ def detect_with(
     detector, params, description = trained
     if description.classes != source.classes:
         raise UserError(
-            f"the model knows the classes {list(description.classes)}, the data has {list(source.classes)}",
+            f"the model knows the classes {list(description.classes)}, but the data have {list(source.classes)}",
             where=source.name,
-            todo="evaluate on data with the classes of the training",
+            todo="evaluate on data with the classes of its training",
         )
     model_folder.check_fits(params, model_folder.shapes_of(detector.init), model_folder.CONFIG)
     if source.images < detector.tested_images:
-        what = f"the detector reads {detector.tested_images} images of a breast, and there is one"
+        what = f"the detector reads {detector.tested_images} images of a breast, but there is one"
         raise UserError(what, where=source.name, todo="evaluate it on pairs (partner), or choose another --stage")
     source = with_images(source, detector.tested_images)
     if whole_volumes:
@@ -194,15 +195,15 @@ def detect_with(
 
 
 def own_floor(trained: Trained | Ensemble, otherwise: float) -> float:
-    """The score from which on the boxes count that a model was made by: those that it fuses, and those that its
-    thresholds were chosen on. otherwise: of an ensemble that does not say."""
+    """The lowest score of the boxes with which a model was made: those that it fuses, and those on which its thresholds
+    were chosen. otherwise: for an ensemble without it."""
     if isinstance(trained, Ensemble):
         return otherwise if trained.description.score_floor is None else trained.description.score_floor
     return float(trained.detector.config.score_floor)
 
 
 MemberViews = Sequence[Sequence[Sequence[ImageResult]]]
-"""Of each member, at each scale: its results."""
+"""The results of each member at each scale."""
 
 
 def members_views(
@@ -214,7 +215,7 @@ def members_views(
     flips: Sequence[str] | None = None,
     whole_volumes: bool = False,
 ) -> MemberViews:
-    """What each detector of an ensemble finds at each scale of its input. whole_volumes: as of `detect_with`."""
+    """The detections of each detector of an ensemble at each scale of its input. whole_volumes: as in `detect_with`."""
 
     def at(member: Trained, scale: float) -> list[ImageResult]:
         scaled = replace(member.description, input=at_scale(member.description.input, scale))
@@ -224,9 +225,9 @@ def members_views(
 
 
 def fuse_members(views: MemberViews, weights: Sequence[float], same: float, score_floor: float) -> list[ImageResult]:
-    """The fused boxes that score at least `score_floor`; every scale of a member has the weight of the member.
+    """The fused boxes with a score of at least `score_floor`; every scale of a member has the weight of the member.
 
-    A box that few members find scores less than in each of them.
+    A box found by few members gets a lower score than in each of them.
     """
     each = [weight for weight, own in zip(weights, views, strict=True) for _ in own]
     return detections.above(fusion.fuse([results for own in views for results in own], same, each), score_floor)
@@ -244,7 +245,7 @@ def input_of(entry: Input, infos: Sequence[ImageInfo]) -> LoaderConfig:
 
 
 def without_truth(source: ImageSource) -> ImageSource:
-    """The same images as if nothing were known of them."""
+    """The same images without their annotations."""
     boxes, labels, ignore = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
     infos = (replace(info, boxes=boxes, labels=labels, ignore=ignore) for info in source.infos)
     return replace(source, infos=tuple(infos))
@@ -273,7 +274,7 @@ def _uncut(
 
 
 UNCHOSEN = 0.5
-"""The threshold of a model that has none."""
+"""The threshold used for a model that has none."""
 
 # ---- Over image files ----------------------------------------------------------------------------------------------
 
@@ -292,7 +293,7 @@ class PredictSettings:
 
     def __post_init__(self) -> None:
         if self.volume_rule != "group" and not self.volumes:
-            what = "a rule for volumes, and the inputs are images"
+            what = "the rule is for volumes, but the inputs are images"
             raise UserError(what, where="volume_rule", todo="give --volumes too, or leave it out")
 
 
@@ -334,37 +335,37 @@ def _picture_name(index: int, info: ImageInfo) -> str:
 
 
 def chosen_threshold(points: Sequence[OperatingPoint]) -> float:
-    """The operating point that training saved with the model; UNCHOSEN where the model found nothing in validation."""
+    """The operating point that training saved with the model; UNCHOSEN if the model found nothing in validation."""
     saved = _saved_threshold(points)
     return UNCHOSEN if saved is None else saved
 
 
 def notes(trained: Trained | Ensemble, settings: PredictSettings) -> list[str]:
-    """Lines where findings mean less than they seem to: the threshold is UNCHOSEN, or chosen on slices and not on
-    volumes, or below the floor, or the model has not learned to detect."""
+    """Notes on findings that are less reliable than they seem: the threshold is UNCHOSEN, chosen on slices instead of
+    volumes, or below the floor, or the model was not trained to detect."""
     points = trained.description.operating_points
     found, saved = unlearned(trained, "the model"), _saved_threshold(points)
     threshold = chosen_threshold(points) if settings.threshold is None else settings.threshold
     if settings.score_floor > threshold:
-        what = f"boxes from the threshold of {threshold:.3f} on are findings, and those below {settings.score_floor:g}"
-        found.append(f"{what} are left out by --score_floor: findings are missing")
+        what = f"the threshold is {threshold:.3f}, but --score_floor drops boxes below {settings.score_floor:g}"
+        found.append(f"{what}, so findings are missing")
     if settings.threshold is None and saved is None:
-        what = f"the model has no threshold for {operating.MAIN:g} false positive an image"
-        found.append(f"{what}: findings score {UNCHOSEN:g} at least; choose another by --threshold")
+        what = f"the model has no threshold for {operating.MAIN:g} false positive per image"
+        found.append(f"{what}, so findings have a score of at least {UNCHOSEN:g}; choose another with --threshold")
     elif settings.threshold is None and settings.volumes:
-        what = f"the threshold was chosen for {operating.MAIN:g} false positive a slice"
-        found.append(f"{what}: a whole volume, which has many slices, may show more; choose another by --threshold")
+        what = f"the threshold was chosen for {operating.MAIN:g} false positive per slice"
+        found.append(f"{what}, and a whole volume, with many slices, may have more; choose another with --threshold")
     return found
 
 
 def unlearned(trained: Trained | Ensemble, name: str) -> list[str]:
-    """A line for a detector, or for members, that has learned to resemble another and not to detect. name: of it."""
+    """A note on a detector or members trained to resemble another detector and not to detect. name: of the model."""
     members = trained.members if isinstance(trained, Ensemble) else (trained,)
     maps = next((one.description.learned_maps for one in members if one.description.learned_maps), "")
     if not maps:
         return []
     who = name if len(members) == 1 else f"a member of {name}"
-    return [f"{who} has learned maps of the {maps}, and not to detect: its boxes are of layers that do not know them"]
+    return [f"{who} was trained on maps of the {maps} and not to detect, so its boxes come from untrained layers"]
 
 
 def _saved_threshold(points: Sequence[OperatingPoint]) -> float | None:
@@ -385,7 +386,7 @@ def draw(image: np.ndarray, result: ImageResult, threshold: float) -> np.ndarray
 
 
 def _entries(result: ImageResult, info: ImageInfo, classes: Sequence[str], threshold: float) -> list[dict[str, Any]]:
-    """frame: of a file of several, from 0."""
+    """frame: in a file of several, from 0."""
     place: dict[str, Any] = {"file": info.file_name} | ({"frame": info.slice} if info.volume else {})
     return [
         place
@@ -400,7 +401,7 @@ def _entries(result: ImageResult, info: ImageInfo, classes: Sequence[str], thres
 
 
 def _csv(results: Sequence[ImageResult], infos: Sequence[ImageInfo], classes: Sequence[str], threshold: float) -> str:
-    """The column `frame` is there where a file has several."""
+    """The column `frame` is present if a file has several."""
     several = any(info.volume for info in infos)
     text = io.StringIO()
     writer = csv.writer(text)

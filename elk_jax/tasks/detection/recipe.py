@@ -24,29 +24,30 @@ from elk_jax.tasks.stages import CombineStage, EvaluateModelsStage, PrivateTrain
 from elk_jax.training.recipe import TrainingRecipe
 
 Metric = Literal["froc", "dbtex"]
-"""A setting: of images, or of tomosynthesis volumes as in the DBTex challenge."""
+"""A setting: the metric for images, or that of the DBTex challenge for tomosynthesis volumes."""
 FIT = Resize(short_sides=(), max_long_side=0, jitter=(1.0, 1.0))
-"""As large as the canvas allows."""
+"""Resize to the largest size that fits the canvas."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe(TrainingRecipe):
-    """How a detector is trained, tested and evaluated.
+    """Settings for training, testing and evaluating a detector.
 
     model: the detector, chosen by its field `name` (`detection.detectors.DETECTORS`).
-    plan_anchors: one anchor size per level from the lesions of the training split; several of a level keep their
-        ratios. False: those of `model`.
-    crop_to_breast: cut the air beside the breast away first.
+    plan_anchors: derive one anchor size per level from the lesions of the training split; several sizes of a level keep
+    their ratios. False: use those of `model`.
+    crop_to_breast: first cut away the air around the breast.
     test_resize: size of the images in testing, in the canvases of `loader`. test_flips: mirrored views to detect in as
-        well; the detections are fused. Checkpoints are chosen without them. test_same: IoUs to try, from which boxes of
-        several views are of one lesion; best_metric chooses, on the folds or the validation split, and of equally good
-        ones the first is taken. slice_greys: of whole volumes, in testing.
-    best_metric: of the validation split, chooses the checkpoint. choose_score_floor: detections that score less are
-        dropped while choosing; score_floor: in testing.
+    well; the detections are fused. Checkpoints are chosen without them. test_same: IoUs to try, from which boxes of
+    several views count as the same lesion; best_metric chooses on the folds or the validation split, the first of
+    equally good ones. slice_greys: of whole volumes, in testing.
+    best_metric: metric on the validation split that chooses the checkpoint. choose_score_floor: detections with a lower
+    score are dropped while choosing; score_floor: the same in testing.
     bootstrap: resamples of patients for the intervals; 0: no intervals.
 
-    In a private training `loader.batch_size` is the expected number of units in a batch, the loss is the mean over the
-    images of a unit, and nothing may be taken from the training data: give the anchors, one canvas and `max_boxes`.
+    In private training, `loader.batch_size` is the expected number of units in a batch, the loss is the mean over the
+    images of a unit, and no setting may be derived from the training data: give the anchors, one canvas and
+    `max_boxes`.
     """
 
     model: Annotated[Any, ByName(detectors.kinds)] = field(default_factory=detectors.DEFAULT)
@@ -65,34 +66,36 @@ class DetectionRecipe(TrainingRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.test_same) > 1 and not self.test_flips:
-            what = f"{len(self.test_same)} IoUs to fuse boxes by, and one view"
-            todo = "name mirrored views by test_flips, or leave it out"
+            what = f"{len(self.test_same)} IoUs for fusing boxes, but only one view"
+            todo = "give mirrored views with test_flips, or leave it out"
             raise UserError(what, where="test_same", todo=todo)
         if self.privacy is not None:
             self._check_private()
 
     def _check_private(self) -> None:
-        """UserError for settings that would take statistics from the training data, or let units meet."""
+        """UserError for settings that would use statistics of the training data or mix units."""
         loader = self.loader
         if self.plan_anchors and has_anchors(self.model):
-            todo = "set plan_anchors=False, and model.anchor_sizes from what is publicly known of lesions"
-            raise UserError("anchors planned from protected lesions tell of them", where="plan_anchors", todo=todo)
+            todo = "set plan_anchors=False, and set model.anchor_sizes from public knowledge of lesions"
+            raise UserError(
+                "anchors planned from protected lesions reveal their sizes", where="plan_anchors", todo=todo
+            )
         if len(loader.buckets) != 1:
-            what = f"{len(loader.buckets)} canvases, where every example of a private training has the same one"
+            what = f"{len(loader.buckets)} canvases, but all examples of a private training share one"
             raise UserError(what, where="loader.buckets", todo="give one (height, width), not chosen by the data")
         if not loader.max_boxes:
-            what = "the most lesions of a protected image would set the size of batches"
+            what = "the largest number of lesions in a protected image would determine the size of batches"
             raise UserError(what, where="loader.max_boxes", todo="give a number that no image exceeds, such as 16")
         for name in ("lesion_share", "small_share"):
             if (share := getattr(loader, name)) is not None:
-                what = f"{name} is {share:g}, but every unit is drawn with the same probability"
+                what = f"{name} is {share:g}, but all units are drawn with the same probability"
                 raise UserError(what, where=f"loader.{name}", todo="set it to None in a private training")
         if loader.augmentation.copy_paste:
-            what = "lesions pasted from other patients would let protected patients meet in one gradient"
+            what = "lesions pasted from other patients would mix protected patients in one gradient"
             raise UserError(what, where="loader.augmentation.copy_paste", todo="set it to 0 in a private training")
 
     def test_loader(self) -> LoaderConfig:
-        """The canvases and batch size of training, the fixed size of testing, nothing random."""
+        """The loader with the canvases and batch size of training, the fixed size of testing, and no randomness."""
         return replace(
             self.loader,
             resize=self.test_resize,
@@ -107,8 +110,8 @@ class DetectionRecipe(TrainingRecipe):
 class TrainDetectorStage(PrivateTrainStage):
     """Train a detector.
 
-    weights: share of the draws of each of `train_on`, on any scale; () for shares by size. repetition: another number
-    draws other weights and batches, to tell what a training adds from what chance adds; the data stay the same.
+    weights: share of the draws of each source in `train_on`, on any scale; () for shares by size. repetition: another
+    number draws other initial weights and batches on the same data, to separate the effect of a training from chance.
     """
 
     task: Literal["detection"] = "detection"
@@ -122,12 +125,12 @@ class TrainDetectorStage(PrivateTrainStage):
 
 @dataclass(frozen=True, kw_only=True)
 class CombineDetectorsStage(CombineStage):
-    """Make one detector of several, of any architectures: an ensemble, whose boxes are fused (`evaluation.fusion`). Of
-    a single one, boxes that overlap are merged.
+    """Combine several detectors of any architectures into an ensemble, whose boxes are fused (`evaluation.fusion`). For
+    a single detector, overlapping boxes are merged.
 
-    recipe: its score_floor is that of the fused boxes, and by its best_metric `same` is chosen on the validation split.
-    scales: factors on the size of each member's input; it looks at all of them. weights: of the members; () for equal
-    ones. same: IoUs to try, from which boxes of members are of one lesion; of equally good ones the first is taken.
+    recipe: its score_floor applies to the fused boxes, and its best_metric chooses `same` on the validation split.
+    scales: factors on the size of each member's input; all are used. weights: of the members; () for equal ones. same:
+    IoUs to try, from which boxes of members count as the same lesion; the first of equally good ones is chosen.
     """
 
     task: Literal["detection"] = "detection"
@@ -147,11 +150,10 @@ class CombineDetectorsStage(CombineStage):
 class EvaluateDetectorsStage(EvaluateModelsStage):
     """Evaluate detectors.
 
-    metric: froc, of images; dbtex, of whole tomosynthesis volumes, for which all slices of `on` are read, whatever its
-    `slices`. criterion: what counts as found in an image (`evaluation.hits.criterion_from_text`). volume_rule: how
-    detections of slices become findings of a volume. late: pairs of trained models, of which the first sees the images
-    of `on` and the second their partners (`SourceSpec.partner`); the boxes of both are fused, and evaluated as
-    FIRST+SECOND.
+    metric: froc for images; dbtex for whole tomosynthesis volumes, for which all slices of `on` are read, whatever its
+    `slices`. criterion: for a hit in an image (`evaluation.hits.criterion_from_text`). volume_rule: how detections of
+    slices become findings of a volume. late: pairs of trained models; the first sees the images of `on`, the second
+    their partners (`SourceSpec.partner`); the fused boxes of both are evaluated as FIRST+SECOND.
     """
 
     task: Literal["detection"] = "detection"
@@ -167,7 +169,7 @@ class EvaluateDetectorsStage(EvaluateModelsStage):
         default = type(self).__dataclass_fields__
         for name, metric in (("criterion", "froc"), ("volume_rule", "dbtex")):
             if self.metric != metric and getattr(self, name) != default[name].default:
-                what = f"{name} is of metric={metric}, and this is {self.metric}"
+                what = f"{name} applies to metric={metric}, but the metric is {self.metric}"
                 raise UserError(what, where=name, todo="leave it out")
         if self.metric == "dbtex" and self.late:
             todo = "leave it out, or set metric=froc"

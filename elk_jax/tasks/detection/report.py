@@ -23,13 +23,13 @@ from elk_jax.training.writer import read_metrics
 from elk_jax.weights.model_folder import promise
 
 SHOWN = 6
-"""Best and worst images of each model."""
+"""Number of best and of worst images shown for each model."""
 SHOWN_RATE = 1.0
 """The gallery's threshold is the operating point with this many false positives per image."""
 
 
 def part(run: Run, summaries: Mapping[str, Any]) -> Part:
-    """The part of the finished stages of detection. summaries: by stage."""
+    """The part of the report on the finished stages of detection. summaries: by stage."""
     trained = {name: s for name, s in summaries.items() if s["kind"] == "train"}
     measured = {name: s for name, s in summaries.items() if s["kind"] == "evaluate"}
     of_volumes = {name: s for name, s in measured.items() if s.get("metric") == "dbtex"}
@@ -62,7 +62,7 @@ def _evaluated(run: Run, name: str, summary: Mapping[str, Any]) -> Evaluated:
         evaluations={m: files.read_object(folder / m / "evaluation.json") for m in summary["models"]},
         comparisons=files.read_object(folder / "comparisons.json"),
         pictures=[pictures(m, chosen[m], source) for m in summary["models"]],
-        gains=summary.get("gains", {}),  # not of earlier versions
+        gains=summary.get("gains", {}),  # missing in earlier versions
     )
 
 
@@ -90,7 +90,7 @@ def _entry(result: ImageResult, outcome: Mapping[str, Any], threshold: float) ->
 
 
 def pictures(model: str, chosen: Mapping[str, Any], source: ImageSource) -> Pictures:
-    """The chosen images with their pixels, without those that have left the source since they were evaluated."""
+    """The chosen images with their pixels, without those removed from the source since the evaluation."""
     position = {info.image_id: i for i, info in enumerate(source.infos)}
 
     def draw(entry: Mapping[str, Any]) -> Picture:

@@ -1,4 +1,4 @@
-"""Train a detector. The stage leaves `model/` (model.py): all that evaluation, prediction and fine-tuning need."""
+"""Train a detector. The stage leaves `model/` (model.py), ready for evaluation, prediction and fine-tuning."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ ALL_BUT_BACKBONE = "^(?!backbone/)"
 
 
 def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
-    """Raise UserError where the recipe names layers that its detector does not have, freezes weights that nothing has
-    trained, or where the stage starts from weights of another detector, or from some that have seen protected patients.
+    """Raise UserError if the recipe names layers that its detector does not have or freezes untrained weights, or if
+    the stage starts from weights of another detector or from weights that have seen protected patients.
 
-    names: stages that will run; the weights of one of them are not there yet. Nothing is computed: parameters are
-    shapes. The class layers, which follow from the data, are left to the stage.
+    names: stages that will run; their weights do not exist yet. Nothing is computed: parameters are shapes. The class
+    layers, which depend on the data, are checked in the stage.
     """
     private.check_public(stage, recipe)
     private.check_start(run, stage, recipe)
     if recipe.privacy is not None and stage.weights:
         raise UserError(
-            f"{len(stage.weights)} mixing weights, but every unit is drawn with the same probability",
+            f"{len(stage.weights)} mixing weights, but all units are drawn with the same probability",
             where=f"config.stages.{stage.name}.weights",
             todo="leave it empty in a private training: '()'",
         )
@@ -78,8 +78,8 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
 
 
 def _check_whole_branches(detector: Detector, recipe: DetectionRecipe, fresh: Params, where: str) -> None:
-    """UserError where a backbone that the optimiser leaves as it is would drop branches: what is trained behind it
-    would learn from maps that no prediction sees. (Stages that the backbone itself freezes drop none.)"""
+    """UserError if a backbone that the optimiser does not train would drop branches: the layers behind it would be
+    trained on maps that never occur in prediction. (Stages frozen by the backbone itself drop none.)"""
     rate = getattr(getattr(detector.config, "backbone", None), "drop_path", 0.0)
     if not rate:
         return
@@ -91,7 +91,7 @@ def _check_whole_branches(detector: Detector, recipe: DetectionRecipe, fresh: Pa
             trunks.setdefault(before + backbone, []).append(name)
     for trunk, names in trunks.items():
         if all(kept(name, recipe.optimizer.frozen) for name in names):
-            what = f"{trunk}* is frozen, and drop_path={rate:g} would drop branches of it in training"
+            what = f"{trunk}* is frozen, but drop_path={rate:g} would drop its branches in training"
             raise UserError(what, where=where, todo="set it to 0, or train the backbone (optimizer.frozen)")
 
 
@@ -105,22 +105,22 @@ def needs(experiment: Experiment, stage: TrainDetectorStage, recipe: DetectionRe
 
 
 def pairs(sources: Sequence[str], split: str, why: str) -> list[Need]:
-    """Both images of a breast are read of these data. why: as of `Need`."""
+    """The requirement that both images of a breast are read from these data. why: as in `Need`."""
     return [Need(Data(name, split), "pairs", why) for name in sources]
 
 
 def lacks(recipe: DetectionRecipe, source: ImageSource) -> str:
-    """A lesion, where images of a fold have none; "" for nothing."""
+    """A lesion if the images of a fold have none; "" if nothing is missing."""
     return checks.lacking_lesion(source.infos)
 
 
 class Learning(NamedTuple):
-    """What the training of a detector runs with.
+    """The parts of the training of a detector.
 
-    model: its parameters may have more than the detector's. learned: its batches. initial: parameters to start from;
+    model: its parameters may include more than the detector's. learned: its batches. initial: parameters to start from;
     None: fresh ones. of_detector: parameters of the model -> those of the detector, which are evaluated and kept.
     draws_per_epoch: by kind of image. canvases: shapes of batches. measure: parameters of the model -> further metrics
-    of the validation data. detects: whether its detections are measured while it is trained. learned_maps: as of
+    on the validation data. detects: whether its detections are evaluated during training. learned_maps: as in
     `Description`.
     """
 
@@ -136,7 +136,7 @@ class Learning(NamedTuple):
 
 
 Prepare = Callable[[Run, Any, Any, Detector, ImageSource], Learning]
-"""(run, stage, recipe, detector, training images, cut as it sees them) -> what it is trained with."""
+"""(run, stage, recipe, detector, training images as cut for it) -> the parts of its training."""
 
 
 def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summary:
@@ -167,7 +167,7 @@ def prepare(
 
 
 def started(run: Run, stage: TrainDetectorStage, detector: Detector) -> Params | None:
-    """The detector with the weights of `init_from`; None where the stage names none."""
+    """The detector with the weights of `init_from`; None if the stage names none."""
     if not stage.init_from:
         return None
     weights = run.model_folder(stage.init_from)
@@ -177,7 +177,7 @@ def started(run: Run, stage: TrainDetectorStage, detector: Detector) -> Params |
 
 
 def seed_of(run: Run, stage: TrainDetectorStage) -> int:
-    """The seed of the weights, batches and steps of a training: that of the run, or another for a repetition."""
+    """The seed of the weights, batches and steps of a training: that of the run, or another one for a repetition."""
     if not stage.repetition:
         return run.seed
     return int(generator(run.seed, Purpose.REPETITION, stage.repetition).integers(1 << 32))
@@ -186,10 +186,10 @@ def seed_of(run: Run, stage: TrainDetectorStage) -> int:
 def train_with(
     run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, prepare: Prepare, images: int = 0
 ) -> Summary:
-    """Train a detector by what `prepare` gives, choose the checkpoint on the validation split, write
+    """Train a detector with the parts from `prepare`, choose the checkpoint on the validation split, write
     `<stage>/model/`.
 
-    images: of a record that are read in training; 0 for those that the detector reads.
+    images: number of images of a record that are read in training; 0: as many as the detector reads.
     """
     network = detectors.build(settings(recipe, recipe.model.num_classes))
     flips = tuple(dict.fromkeys(recipe.test_flips))
@@ -199,15 +199,16 @@ def train_with(
     validation = run.open(stage.validate_on, "val", network.tested_images)
     if source.classes != validation.classes:
         raise UserError(
-            f"training has the classes {source.classes}, validation {validation.classes}", where=f"stage {stage.name}"
+            f"training has the classes {source.classes}, but validation {validation.classes}",
+            where=f"stage {stage.name}",
         )
     if not summary(source.infos)["lesions"]:
         raise checks.no_lesions("train", source.name)
-    # a metric of detections is not defined before the first hit, nor where there is nothing to find
+    # a metric of detections is undefined before the first hit, and without lesions
     nothing_found = 0.0 if comparing(recipe) == recipe.best_metric else math.nan
     if not summary(validation.infos)["lesions"]:
         nothing_found = math.nan
-        run.say("  warning: no lesion in validation: checkpoints cannot be compared, the last one is kept")
+        run.say("  warning: no lesion in validation; checkpoints cannot be compared, so the last one is kept")
     source = cut(source, recipe)
     test_loader = recipe.test_loader()
 
@@ -215,13 +216,13 @@ def train_with(
     config = settings(recipe, len(source.classes))
     if recipe.plan_anchors and has_anchors(config):
         everyone = source
-        if run.in_fold:  # folds are detectors of one kind, that of the last training
+        if run.in_fold:  # all folds have the same detector as the last training
             everyone = cut(run.with_all_patients().open(stage.train_on, "train", images or network.images), recipe)
         sizes = planned_anchor_sizes(everyone.infos, test_loader, levels=len(config.anchor_sizes))
         config = replace(config, anchor_sizes=anchors.scaled(config.anchor_sizes, sizes))
         run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in sizes)} px")
     detector = detectors.build(config)
-    seen = predict.view(validation, recipe.crop_to_breast)  # as in testing: the truth does not widen a window
+    seen = predict.view(validation, recipe.crop_to_breast)  # as in testing, the truth does not widen a window
     learning = prepare(run, stage, recipe, detector, source)
     model, learned, of_detector = learning.model, learning.learned, learning.of_detector
     held_out = folds.to_read(run, stage)
@@ -309,18 +310,18 @@ def train_with(
 
 
 class Way(NamedTuple):
-    """How a detector looks: in which mirrored views, and the IoU from which their boxes are of one lesion."""
+    """The mirrored views of a detector, and the IoU from which their boxes count as the same lesion."""
 
     flips: tuple[Flip, ...]
     same: float
 
     def together(self, views: Sequence[list[ImageResult]], score_floor: float) -> list[ImageResult]:
-        """The detections of the first of `views`: of the images as they are, then of mirrored ones in their order."""
+        """The detections of the first of `views`: those of the original images, then of the mirrored ones in order."""
         return predict.together(views[: len(self.flips) + 1], score_floor, self.same)
 
 
 def ways_to_look(flips: tuple[Flip, ...], same: Sequence[float], fewer: bool) -> dict[str, Way]:
-    """The ways that are tried, by their names. fewer: with fewer than all mirrored views, and without any, too."""
+    """The combinations of views to try, by name. fewer: also those with only some of the mirrored views, or none."""
     found = {}
     for count in range(0 if fewer else len(flips), len(flips) + 1):
         name = "+".join(("as they are", *flips[:count]))
@@ -333,7 +334,8 @@ def ways_to_look(flips: tuple[Flip, ...], same: Sequence[float], fewer: bool) ->
 def choose_way(
     ways: Mapping[str, Way], views: Sequence[list[ImageResult]], recipe: DetectionRecipe
 ) -> tuple[str, dict[str, float | None]]:
-    """(the best way by the metric that compares detections, of equal ones the first; the value of each, {} of one)."""
+    """(the best way by the metric that compares detections, the first of equal ones; the value of each, {} for a single
+    one)."""
     if len(ways) == 1:
         return next(iter(ways)), {}
     values = {name: score_of(way.together(views, recipe.score_floor), recipe) for name, way in ways.items()}
@@ -344,12 +346,12 @@ K = TypeVar("K")
 
 
 def best_of(values: Mapping[K, float | None]) -> K:
-    """The key of the largest value; of equal ones, but for rounding, and where nothing was measured, the first."""
+    """The key of the largest value; the first one if values are equal up to rounding or if nothing was measured."""
     return max(values, key=lambda key: round(values[key] or 0.0, 9))
 
 
 def say_views(run: Run, recipe: DetectionRecipe, values: Mapping[str, float | None], on: str) -> None:
-    """Print the value of each way to look. on: what they were measured on, in words."""
+    """Print the value of each way. on: the data used, in words."""
     for name, value in values.items():
         run.say(f"  views {name}: {comparing(recipe)} {measured(value)} on {on}")
 
@@ -360,7 +362,7 @@ def measured(value: float | None) -> str:
 
 
 def views_chosen(recipe: DetectionRecipe, chosen: str, values: Mapping[str, float | None], on: str) -> Summary:
-    """The entries of a summary on how the detector looks; {} where there was nothing to choose."""
+    """The entries of a summary on the views of the detector; {} if there was no choice."""
     return {"views": values, "way": chosen, "metric": comparing(recipe), "chosen_on": on} if values else {}
 
 
@@ -388,12 +390,12 @@ def read_views(
 
 def comparing(recipe: DetectionRecipe) -> str:
     """The metric that compares detections: that of checkpoints, unless these are chosen by something else, such as
-    their likeness to a teacher."""
+    their similarity to a teacher."""
     return recipe.best_metric if recipe.best_metric in metrics.METRIC_NAMES else metrics.METRIC_NAMES[0]
 
 
 def score_of(results: Sequence[ImageResult], recipe: DetectionRecipe) -> float | None:
-    """The metric that compares detections; None where there is no lesion to find."""
+    """The metric that compares detections; None without lesions."""
     scores = metrics.scalars(metrics.evaluate_detections(results, score_floor=recipe.score_floor, resamples=0))
     return scores.get(comparing(recipe), 0.0 if any(result.has_lesions for result in results) else None)
 
@@ -401,7 +403,7 @@ def score_of(results: Sequence[ImageResult], recipe: DetectionRecipe) -> float |
 def _privately(
     run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, model: Model, source: ImageSource
 ) -> Learned:
-    """Batches of units, with public images beside them where there are some."""
+    """Batches of units, together with public images if there are any."""
     loader, public = recipe.loader, None
     if stage.public:
         data = run.open(stage.public, "train")
@@ -424,14 +426,14 @@ def _privately(
 
 
 def cut(source: ImageSource, recipe: DetectionRecipe) -> ImageSource:
-    """`source` as a detector is trained on it: the breasts, where they are cut out."""
+    """`source` as a detector is trained on it: the breasts, if they are cut out."""
     if not recipe.crop_to_breast:
         return source
     return breast.crop_to_breast(source, progress_bar("  finding the breasts"))[0]
 
 
 def settings(recipe: DetectionRecipe, classes: int) -> Any:
-    """The settings of the recipe's detector for so many classes, before its anchors are planned."""
+    """The settings of the recipe's detector for this number of classes, before its anchors are planned."""
     return replace(recipe.model, num_classes=classes, score_floor=recipe.score_floor)
 
 
@@ -445,7 +447,7 @@ def workload(stage: TrainDetectorStage, recipe: DetectionRecipe, batch_size: int
         if own := loader.resize.stretch:
             sides = loader.resize.size(own, loader.resize.scale(own, own, short))
         canvases = (tuple(-(-side // MULTIPLE) * MULTIPLE for side in sides),)  # type: ignore[assignment]
-        assumed.append(f"images of {sides[1]} x {sides[0]} px, as the recipe names no canvas")
+        assumed.append(f"images of {sides[1]} x {sides[0]} px, as the recipe has no canvas")
     count, detector = batch_size or loader.batch_size, detectors.build(settings(recipe, 1))
 
     def blanks(images: int) -> dict[str, Any]:
@@ -457,7 +459,7 @@ def workload(stage: TrainDetectorStage, recipe: DetectionRecipe, batch_size: int
 
 
 def planned_anchor_sizes(infos: tuple[ImageInfo, ...], config: LoaderConfig, levels: int) -> tuple[tuple[float], ...]:
-    """Anchor sizes from the lesions of `infos` at the size that images have in the network (`config`: of testing)."""
+    """Anchor sizes from the lesions of `infos` at the size of images in the network (`config`: that of testing)."""
     canvases = config.buckets or choose_buckets(infos, config.resize, config.augmentation)
     buckets = assign_buckets(infos, canvases, config.resize, config.augmentation)
 
@@ -477,20 +479,20 @@ def say_skipped(run: Run, *opened: ImageSource) -> None:
 
 
 def differing_layer(before: Detector, now: Detector) -> str:
-    """The first layer, but for those of the classes, in which two networks differ: "NAME is SHAPE, and SHAPE here"; ""
-    where there is none. Shapes alone are computed."""
+    """The first layer, except those of the classes, in which two networks differ: "NAME is SHAPE, but SHAPE here"; ""
+    if there is none. Only shapes are computed."""
     shapes, wanted = (model_folder.shapes_of(one.init) for one in (before, now))
     for name, shape in wanted.items():
         if shapes.get(name) != shape and not re.search(now.class_layers, name):
-            return f"{name} is {shapes.get(name, 'absent')}, and {shape} here"
+            return f"{name} is {shapes.get(name, 'absent')}, but {shape} here"
     return ""
 
 
 def from_weights(folder: Path, fresh: Params, detector: Detector, recipe: str) -> Params:
-    """`fresh`, parameters of the detector or their shapes, with the weights of a model folder where they agree; of a
-    network that classifies, with all of its backbone.
+    """`fresh`, parameters of the detector or their shapes, with the weights of a model folder where they agree; for a
+    classification network, with its whole backbone.
 
-    Raises UserError where they are of another architecture, or of conventions that the detector does not have.
+    Raises UserError if they have another architecture, or conventions that the detector does not support.
     recipe: its name, for the error.
     """
     loaded, content = model_folder.load_params(folder)

@@ -1,4 +1,4 @@
-"""Detectors over tomosynthesis volumes: slices are the batch, and their detections become findings of the volume.
+"""Detectors on tomosynthesis volumes: slices form the batches, and their detections become findings of the volume.
 
 Shapes: S slices of a volume, padded to a multiple of SLICES_STEP; K detections of a slice.
 """
@@ -47,12 +47,12 @@ from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
 
 SLICES_STEP, DETECTIONS_STEP = 16, 16
-"""Volumes of similar numbers share one compilation."""
+"""Volumes with similar numbers of slices share one compilation."""
 RESULTS = "volumes.json"
 UNKNOWN = (math.inf, math.inf)
-"""(width, height) of slices that were not read."""
+"""(width, height) for slices that were not read."""
 FULL_HEIGHT = 1000
-"""Pixels of a slice from which on the distances of the DBTex metric, which are pixels, are a small part of it."""
+"""Height of a slice from which the distances of the DBTex metric, which are in pixels, are small relative to it."""
 
 
 def detect_volumes(
@@ -63,14 +63,14 @@ def detect_volumes(
     score_floor: float = 0.0,
     flips: Sequence[str] | None = None,
 ) -> tuple[list[VolumeDetections], list[ImageResult]]:
-    """(the findings of whole volumes, what was detected in each slice that the rule looks at, without the truth); a few
+    """(the findings of whole volumes, the detections in each slice that the rule uses, without the truth); only a few
     slices are in memory at a time.
 
-    flips: as in `predict.detect_with`. UserError for volumes of which slices are left out.
+    flips: as in `predict.detect_with`. UserError for volumes with missing slices.
     """
     for volume in volumes:
         if len(volume) != volume.slices:
-            what = f"{len(volume)} of {volume.slices} slices of the volume {volume.name}"
+            what = f"only {len(volume)} of {volume.slices} slices of the volume {volume.name} are selected"
             raise UserError(what, where=volume.infos[0].file_name, todo="choose all slices of the volumes")
     seen = [_without_ends(volume, rule.margin) for volume in volumes]
     source = predict.without_truth(as_source(seen, trained.description.classes))
@@ -85,7 +85,7 @@ def detect_volumes(
 
 
 def _without_ends(volume: Volume, margin: int) -> Volume:
-    """The slices that are looked at: all of a volume that has no others."""
+    """The slices that are used; all of them if a volume has no others."""
     positions = tuple(range(margin, len(volume) - margin))
     if not positions:
         return volume
@@ -130,7 +130,7 @@ def measured(
     score_floor: float,
     flips: Sequence[str] | None = None,
 ) -> tuple[list[VolumeResult], list[ImageResult]]:
-    """The findings of whole volumes beside their lesions, and detections by slice; arguments as of `detect_volumes`."""
+    """The findings of whole volumes with their lesions, and detections by slice; arguments as in `detect_volumes`."""
     found, by_slice = detect_volumes(trained, volumes, mesh, RULES[rule], score_floor, flips)
     return [VolumeResult(truth_of(volume), one) for volume, one in zip(volumes, found, strict=True)], by_slice
 
@@ -139,13 +139,13 @@ def measured(
 
 
 def check_start(run: Run, stage: EvaluateDetectorsStage) -> None:
-    """Raise UserError where the volumes of the data are not whole: a COCO file lists all slices."""
+    """Raise UserError if the volumes of the data are incomplete: a COCO file must list all slices."""
     if has_volumes(run.spec(stage.on)):
         return
     place, todo = f"config.stages.{stage.name}.on", "name a source of whole volumes, or leave the stage out by --stages"
     for volume in volumes_of(run.list(stage.on, stage.split)):
         if len(volume) != volume.slices:
-            what = f"{stage.on} has {len(volume)} of {volume.slices} slices of the volume {volume.name}"
+            what = f"{stage.on} has only {len(volume)} of {volume.slices} slices of the volume {volume.name}"
             raise UserError(what, where=place, todo=todo)
 
 
@@ -190,13 +190,13 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
 
 
 def statistics(folder: Path, stage: EvaluateDetectorsStage) -> dict[str, PatientStatistic]:
-    """The metrics of each model as functions of patients, from what the stage left in `folder`."""
+    """The metrics of each model as functions of patients, from the output of the stage in `folder`."""
     found = {model: VolumeStatistic(volume_results.read(folder / model / RESULTS)) for model in stage.models}
     return {model: bootstrap.Prefixed(statistic, "metrics/") for model, statistic in found.items()}
 
 
 def evaluated(results: Sequence[VolumeResult], volumes: Sequence[Volume], resamples: int, rule: Rule) -> dict[str, Any]:
-    """The content of evaluation.json. volumes: their slices, where they are at hand, found by `rule`."""
+    """The content of evaluation.json. volumes: their slices, if available, with findings by `rule`."""
     truths = [result.truth for result in results]
     notes = [*size_notes(volumes), *end_notes(volumes, RULES[rule].margin), *outside_notes(truths, volumes)]
     return evaluate_volumes(results, resamples=resamples) | {"notes": notes}
@@ -227,7 +227,7 @@ def evaluate_dbtex(
     """Write evaluation.json, submission.csv and report.html into `output`, print the table, return the evaluation.
 
     model: a model folder; None to evaluate `predictions`, a CSV file of the challenge, for which tables of BCS-DBT
-    suffice without their images. by_slice: write what the model detected in each slice too, predictions.json.
+    suffice without their images. by_slice: also write predictions.json, the detections in each slice.
     """
     files.check_writable(output)
     notes: list[str] = []
@@ -266,39 +266,40 @@ def evaluate_dbtex(
 
 
 def size_notes(volumes: Sequence[Volume]) -> list[str]:
-    """A line where slices are so small that the pixels within which the metric counts a hit are much of the breast."""
+    """A note if slices are so small that the hit distance of the metric in pixels covers much of the breast."""
     heights = [volume.infos[0].height for volume in volumes]
     if not heights or min(heights) >= FULL_HEIGHT:
         return []
     return [
-        f"slices are {min(heights)} px high: the metric counts a hit within {LEAST_DISTANCE:.0f} px, as fits those of "
-        "the challenge, about 2,400 px high; of smaller ones it says little"
+        f"slices are {min(heights)} px high: the metric counts a hit within {LEAST_DISTANCE:.0f} px, which suits the "
+        "challenge's slices of about 2,400 px and means little for smaller ones"
     ]
 
 
 def end_notes(volumes: Sequence[Volume], margin: int) -> list[str]:
-    """A line where lesions lie in slices at either end that are not looked at: they may be missed for that alone."""
+    """A note if lesions lie in the ignored slices at either end, as they may be missed only for that reason."""
     at = [(volume, slice) for volume in volumes for slice in volume.lesions()[1] if len(volume) > 2 * margin]
     ends = sum(not margin <= slice < len(volume) - margin for volume, slice in at)
     if not ends:
         return []
     whole = sum(len(volume.lesions()[1]) for volume in volumes)
-    return [f"{ends} of {whole} lesions lie in the {margin} slices at either end, in which this rule does not look"]
+    return [f"{ends} of {whole} lesions lie in the {margin} slices at either end, which this rule ignores"]
 
 
 def outside_notes(truths: Sequence[VolumeTruth], volumes: Sequence[Volume]) -> list[str]:
-    """Lines where lesions leave their slices, as tables may be wrong, and where nobody can see it."""
+    """Notes on lesions that extend beyond their slices, as tables may be wrong, and on slices where this cannot be
+    checked."""
     sizes = {(volume.study, volume.view): volume.size for volume in volumes}
     line = checks.boxes_outside((" ".join(one.key), one.boxes, sizes.get(one.key, UNKNOWN)) for one in truths)
-    unread = "the slices were not read: a box that leaves them to the right or below is not seen"
+    unread = "the slices were not read, so boxes that extend beyond their right or lower edge go unnoticed"
     return [note for note in (line, "" if volumes else unread) if note]
 
 
 def _opened(data: SourceSpec, split: str, on_error: OnError, seed: int = 0) -> ImageSource:
-    """The slices of whole volumes, which are not kept in memory. seed: of the run, by which patients are drawn."""
+    """The slices of whole volumes, which are not kept in memory. seed: of the run, for drawing patients."""
     _check_stops(on_error, "on_error")
     if data.partner:
-        raise UserError("a volume has no partner", where=f"partner={data.partner}", todo="leave it out")
+        raise UserError("volumes have no partners", where=f"partner={data.partner}", todo="leave it out")
     whole = replace(data, slices="all") if has_volumes(data) else data
     bar = progress_bar("  opening")
     return open_source(whole, split, seed=seed, on_error=on_error, cache_bytes=0, progress=bar)
@@ -306,13 +307,13 @@ def _opened(data: SourceSpec, split: str, on_error: OnError, seed: int = 0) -> I
 
 def _check_stops(on_error: OnError, where: str) -> None:
     if on_error != "stop":
-        todo = "leave it at stop, and give the volumes that can be read"
-        raise UserError("volumes are read while they are looked at: none can be skipped", where=where, todo=todo)
+        todo = "leave it at stop, and give only readable volumes"
+        raise UserError("volumes are read during evaluation, so none can be skipped", where=where, todo=todo)
 
 
 def _truths(data: SourceSpec, split: str, on_error: OnError) -> tuple[list[VolumeTruth], tuple[Volume, ...]]:
-    """The truth that predictions made elsewhere are judged by, and its volumes; none of BCS-DBT, whose tables are read
-    alone."""
+    """The truth for evaluating predictions of other programs, and its volumes; without volumes for BCS-DBT, of which
+    only the tables are read."""
     if data.kind != "bcs_dbt":
         volumes = volumes_of(_opened(data, split, on_error))
         return [truth_of(volume) for volume in volumes], volumes
@@ -351,7 +352,7 @@ def predict_inputs(
     output: Path,
     settings: predict.PredictSettings,
 ) -> object:
-    """`predict.predict_files` of images, or `predict_volumes`, of which an unreadable one stops."""
+    """`predict.predict_files` for images, or `predict_volumes`, which stops at an unreadable volume."""
     if not settings.volumes:
         return predict.predict_files(
             model=model, inputs=inputs, decoding=decoding, on_error=on_error, output=output, settings=settings
@@ -365,8 +366,8 @@ def predict_volumes(
 ) -> list[VolumeResult]:
     """Write findings.csv (the challenge's columns), findings.json and report.html into `output`.
 
-    inputs: DICOM files of several frames, folders of slices, folders of such, and `bcs_dbt:DIR`, whose tables name the
-    volumes and say how they hang.
+    inputs: DICOM files of several frames, folders of slices, folders of either, and `bcs_dbt:DIR`, whose tables name
+    the volumes and their orientation.
     """
     pairs = [_find_volumes(entry, decoding) for entry in inputs]
     volumes = _each_once([volume for found, _ in pairs for volume in found])
@@ -393,15 +394,15 @@ def predict_volumes(
 
 
 def _find_volumes(entry: str, decoding: SourceSpec) -> tuple[Sequence[Volume], Sequence[tuple[Path, str]]]:
-    """(volumes, skipped files with the reason) of an input."""
+    """(volumes, skipped files with the reason) from an input."""
     spec = replace(decoding, spec=entry)
     return (bcs_dbt.open_unlabelled(spec), ()) if spec.kind == "bcs_dbt" else find_volumes(Path(entry), decoding)
 
 
 def _each_once(volumes: Sequence[Volume]) -> list[Volume]:
-    """Each volume once, as it was given first, however the path that it is called by is spelled.
+    """Each volume once, as first given, however its path is spelled.
 
-    Volumes of two files that tables call by one name are two: `_of_one_view` judges them.
+    Two files that tables list under one name are two volumes, which `_of_one_view` checks.
     """
     found: dict[tuple[Path, Path], Volume] = {}
     for volume in volumes:
@@ -410,7 +411,7 @@ def _each_once(volumes: Sequence[Volume]) -> list[Volume]:
 
 
 def _of_one_view(volumes: Sequence[Volume]) -> list[str]:
-    """A line for volumes of one study and view, which no row of the challenge's file can tell apart.
+    """A note on volumes of the same study and view, which rows of the challenge's file cannot distinguish.
 
     UserError for two files of one volume, whose findings would count twice.
     """
@@ -424,12 +425,12 @@ def _of_one_view(volumes: Sequence[Volume]) -> list[str]:
         if (other := of_view.setdefault((volume.study, volume.view), volume)) is not volume:
             both = f"{other.infos[0].file_name} and {volume.infos[0].file_name}"
             name = f"the study {volume.study} and the view '{volume.view}'"
-            notes.append(f"two volumes of {name}, {both}: findings.csv does not tell them apart, findings.json does")
+            notes.append(f"two volumes of {name}, {both}: only findings.json distinguishes them, findings.csv does not")
     return notes
 
 
 def _entries(volume: Volume, found: VolumeDetections, classes: Sequence[str], threshold: float) -> list[dict[str, Any]]:
-    """JSON-able findings: slices count from 0, `slices` is the first and the last."""
+    """JSON-able findings: slices count from 0; `slices` is the first and the last one."""
     return [
         {
             "volume": volume.name,

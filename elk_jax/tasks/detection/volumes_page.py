@@ -15,9 +15,9 @@ from elk_jax.reporting.pictures import Closeup, Picture, Strip, boxes_key, galle
 from elk_jax.reporting.report import Report, Section
 
 SHOWN = 24
-"""Findings with pictures on a page: those of the highest scores."""
+"""Number of findings with pictures on a page: those with the highest scores."""
 STRIP = 5
-"""Slices of a strip along z."""
+"""Number of slices in a strip along z."""
 
 
 def findings_page(volumes: Sequence[Volume], found: Sequence[VolumeDetections], threshold: float) -> Report:
@@ -26,7 +26,7 @@ def findings_page(volumes: Sequence[Volume], found: Sequence[VolumeDetections], 
     return Report(
         title=f"Findings in {len(volumes)} volumes",
         kicker="Lesion detection in tomosynthesis",
-        summary=f"{count} findings score {threshold:.3f} or more.",
+        summary=f"{count} findings have a score of at least {threshold:.3f}.",
         sections=findings_sections(volumes, found, threshold),
     )
 
@@ -38,7 +38,7 @@ def evaluation_page(
     results: Sequence[VolumeResult],
     volumes: Sequence[Volume],
 ) -> Report:
-    """The DBTex metric, and the findings of highest score where the volumes are at hand."""
+    """The DBTex metric, and the findings with the highest scores if the volumes are available."""
     metrics = evaluation["metrics"]
     rows = [html.row([key.replace("_", " "), html.estimate_cell(entry)]) for key, entry in metrics.items()]
     sections = [
@@ -90,7 +90,7 @@ def findings_sections(
     threshold: float,
     marks: Sequence[np.ndarray] | None = None,
 ) -> list[Section]:
-    """Best slices and strips of the findings of highest score. marks: a word for each finding of each volume."""
+    """Best slices and strips of the findings with the highest scores. marks: a word for each finding of each volume."""
     places = [(number, int(k)) for number, one in enumerate(found) for k in np.flatnonzero(one.scores >= threshold)]
     places = sorted(places, key=lambda place: -found[place[0]].scores[place[1]])[:SHOWN]
     if not places:
@@ -100,12 +100,14 @@ def findings_sections(
         volume, one = volumes[number], found[number]
         title, said = volume.name, f", {marks[number][k]}" if marks is not None else ""
         first, last = int(one.first[k]), int(one.first[k] + one.depth[k])
-        caption = f"slice {one.best[k]} of {volume.slices}, seen in {first} to {last}, score {one.scores[k]:.2f}{said}"
+        caption = (
+            f"slice {one.best[k]} of {volume.slices}, visible in {first} to {last}, score {one.scores[k]:.2f}{said}"
+        )
         lesions = np.zeros((0, 4)) if marks is None else _lesions_in(volume, int(one.best[k]))
         image = volume.read(int(one.best[k]))
         slices.append(Picture(image, title, caption, lesions, boxes=one.boxes[k : k + 1], scores=one.scores[k : k + 1]))
         along.append(Strip(_along(volume, one, k), title, f"slices {', '.join(map(str, _positions(volume, one, k)))}"))
-    note = f"The {len(places)} findings of the highest scores." if len(places) == SHOWN else ""
+    note = f"The {len(places)} findings with the highest scores." if len(places) == SHOWN else ""
     return [
         Section("Findings in their best slices", boxes_key() + gallery(slices), note),
         Section("Findings along z", strips(along), "The same findings in slices around the best one."),
@@ -118,7 +120,7 @@ def _lesions_in(volume: Volume, position: int) -> np.ndarray:
 
 
 def _positions(volume: Volume, found: VolumeDetections, k: int) -> list[int]:
-    """Slices around the best one, from the first to the last of the finding at least."""
+    """Slices around the best one, including at least the first to the last of the finding."""
     first, last, best = int(found.first[k]), int(found.first[k] + found.depth[k]), int(found.best[k])
     reach = max(STRIP // 2, best - first, last - best)
     around = np.rint(np.linspace(best - reach, best + reach, STRIP)).astype(int)
@@ -126,7 +128,7 @@ def _positions(volume: Volume, found: VolumeDetections, k: int) -> list[int]:
 
 
 def _along(volume: Volume, found: VolumeDetections, k: int) -> list[Closeup]:
-    """Close-ups of a finding, with as much around it as it is wide."""
+    """Close-ups of a finding, with margins as wide as the finding."""
     x0, y0, x1, y1 = found.boxes[k]
     half = max(x1 - x0, y1 - y0, 16)
     centre, height, width = np.array([x0 + x1, y0 + y1]) / 2, volume.infos[0].height, volume.infos[0].width

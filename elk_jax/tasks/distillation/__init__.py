@@ -1,4 +1,4 @@
-"""Distillation: a detector of one modality teaches one of another. Its models are those of detection."""
+"""Distillation: a detector of one modality teaches a detector of another. Its models are those of detection."""
 
 from elk_jax.tasks.distillation import recipe, report, train
 from elk_jax.tasks.task import StageKind, Task

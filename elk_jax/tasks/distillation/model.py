@@ -1,10 +1,10 @@
-"""Teacher and student as models to train: a detector whose loss has one more term.
+"""Teacher and student as models to train: a detector with one additional loss term.
 
 Shape legend: B images, M padded boxes, N points, h w cells, A anchors, Q classes.
 
-A batch of a student holds that of its own images, `beside` (a batch of the teacher's images) where the mode reads one,
-and `distilled` [B] bool: whether this step distils. Where the teacher sees partners, the images are pairs. What the
-term learns itself is in the parameters under LEARNED, beside those of the detector, and is not kept.
+A batch of a student contains that of its own images, `beside` (a batch of the teacher's images) if the mode reads one,
+and `distilled` [B] bool: whether this step distils. If the teacher sees partners, the images are pairs. The trained
+parameters of the loss term are stored under LEARNED next to those of the detector, and are not kept.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from elk_jax.training.model import Batch, Constants, MapImages, Metrics, Model, 
 
 LEARNED = "distillation"
 NOT_TAPPED = {"pyramid": f"^(?!(backbone|fpn|{LEARNED})/)", "backbone": f"^(?!(backbone|{LEARNED})/)"}
-"""What stays as it is in a student that learns to resemble its teacher alone: what its maps do not depend on."""
+"""Parameters that are not trained in a student that only learns to resemble its teacher: its maps do not use them."""
 COLLAPSED = 0.1
-"""Spread of a student's maps, as a share of the teacher's, below which they say nothing."""
+"""Spread of a student's maps, as a share of the teacher's, below which they count as collapsed."""
 CONFIDENT = 0.3
-"""Probability from which on a teacher's box is a target, unless the recipe gives another."""
+"""Probability from which a teacher's box is a target, unless the recipe gives another."""
 HARD_NEGATIVES = 100
-"""Anchors of an image that stand for the background in class-wise distillation."""
+"""Number of anchors per image that represent the background in class-wise distillation."""
 PKD_LEVELS = 4
-"""Levels of a pyramid, from the finest on, whose maps PKD compares (mmrazor's `pkd_fpn_*`); the coarsest of a P3 to P7
-have too few cells for a correlation."""
+"""Number of pyramid levels, starting at the finest, whose maps PKD compares (mmrazor's `pkd_fpn_*`); the coarsest of P3
+to P7 have too few cells for a correlation."""
 
 
 class Side(NamedTuple):
-    """A detector, what it sees, and what it makes of it: maps of these strides."""
+    """A detector, its input, and its maps at these strides."""
 
     detector: Detector
     params: Params
@@ -62,23 +62,23 @@ class Side(NamedTuple):
 
     @property
     def lesions(self) -> jax.Array:
-        """[B, M] bool: boxes to find, in images that count."""
+        """[B, M] bool: boxes to detect, in images that count."""
         return self.batch["gt_valid"] & ~self.batch["gt_ignore"] & self.batch["valid"][:, None]
 
 
 Loss = Callable[[Side, Side, Params, DistillationRecipe, MapImages], tuple[jax.Array, Metrics]]
-"""(teacher, student, what it learns itself, recipe, map_images) -> (the loss before its weight, metrics)."""
+"""(teacher, student, parameters of the loss, recipe, map_images) -> (the loss before its weight, metrics)."""
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to distil.
+    """A distillation mode.
 
-    reads: what the teacher sees: beside, its own images; same, those of the student, or their partners. weight: as
+    reads: the images of the teacher: beside, its own; same, those of the student, or their partners. weight: as
     published.
-    of_two_stages: that of a detector of two stages, where it differs. init: (rng, levels {stride: (h, w, C)}, recipe)
-    -> what the loss learns itself. one_canvas: that follows from the size of the map. of_anchors: it reads what is said
-    of anchors, so that heads learn by it. mapped: (the student's maps, what the loss learns itself) -> the maps that
+    of_two_stages: the weight for two-stage detectors, if it differs. init: (rng, levels {stride: (h, w, C)}, recipe) ->
+    parameters of the loss. one_canvas: these depend on the size of the map. of_anchors: it reads predictions for
+    anchors, so that the heads are trained by it. mapped: (the student's maps, parameters of the loss) -> the maps that
     resemble those of the teacher.
     """
 
@@ -239,7 +239,7 @@ MODES: dict[str, Mode] = {
     "hints": Mode(hints, "same", 1.0, init=_regressors, mapped=_regressed),
     "outputs": Mode(soft_outputs, "same", 1.0, of_anchors=True),
 }
-"""By `recipe.mode`; pretraining and none have no loss."""
+"""The losses by `recipe.mode`; pretraining and none have no loss."""
 
 
 # ---- What they read --------------------------------------------------------------------------------------------------
@@ -252,15 +252,15 @@ def lesion_points(side: Side, recipe: DistillationRecipe) -> Points:
 
 
 def framed(side: Side, recipe: DistillationRecipe) -> tuple[jax.Array, tuple[int, int]]:
-    """(the boxes [B, M, 4], the canvas (height, width)) that points are read from.
+    """(the boxes [B, M, 4], the canvas (height, width)) for reading points.
 
-    Where images are stretched, cells are as published those of the stretched image, whose width alone gives the ratio,
-    whatever the size that the network sees: no box is seen quite where it is.
+    If images are stretched, cells are, as published, those of the stretched image, with a ratio from its width alone,
+    whatever the input size of the network: the positions of boxes are slightly off.
     """
     boxes, frame = side.batch["gt_boxes"], recipe.loader.resize.stretch
     if recipe.sampling != "cell" or not frame:
         return boxes, side.canvas
-    ratio = jnp.asarray(frame, boxes.dtype) / side.batch["image_size"]  # of (height, width)
+    ratio = jnp.asarray(frame, boxes.dtype) / side.batch["image_size"]  # (height, width)
     return boxes * jnp.tile(ratio[:, ::-1], 2)[:, None], frame
 
 
@@ -271,11 +271,12 @@ def _distinct(side: Side, recipe: DistillationRecipe) -> jax.Array:
 
 
 def points_beside(side: Side, recipe: DistillationRecipe, rng: jax.Array, map_images: MapImages) -> Points:
-    """As many cells of every image as a lesion has points, drawn outside the lesions. UserError for a smaller map."""
+    """As many cells of every image as a lesion has points, drawn outside the lesions. UserError if the map is too
+    small."""
     level = side.level(recipe.stride)
     cells = level.shape[1], level.shape[2]
     if cells[0] * cells[1] < recipe.points:
-        what = f"{recipe.points} cells beside lesions are wanted of a map of {cells[0]} x {cells[1]}"
+        what = f"a map of {cells[0]} x {cells[1]} has no {recipe.points} cells outside lesions"
         raise UserError(what, where="stride", todo="choose a finer level, fewer points, or larger images")
     grid, (boxes, frame) = Grid(cells, side.canvas), framed(side, recipe)
     outside = points.published_outside if recipe.sampling == "cell" else points.cells_outside
@@ -317,7 +318,7 @@ def _levels(teacher: Side, student: Side) -> list[tuple[jax.Array, jax.Array, ja
 
 
 def _alike(pairs: list[tuple[jax.Array, jax.Array, jax.Array]]) -> Metrics:
-    """The correlation of the maps of a batch, the mean over levels."""
+    """The correlation of the maps of a batch, averaged over levels."""
     return {"correlation": jnp.stack([maps.correlation(*pair) for pair in pairs]).mean()}
 
 
@@ -331,7 +332,7 @@ def _breast(side: Side, level: jax.Array) -> jax.Array:
 
 
 def aligning(detector: Detector, recipe: DistillationRecipe) -> Model:
-    """A teacher that learns intra-modal point alignment beside detection (Alberb et al. 2024)."""
+    """A teacher trained for detection and intra-modal point alignment (Alberb et al. 2024)."""
 
     tap = detector.tap(recipe.tap)
 
@@ -356,9 +357,10 @@ def learning(
     detector: Detector, teacher: Detector, weights: Params, recipe: DistillationRecipe, canvas: tuple[int, int],
     partner: bool = False,
 ) -> Model:  # fmt: skip
-    """A student of a teacher with these weights, which are its constants.
+    """A student of a teacher with these weights, which are constants of the model.
 
-    canvas: of its batches, or one of them. partner: these are of pairs, of which the teacher sees the second images.
+    canvas: of its batches, or one of several. partner: the batches consist of pairs, whose second images the teacher
+    sees.
     """
     mode, taps = MODES[recipe.mode], [one.tap(recipe.tap) for one in (teacher, detector)]
     published = mode.of_two_stages if detector.stages == 2 and mode.of_two_stages else mode.weight
@@ -401,9 +403,9 @@ def learning(
 def likeness_of_batch(
     detector: Detector, teacher: Detector, recipe: DistillationRecipe, params: Params, weights: Params, batch: Batch
 ) -> list[tuple[Moments, Moments]]:
-    """Of every level, the sums of a batch of pairs, and of pairs that do not belong together (`likeness.moments`).
+    """For every level, the sums over a batch of pairs, and over mismatched pairs (`likeness.moments`).
 
-    params: of the student, with what the loss learns itself. batch: with `patient` [B] int, a number for each.
+    params: of the student, including those of the loss. batch: with `patient` [B] int, a number for each patient.
     """
     own, mapped = of_detector(params), MODES[recipe.mode].mapped
     taps = [one.tap(recipe.tap) for one in (teacher, detector)]
@@ -417,10 +419,10 @@ def likeness_of_batch(
 
 
 def likeness_metrics(levels: Sequence[tuple[Moments, Moments]]) -> dict[str, float]:
-    """The metrics of the sums over a data set, with means over the levels.
+    """The metrics from the sums over a data set, averaged over levels.
 
-    similarity: the correlation; similarity_shuffled: of pairs that do not belong together; similarity_gap: their
-    difference, which is what was learned. spread, effective_rank: of the student, and of the teacher.
+    similarity: the correlation; similarity_shuffled: that of mismatched pairs; similarity_gap: their difference, which
+    is what was learned. spread, effective_rank: of the student, and of the teacher.
     """
     own, other = (tuple(Moments(*one) for one in side) for side in zip(*levels))
     mean = lambda values: float(np.mean(list(values)))
@@ -440,12 +442,12 @@ def likeness_metrics(levels: Sequence[tuple[Moments, Moments]]) -> dict[str, flo
 
 
 def likeness_warnings(before: Mapping[str, float], best: Mapping[str, float]) -> list[str]:
-    """What is wrong with a student's maps, from its metrics before the training and at its best: nothing learned beyond
-    what all breasts share, or collapsed maps."""
+    """Problems of a student's maps, from its metrics before training and at its best: nothing learned beyond what all
+    breasts share, or collapsed maps."""
     found, gap = [], "similarity_gap"
     if gap in before and gap in best and best[gap] <= before[gap]:
         change = f"{before[gap]:.3f} before the training and {best[gap]:.3f} after it"
-        found.append(f"pairs resemble each other no more than images of others: by {change}")
+        found.append(f"paired maps are no more similar than maps of different patients: by {change}")
     if best.get("spread", 1) < COLLAPSED:
         found.append(f"the student's maps have collapsed: their spread is {best['spread']:.3f} of the teacher's")
     return found
@@ -457,7 +459,7 @@ def of_detector(params: Params) -> Params:
 
 
 def fresh_part(detector: Detector, recipe: DistillationRecipe, canvas: tuple[int, int], rng: jax.Array) -> Params:
-    """What the loss of the mode learns itself, fresh: {LEARNED: ...}; {} for nothing."""
+    """Fresh parameters of the loss of the mode: {LEARNED: ...}; {} if it has none."""
     batch = blank_batch(1, canvas, 1, detector.images)
     blank = {name: jnp.asarray(x) for name, x in batch.items() if name in ("image", "image_size")}
     tap = detector.tap(recipe.tap)

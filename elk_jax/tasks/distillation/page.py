@@ -1,4 +1,4 @@
-"""Report sections of teachers and students: what each learned of the other modality, and the curves of training.
+"""Report sections of teachers and students: what was learned across modalities, and the curves of training.
 
 Their detections are evaluated and shown by the sections of detection.
 """
@@ -25,14 +25,14 @@ TERMS = {
     "train/loss_distillation": "Distillation loss",
     "train/kl_identity": "without its learned map",
     "train/correlation": "Correlation of the maps of a batch",
-    "train/align_pull": "Lesions unlike each other",
-    "train/align_push": "Lesions like tissue",
-    "train/distinct_cells": "Distinct cells of a lesion's points",
+    "train/align_pull": "Dissimilarity of lesions",
+    "train/align_push": "Similarity of lesions and tissue",
+    "train/distinct_cells": "Share of a lesion's points in distinct cells",
     "eval/similarity": "Similarity of the maps, validation",
-    "eval/similarity_shuffled": "of pairs that do not belong together",
-    "eval/similarity_gap": "Difference of the two: what was learned",
+    "eval/similarity_shuffled": "of mismatched pairs",
+    "eval/similarity_gap": "Difference of the two, which is what was learned",
     "eval/cosine": "Cosine of the channels of a cell",
-    "eval/spread": "Spread of the student's maps over the teacher's",
+    "eval/spread": "Spread of the student's maps relative to the teacher's",
     "eval/effective_rank": "Effective rank of the student's channels",
     "eval/effective_rank_teacher": "Effective rank of the teacher's channels",
 }
@@ -41,8 +41,8 @@ TERMS = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A teacher or student. best: metrics of the validation split at `step`, and before the training, where they are
-    known. history: lines of metrics.jsonl."""
+    """A teacher or student. best, before: metrics on the validation split at `step`, and before training if known.
+    history: lines of metrics.jsonl."""
 
     role: str
     mode: str
@@ -60,7 +60,7 @@ class Trained:
         return f"student, {self.mode}"
 
     def ends(self, term: str) -> tuple[float, float] | None:
-        """The first value of a metric, before the training where it is known, and the last; None where it has none."""
+        """The first value of a metric (that before training, if known) and the last; None if it has none."""
         values = [line[term] for line in self.history if line.get(term) is not None]
         first = self.before.get(term.removeprefix("eval/"))
         return (values[0] if first is None else first, values[-1]) if values else None
@@ -82,7 +82,7 @@ def distillation_part(trained: Mapping[str, Trained]) -> Part:
 
 
 def learned_section(trained: Mapping[str, Trained]) -> Section:
-    """Every term of the training at its beginning and its end, and the validation."""
+    """Every term of the loss at the beginning and the end of training, and the validation."""
     head = ["", *(f"{html.swatch(i)}{html.text(name)}" for i, name in enumerate(trained))]
     rows = [html.row(["Trained as", *(html.text(one.words) for one in trained.values())])]
     for term, label in TERMS.items():
@@ -93,10 +93,10 @@ def learned_section(trained: Mapping[str, Trained]) -> Section:
     best = [html.number(one.best.get(MAIN)) for one in trained.values()]
     rows.append(html.row([f"{metric_label(MAIN)}, validation", *best], style="main"))
     note = (
-        "Before the training, or at its first log line, and at the last one. A distillation loss that falls while it "
-        "stays as it was without its learned map is learned by the map, not by the student. Where the points of a "
-        "lesion share a few cells, there is little to compare between them: a finer level (stride) tells them apart, "
-        "but aligning the teacher there can cost much of what it finds. Maps of different breasts "
-        "resemble each other too; what a student has learned of the partners is the difference."
+        "Values before the training (or at its first log line) and at the last log line. If a distillation loss falls "
+        "but the same loss without its learned map does not, the map has learned, not the student. If the points of a "
+        "lesion fall into a few cells, there is little to compare between them. A finer level (stride) separates "
+        "them, but aligning the teacher there can cost much of its sensitivity. Maps of different breasts resemble "
+        "each other too; what a student has learned from the partners is the difference."
     )
-    return Section("What the student learned of the teacher", html.table(head, rows), note)
+    return Section("What the student learned from the teacher", html.table(head, rows), note)

@@ -1,4 +1,4 @@
-"""The settings of distillation: the recipe of teacher and student, which are one detector, and the stage of both."""
+"""The settings of distillation: the recipe of teacher and student, which share a detector, and the stage for both."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Mode = Literal[
     "outputs",
 ]
 SIMILARITY = "similarity"
-"""Of a student's maps and those of the teacher that sees the partners, on the validation split."""
+"""Similarity of a student's maps to those of the teacher of the partners, on the validation split."""
 
 
 WITHOUT_LOSS = ("pretraining", "none")
-"""Modes of which the student learns to detect alone."""
+"""Modes in which the student only learns to detect."""
 _WITH_LOSS = tuple(mode for mode in get_args(Mode) if mode not in WITHOUT_LOSS)
 READ_BY = {
     "weight": _WITH_LOSS,
@@ -48,25 +48,25 @@ READ_BY = {
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationRecipe(DetectionRecipe):
-    """How a teacher and its student are trained (Alberb et al. 2024). Both are the detector `model`.
+    """Settings for training a teacher and its student (Alberb et al. 2024). Both are the detector `model`.
 
-    mode: what a student learns of its teacher beside detection (`model.MODES`); pretraining: its weights, to start
-    from; none: nothing, it starts from `init_from`, or from random weights. weight: of this loss; None: as published.
-    normalised: `lesion` and `image` compare features that have no scale; False: as they are, as published, so that on a
-    pyramid's fine levels this loss rules all others (`lesions.lskd`).
-    detection_weight: of detection; 0: the student learns of its teacher alone, and its heads stay as they are, but in
+    mode: what a student learns from its teacher besides detection (`model.MODES`); pretraining: only its initial
+    weights; none: nothing, it starts from `init_from` or from random weights. weight: of this loss; None: as published.
+    normalised: `lesion` and `image` compare features without their scale; False: unscaled, as published, so that this
+    loss dominates all others on the fine levels of a pyramid (`lesions.lskd`).
+    detection_weight: of detection; 0: the student only learns from its teacher, and its heads do not change, except in
     the mode `outputs`. distill_from: the first step with the loss of the mode, from 0. student_rate: factor on the
     learning rate of students, which start from a trained detector. student_length: factor on their steps, and on those
-    between their evaluations, checkpoints and log lines, where an epoch of their few images is shorter; of a schedule,
-    shares of the steps go with it.
+    between their evaluations, checkpoints and log lines, as an epoch of their few images is shorter; the steps of a
+    schedule are scaled with it.
     points, sampling: of a lesion, for `lesion` and `intra_align`. stride: of the level that these and `image` read, in
     pixels per cell, 32 as published; the others read all levels. On the finest level of a pyramid, which finds small
-    lesions, `intra_align` can cost a teacher half of what it finds (docs/results.md). tap: which levels: those of the
-    pyramid, or of the backbone below it. temperature: of `lesion`, `image`, `classwise`, `cwd`, `contrastive` and
-    `outputs`; None: as published. tolerance: cells by which the maps of `mse` and `sigmoid_l2` may be displaced.
-    confidence: of `outputs`: probability from which on the teacher's box is a target; None: 0.3.
-    intra_align: the teacher learns that lesions resemble each other and not what lies beside them (ImPA), by
-    align_weight. negatives: what lies beside; breast: cells of the breast; anywhere: air and padding too.
+    lesions, `intra_align` can cost a teacher half of its detections (docs/results.md). tap: the levels to read: those
+    of the pyramid, or of the backbone below it. temperature: of `lesion`, `image`, `classwise`, `cwd`, `contrastive`
+    and `outputs`; None: as published. tolerance: displacement in cells that `mse` and `sigmoid_l2` allow between the
+    maps. confidence: for `outputs`: probability from which the teacher's box is a target; None: 0.3.
+    intra_align: the teacher learns similar features for all lesions, unlike those of other tissue (ImPA), with
+    align_weight. negatives: cells to contrast with; breast: inside the breast; anywhere: air and padding too.
     """
 
     mode: Mode = "lesion"
@@ -90,23 +90,23 @@ class DistillationRecipe(DetectionRecipe):
 
     def __post_init__(self) -> None:
         if self.privacy is not None:
-            what = "the losses of distillation are means over the images of a batch, which meet in them"
+            what = "the losses of distillation are means over the images of a batch, which interact in them"
             raise UserError(what, where="privacy", todo="set it to None; a detection stage trains privately")
         if not self.detection_weight and self.mode in WITHOUT_LOSS:
-            what = f"the mode {self.mode} has no loss but that of detection"
+            what = f"the mode {self.mode} has no loss except that of detection"
             raise UserError(what, where="detection_weight", todo="give a number above 0, or choose another mode")
         if not self.detects and self.best_metric != SIMILARITY:
-            what = "a student that does not learn to detect is not chosen by its detections"
+            what = "a student that does not learn to detect cannot be chosen by its detections"
             raise UserError(what, where="best_metric", todo=f"set best_metric={SIMILARITY}")
         steps = self.of_student(self.steps)
         if self.distill_from >= steps and self.mode not in WITHOUT_LOSS:
-            what = f"the mode {self.mode} would begin at step {self.distill_from} of {steps}"
+            what = f"the mode {self.mode} would start at step {self.distill_from} of {steps}"
             raise UserError(what, where="distill_from", todo="give a step of the student's training")
         defaults = {one.name: one.default for one in fields(self)}
         for name, modes in READ_BY.items():
             if getattr(self, name) != defaults[name] and self.mode not in modes:
                 what = f"{name} is {getattr(self, name):g}, which the mode {self.mode} does not read"
-                raise UserError(what, where=name, todo=f"leave it out; it is of {', '.join(modes)}")
+                raise UserError(what, where=name, todo=f"leave it out; it applies to {', '.join(modes)}")
         super().__post_init__()
 
     @property
@@ -115,7 +115,7 @@ class DistillationRecipe(DetectionRecipe):
         return self.detection_weight > 0 or self.mode == "outputs"
 
     def of_student(self, steps: int) -> int:
-        """So many steps as a student takes them; 0 stays 0."""
+        """A number of steps scaled for a student; 0 stays 0."""
         return steps and max(1, round(self.student_length * steps))
 
 
@@ -132,17 +132,17 @@ OF_STUDENTS = (
     "confidence",
 )
 OF_TEACHERS = ("intra_align", "align_weight", "negatives")
-"""Settings that the training of the other does not read."""
+"""Settings that the training of the other role does not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDistilledStage(TrainDetectorStage):
     """Train a teacher, or a student of one.
 
-    teacher: of a student, a train stage before it or a model folder; its weights start the student, unless the mode is
-    none, or `init_from` names others, which a student of pairs may have. beside: images of a student's teacher, of any
-    patients: batches of them run beside those of `train_on`. partner: the teacher sees the partners of the student's
-    images, which are pairs (`SourceSpec.partner`).
+    teacher: of a student, an earlier train stage or a model folder. The student starts from its weights, unless the
+    mode is none or `init_from` names others, which a student of pairs may do. beside: images for a student's teacher,
+    of any patients; their batches accompany those of `train_on`. partner: the teacher sees the partners of the
+    student's images, which are pairs (`SourceSpec.partner`).
     """
 
     task: Literal["distillation"] = "distillation"  # type: ignore[assignment]
@@ -159,7 +159,7 @@ class TrainDistilledStage(TrainDetectorStage):
                 if getattr(self, where):
                     raise UserError(f"a teacher has no {where}", where=where, todo="leave it out, or set role=student")
         if self.public:
-            raise UserError("public data are of private trainings", where="public", todo="leave it empty")
+            raise UserError("public data are only for private training", where="public", todo="leave it empty")
 
     def data(self) -> tuple[Data, ...]:
         *train, held_out = super().data()
@@ -178,7 +178,7 @@ class TrainDistilledStage(TrainDetectorStage):
         return replace(recipe, **changes)
 
     def paced(self, recipe: DistillationRecipe) -> DistillationRecipe:
-        """The recipe with the learning rate and the steps of this stage."""
+        """The recipe with this stage's own learning rate and steps."""
         if self.role == "teacher":
             return recipe
         every = ("steps", "eval_every", "checkpoint_every", "log_every")
@@ -187,7 +187,7 @@ class TrainDistilledStage(TrainDetectorStage):
         return replace(recipe, schedule=schedule, student_rate=1.0, student_length=1.0, **counts)
 
     def starting(self, recipe: DistillationRecipe) -> TrainDistilledStage:
-        """The stage with the weights that it starts from as `init_from`: a student's are those of its teacher, unless
-        it names others."""
+        """The stage with its initial weights as `init_from`: for a student those of its teacher, unless it names
+        others."""
         own = recipe.mode == "none" or not self.teacher or self.init_from
         return self if own else replace(self, init_from=self.teacher)

@@ -1,4 +1,4 @@
-"""Train a teacher, or a student of one. Either stage leaves the model folder of an ordinary detector."""
+"""Train a teacher, or a student of one. Both stages leave the model folder of an ordinary detector."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ from elk_jax.weights import model_folder
 
 
 def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe, names: Collection[str]) -> None:
-    """Raise UserError as a detector's training does, where the mode lacks what it reads, and where the teacher is of
-    another architecture or has other levels.
+    """Raise UserError as for the training of a detector, if inputs of the mode are missing, and if the teacher has
+    another architecture or other levels.
 
-    names: stages that will run; the weights of one of them are not there yet.
+    names: stages that will run; their weights do not exist yet.
     """
     place, detector = f"config.{stage.recipe}", _detector(recipe)
     if stage.role == "student" and not recipe.detects and folds.makes_ensemble(stage, recipe):
-        what = f"stage {stage.name} does not learn to detect, so that no fold finds what an ensemble is chosen by"
+        what = f"stage {stage.name} does not learn to detect, so its folds have no detections to choose an ensemble by"
         raise UserError(what, where=f"{place}.refit", todo="leave it at True, or give a detection_weight above 0")
     if not recipe.detects and not stage.partner:
-        what = "a student that does not learn to detect is chosen by its likeness to the teacher of its partners"
+        what = "a student that does not learn to detect is chosen by its similarity to the teacher of its partners"
         raise UserError(what, where=f"{place}.detection_weight", todo="give a number above 0, or set partner=True")
     if recipe.best_metric == SIMILARITY and not stage.partner:
-        what = f"stage {stage.name} has no teacher that sees partners, so that nothing is similar"
+        what = f"stage {stage.name} has no teacher that sees partners, so similarity is undefined"
         raise UserError(what, where=f"{place}.best_metric", todo="choose a metric of detection")
     mode = MODES.get(recipe.mode) if stage.role == "student" else None
     strides = detector.tap(recipe.tap).strides
@@ -72,7 +72,7 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
     if stage.role == "teacher":
         return detection.check_start(run, stage, recipe, names)
     if stage.partner and (mode is None or mode.reads == "beside"):
-        what = f"in the mode {recipe.mode} the teacher does not see the images of the student, nor their partners"
+        what = f"in the mode {recipe.mode} the teacher sees neither the images of the student nor their partners"
         pairs = ", ".join(name for name, one in MODES.items() if one.reads == "same")
         raise UserError(what, where=f"{place}.mode", todo=f"choose from {pairs}, or set partner=False")
     if recipe.mode != "none" and not stage.teacher:
@@ -89,20 +89,22 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
         raise UserError(what, where=f"config.stages.{stage.name}.beside", todo=todo)
     least = 2 * recipe.accumulate
     if mode and recipe.mode == "contrastive" and recipe.loader.batch_size < least:
-        what = "the loss of the mode contrastive is 0 for one image: it compares the images of a batch, or of its part"
-        todo = f"give {least} at least, two for each of `accumulate` parts"
+        what = (
+            "the loss of the mode contrastive is 0 for one image: it compares the images of a batch, or of a part of it"
+        )
+        todo = f"give at least {least}, two for each of `accumulate` parts"
         raise UserError(what, where=f"{place}.loader.batch_size", todo=todo)
     if mode and mode.of_anchors and recipe.tap != "pyramid":
-        what = "what is said of anchors is compared behind the pyramid"
+        what = "predictions for anchors are compared after the pyramid"
         raise UserError(what, where=f"{place}.tap", todo="set tap=pyramid")
     if mode and mode.one_canvas and len(recipe.loader.buckets) != 1:
         what = f"the mode {recipe.mode} learns a map of one size, but there are {len(recipe.loader.buckets)} canvases"
         raise UserError(what, where=f"{place}.loader.buckets", todo="give one (height, width)")
     if mode and mode.of_anchors and detector.anchored is None:
-        what = f"{detector.name} says nothing of anchors that could be compared"
+        what = f"{detector.name} has no predictions for anchors to compare"
         raise UserError(what, where=f"{place}.mode", todo="choose another mode, or another detector")
     if stage.partner and detector.images != 1:
-        what = f"{detector.name} reads pairs, and a student of pairs sees the first image alone"
+        what = f"{detector.name} reads pairs, but a student of pairs sees only the first image"
         raise UserError(what, where=f"{place}.model.name", todo="choose a detector of single images")
     if mode:
         _check_learned_is_trained(recipe, detector, place)
@@ -136,17 +138,17 @@ def needs(experiment: Experiment, stage: TrainDistilledStage, recipe: Distillati
 
 
 def lacks(recipe: DistillationRecipe, source: ImageSource) -> str:
-    """As of detection; a student that is chosen by its likeness to the teacher is judged without lesions."""
+    """As in detection; a student that is chosen by its similarity to the teacher is evaluated without lesions."""
     return "" if recipe.best_metric == SIMILARITY else detection.lacks(recipe, source)
 
 
 def _check_learned_is_trained(recipe: DistillationRecipe, detector: Detector, place: str) -> None:
-    """UserError for an expression that freezes what the loss of the mode learns itself, which starts at random."""
+    """UserError for an expression that freezes the parameters of the loss of the mode, which start at random."""
     fresh = jax.eval_shape(lambda key: fresh_part(detector, recipe, (128, 128), key), jax.random.key(0))
     for pattern in recipe.optimizer.frozen:
         if frozen := [name for name in model_folder.flatten(fresh) if re.search(pattern, name)]:
-            what = f"the expression {pattern!r} freezes {frozen[0]}, which the mode {recipe.mode} has to learn"
-            todo = f"leave it out of the expression, such as by (?!{LEARNED}/)"
+            what = f"the expression {pattern!r} freezes {frozen[0]}, which the mode {recipe.mode} must train"
+            todo = f"exclude it from the expression, for example with (?!{LEARNED}/)"
             raise UserError(what, where=f"{place}.optimizer.frozen", todo=todo)
 
 
@@ -166,7 +168,7 @@ def join(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe) -> Su
 
 
 def _told(stage: TrainDistilledStage, recipe: DistillationRecipe) -> Summary:
-    """What the summary of a stage says beside that of a detector."""
+    """Entries of the summary of a stage besides those of a detector."""
     return {"role": stage.role, "mode": recipe.mode, "intra_align": recipe.intra_align}
 
 
@@ -198,7 +200,7 @@ def _distilled(
     run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe, detector: Detector, source: ImageSource,
     found: Learning, teacher: Trained,
 ) -> Learning:  # fmt: skip
-    """What a student is trained with by a mode that has a loss: batches of both streams, the map that it learns."""
+    """The parts of the training of a student in a mode with a loss: batches of both streams, and the learned map."""
     make = partial(batches.mixed, process_index=jax.process_index(), process_count=jax.process_count())
     seed, images = detection.seed_of(run, stage), 2 if stage.partner else detector.images
     source = with_images(source, images)
@@ -231,7 +233,7 @@ def _distilled(
 def _likeness(
     run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe, detector: Detector, teacher: Trained
 ) -> Callable[[Any], dict[str, float]]:
-    """Parameters of the student -> how its maps of the validation images resemble those of the teacher of their
+    """Parameters of the student -> the similarity of its maps of the validation images to the teacher's maps of their
     partners."""
     pairs = run.open(stage.validate_on, "val", 2)
     pairs = subset(pairs, apart(pairs.infos))
@@ -257,8 +259,8 @@ def _likeness(
 
 
 def apart(infos: Sequence[ImageInfo]) -> list[int]:
-    """Positions in an order in which neighbours are of different patients, as far as there are: the first image of each
-    patient, the second of each, ..."""
+    """Positions in an order in which neighbours belong to different patients, as far as possible: the first image of
+    each patient, the second of each, ..."""
     before = Counter[str]()
     ranks = []
     for info in infos:
@@ -268,15 +270,15 @@ def apart(infos: Sequence[ImageInfo]) -> list[int]:
 
 
 def second_seed(seed: int) -> int:
-    """Of the stream of the teacher's images: its order and augmentation have nothing to do with the student's."""
+    """The seed of the stream of the teacher's images, whose order and augmentation are independent of the student's."""
     return int(generator(seed, Purpose.UNPAIRED).integers(1 << 32))
 
 
 @dataclass(frozen=True)
 class TwoStreams:
-    """Batch number -> the batch of `own`, with that of `beside` and with whether its step distils.
+    """Batch number -> the batch of `own`, with that of `beside` and with `distilled`.
 
-    Each has its own epochs: batch k follows from k in either.
+    Each has its own epochs: batch k depends only on k in both.
     """
 
     own: Callable[[int], Mapping[str, Any]]
@@ -290,56 +292,57 @@ class TwoStreams:
 
 
 def check_teacher(teacher: Detector, student: Detector, folder: Any) -> None:
-    """UserError unless the maps of a teacher can be compared with those of the student, and start it."""
+    """UserError unless the maps of a teacher can be compared with those of the student, and the student can start from
+    it."""
     kinds = [_words(one) for one in (teacher, student)]
     if kinds[0] != kinds[1]:
-        todo = f"name a teacher of the kind {kinds[1]}, or set the student's model to that of the teacher"
-        raise UserError(
-            f"the kind of the teacher is {kinds[0]}, that of the student {kinds[1]}", where=folder, todo=todo
-        )
+        todo = f"name a teacher of the kind {kinds[1]}, or set the student's model to the teacher's"
+        raise UserError(f"the teacher is a {kinds[0]}, but the student a {kinds[1]}", where=folder, todo=todo)
     if teacher.strides != student.strides:
         levels = [", ".join(map(str, one.strides)) for one in (teacher, student)]
-        what = f"the teacher has levels of {levels[0]} pixels per cell, the student of {levels[1]}"
+        what = f"the teacher has levels of {levels[0]} pixels per cell, but the student of {levels[1]}"
         raise UserError(what, where=folder, todo="name a teacher with the levels of the student")
     if differing := detection.differing_layer(teacher, student):
-        what = f"the teacher is another network than the student: its {differing}"
+        what = f"the teacher is a different network from the student: its {differing}"
         raise UserError(what, where=folder, todo="train both with the same model settings")
 
 
 def _check_crop(teacher: str, cropped: bool, recipe: DistillationRecipe, place: str) -> None:
-    """UserError where one of both sees the breast alone, and the other whole images."""
+    """UserError if one of the two sees only the breast, and the other whole images."""
     if cropped != recipe.crop_to_breast:
-        what = f"the teacher, {teacher}, is trained with crop_to_breast={cropped}, the student is not"
-        todo = "cut the images of both, or of neither"
+        what = f"the teacher, {teacher}, is trained with crop_to_breast={cropped}, but the student is not"
+        todo = "crop the images of both, or of neither"
         raise UserError(what, where=f"{place}.crop_to_breast", todo=todo)
 
 
 def size_warning(taught: Input, recipe: DistillationRecipe) -> str:
-    """What to know where a teacher is shown images of another size than it has learned from; "" otherwise."""
+    """A warning if a teacher is given images of another size than it was trained on; "" otherwise."""
     shown = recipe.test_loader()
     if (taught.resize, taught.buckets) == (shown.resize, shown.buckets):
         return ""
     learned, here = (", ".join(f"{height} x {width}" for height, width in one.buckets) for one in (taught, shown))
-    what = f"on canvases of {learned} px and is shown {here} px" if learned != here else "with other settings of resize"
-    return f"the teacher was trained {what}: it may know lesions of another size than these images have"
+    what = (
+        f"on canvases of {learned} px but is given {here} px" if learned != here else "with other settings of `resize`"
+    )
+    return f"the teacher was trained {what}: it may expect lesions of another size than these images show"
 
 
 def points_warning(recipe: DistillationRecipe) -> str:
-    """What to know of a mode that compares the points of a lesion, where there is one; "" otherwise."""
+    """A warning if a mode that compares the points of a lesion has only one; "" otherwise."""
     if recipe.mode != "lesion" or recipe.points > 1:
         return ""
-    return "the loss of the mode lesion is 0 with one point, so that its student is that of the mode pretraining"
+    return "the loss of the mode lesion is 0 with one point, so the student is that of the mode pretraining"
 
 
 def _listed_classes(run: Run, stage: TrainStage) -> tuple[str, ...]:
-    """The classes of the training data of a stage; () where these are still to be written or drawn."""
+    """The classes of the training data of a stage; () if these are yet to be written or drawn."""
     return run.list(stage.train_on, "train").classes if all(map(run.is_listed, stage.train_on)) else ()
 
 
 def _check_classes(teacher: tuple[str, ...], student: tuple[str, ...], where: Any) -> None:
-    """UserError where a teacher knows other classes than the data of its student have. (): not known yet."""
+    """UserError if the classes of a teacher differ from those of its student's data. (): not known yet."""
     if teacher and student and teacher != student:
-        what = f"the teacher knows the classes {teacher}, the data have {student}"
+        what = f"the teacher knows the classes {teacher}, but the data have {student}"
         raise UserError(what, where=where, todo="rename the categories of one of them")
 
 

@@ -1,4 +1,4 @@
-"""Unified representations: one detector with what two have learned of the same breasts. Its models are of detection."""
+"""Unified representations: one detector combines what two have learned. Its models are those of detection."""
 
 from elk_jax.tasks.detection import train as detection
 from elk_jax.tasks.detection.recipe import DetectionRecipe

@@ -1,4 +1,4 @@
-"""Report sections of fused detectors: what each is made of, what it reads, and the curves of its training.
+"""Report sections of fused detectors: their parts, their input, and the curves of their training.
 
 Their detections are evaluated and shown by the sections of detection, and what the second trunk learned by those of
 distillation.
@@ -22,8 +22,8 @@ CURVES = (*FIRST_CURVES, f"eval/{MAIN}")
 
 @dataclass(frozen=True)
 class Fused:
-    """A fused detector. members: setting -> model of each trunk. shares: of the second trunk in what joins the maps.
-    best: metrics of the validation split at `step`. history: lines of metrics.jsonl."""
+    """A fused detector. members: setting -> model of each trunk. shares: of the second trunk in the layers that join
+    the maps. best: metrics of the validation split at `step`. history: lines of metrics.jsonl."""
 
     second: str
     drop: float
@@ -35,14 +35,14 @@ class Fused:
 
     @property
     def reads(self) -> str:
-        """What it is trained on, and shown."""
+        """Its input in training and in prediction."""
         if self.second == "own":
             return "one image"
         return "one image, trained with its partner" if self.drop else "the image and its partner"
 
     @property
     def trunks(self) -> str:
-        """Where its trunks come from."""
+        """The origin of its trunks."""
         return " and ".join(self.members.values()) or "trained together"
 
 
@@ -62,7 +62,7 @@ def unified_part(fused: Mapping[str, Fused]) -> Part:
 
 
 def made_section(fused: Mapping[str, Fused]) -> Section:
-    """Trunks, input, how much the second trunk counts at every level, and the validation."""
+    """Trunks, input, the share of the second trunk at every level, and the validation."""
     head = ["", *(f"{html.swatch(i)}{html.text(name)}" for i, name in enumerate(fused))]
     rows = [
         html.row(["Trunks", *(html.text(one.trunks) for one in fused.values())]),
@@ -71,12 +71,12 @@ def made_section(fused: Mapping[str, Fused]) -> Section:
     for level in dict.fromkeys(level for one in fused.values() for level in one.shares):
         shares = [one.shares.get(level) for one in fused.values()]
         cells = [html.ABSENT if share is None else html.number(share) for share in shares]
-        rows.append(html.row([f"Share of the second trunk, {html.text(level)}", *cells]))
+        rows.append(html.row([f"Share of the second trunk at {html.text(level)}", *cells]))
     best = [html.number(one.best.get(MAIN)) for one in fused.values()]
     rows.append(html.row([f"{metric_label(MAIN)}, validation", *best], style="main"))
     note = (
-        "The share is that of the weights in the layer that joins both maps of a level: at 0 the detector is its first "
-        "trunk alone, as it starts; at 0.5 both count alike. Two trunks can beat one without any new knowledge: "
-        "compare with two that were trained alike."
+        "The share is that of the weights in the layer that joins both maps of a level. At 0, the initial value, only "
+        "the first trunk is used; at 0.5 both count equally. Two trunks can be better than one without any new "
+        "knowledge: compare with two trunks that were trained alike."
     )
-    return Section("What is fused", html.table(head, rows), note)
+    return Section("Fused trunks", html.table(head, rows), note)

@@ -14,8 +14,8 @@ from elk_jax.tasks.detection.recipe import TrainDetectorStage
 class TrainFusedStage(TrainDetectorStage):
     """Train a detector of two trunks (`detection.fused_config.FusedConfig`).
 
-    own, other: train stages before it, or model folders: EfficientDets whose trunks it starts from. What follows the
-    trunks starts from that of `own`. Without both, and without `init_from`, it starts from random weights.
+    own, other: earlier train stages or model folders: EfficientDets whose trunks it starts from. The layers after the
+    trunks start from those of `own`. Without both, and without `init_from`, it starts from random weights.
     """
 
     task: Literal["unified"] = "unified"  # type: ignore[assignment]
@@ -27,14 +27,14 @@ class TrainFusedStage(TrainDetectorStage):
         super().__post_init__()
         if bool(self.own) != bool(self.other):
             where = "other" if self.own else "own"
-            raise UserError("one trunk has weights and the other none", where=where, todo="name a model for both")
+            raise UserError("only one of the two trunks has weights", where=where, todo="name a model for both")
         if self.own and self.init_from:
             what = "init_from names a whole detector, and own and other name its trunks"
-            raise UserError(what, where="init_from", todo="leave it empty, or own and other")
+            raise UserError(what, where="init_from", todo="leave either it or own and other empty")
 
     @property
     def members(self) -> dict[str, str]:
-        """Setting -> the model of each trunk; {} where it starts otherwise."""
+        """Setting -> the model of each trunk; {} if it starts from other weights."""
         return {"own": self.own, "other": self.other} if self.own else {}
 
     def named_models(self) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Train a fused detector: the third stage of the unified regime, its bounds and its rivals.
+"""Train a fused detector: the third stage of the unified regime, its upper and lower bounds, and its alternatives.
 
 Shapes: F channels of a trunk; L maps.
 """
@@ -31,10 +31,10 @@ SAME = "give both the same model settings"
 
 
 def check_start(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
-    """Raise UserError as a detector's training does, for a detector without two trunks, and where a member is not an
-    EfficientDet of the settings of the trunks.
+    """Raise UserError as for the training of a detector, for a detector without two trunks, and if a member is not an
+    EfficientDet with the settings of the trunks.
 
-    names: stages that will run; the weights of one of them are not there yet.
+    names: stages that will run; their weights do not exist yet.
     """
     _config(stage, recipe)
     if recipe.privacy is not None:
@@ -52,20 +52,20 @@ def check_start(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, names
 
 
 def _check_planned(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, name: str) -> None:
-    """UserError where a member that is still to be trained will be another network than the trunks."""
+    """UserError if a member that is yet to be trained will be a different network from the trunks."""
     before = run.experiment.stages[name]
     place = Path(f"config.{before.recipe}.model")
     trained = detection.settings(run.experiment.recipe_of(before), recipe.model.num_classes)
     planned, member = detectors.build(trained), detectors.build(fused.member_config(recipe.model))
     if differing := detection.differing_layer(planned, member):
-        raise UserError(f"{name} will be another network than the trunks: its {differing}", where=place, todo=SAME)
+        raise UserError(f"{name} will be a different network from the trunks: its {differing}", where=place, todo=SAME)
     conventions = member.settled_by(model_folder.shapes_of(member.init))
     model_folder.check_same(planned.config, member.config, conventions, place, f"{stage.recipe}.model")
 
 
 def _check_taps(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> None:
-    """UserError where a member has learned other maps than those that are joined: a stage, or the model of a folder
-    by its description."""
+    """UserError if a member (a stage, or a model folder with its description) has learned other maps than those that
+    are joined."""
     for setting, name in stage.members.items():
         before = run.experiment.stages.get(name)
         if before is None:
@@ -75,7 +75,7 @@ def _check_taps(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> No
             tap = "" if getattr(learned, "detects", True) else learned.tap
             todo = f"set it and config.{before.recipe}.tap to the same"
         if tap not in ("", recipe.model.tap):
-            what = f"the {setting} trunk, {name}, learns maps of the {tap}, and those of the {recipe.model.tap} are"
+            what = f"the {setting} trunk, {name}, learns maps of the {tap}, but those of the {recipe.model.tap} are"
             raise UserError(f"{what} joined", where=f"config.{stage.recipe}.model.tap", todo=todo)
 
 
@@ -90,7 +90,8 @@ def join(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> Summary:
 
 
 def _told(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, found: Summary) -> Summary:
-    """The summary of a detector, with what is fused. An ensemble, which has several joining layers, names no shares."""
+    """The summary of a detector, with its trunks. For an ensemble, which has several joining layers, it has no
+    shares."""
     shares = {}
     if run.is_main:
         params, _ = model_folder.load_params(run.folder / stage.name / "model")

@@ -185,7 +185,7 @@ def test_the_folds_are_a_mean_whose_thresholds_are_those_of_single_members(tmp_p
         assert point.threshold == pytest.approx(again.threshold, abs=1e-5) and "had not seen" in point.chosen_on
     assert set(last.trained.patients) == {patient_hash(info.patient_id) for info in pool.infos}
     assert len(list(tmp_path.glob("network/fold_*/held_out/*/model"))) == 2 and config.network.steps > 1
-    assert "members of the model" in (tmp_path / "report.html").read_text()
+    assert "members of the ensemble" in (tmp_path / "report.html").read_text()
 
 
 def test_thresholds_of_a_mean_are_chosen_on_what_the_folds_of_its_members_say(tmp_path):

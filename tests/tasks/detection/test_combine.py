@@ -230,7 +230,7 @@ def test_private_members_protect_by_their_composition_and_others_not_at_all():
     assert f"epsilon {TOGETHER:.3g}" in both and "not protected" not in both
     assert TOGETHER > ALONE
     mixed = promised([OPEN, PRIVATE, None])
-    assert mixed.startswith("1 of 3 members were trained privately: who is in the others is not protected.")
+    assert mixed.startswith("1 of 3 members were trained privately; patients of the others are not protected.")
     assert f"epsilon {ALONE:.3g}" in mixed and "\n" not in mixed
     assert model_folder.of_members([OPEN, PRIVATE]).patients == ("hash",)
 
@@ -262,7 +262,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(tmp_path
 def test_an_ensemble_is_no_member_of_another(ran, tmp_path):
     config = config_of()
     config.stages.ensemble.members = ("real", str(folder_of(ran)))
-    with refused("ensemble itself", "members", where="config.stages.ensemble.members[1]"):
+    with refused("itself an ensemble", "members", where="config.stages.ensemble.members[1]"):
         run_experiment(config, tmp_path / "run")
     nested = config_of()
     with nested.unlocked():
@@ -271,7 +271,7 @@ def test_an_ensemble_is_no_member_of_another(ran, tmp_path):
         nested.stages.both = ConfigDict(nested.stages.ensemble.to_dict())
         nested.stages.both.members = ("ensemble", "real")
         nested.stages.evaluate = evaluate
-    with refused("ensemble itself", where="config.stages.both.members[0]"):
+    with refused("itself an ensemble", where="config.stages.both.members[0]"):
         run_experiment(nested, tmp_path / "run")
 
 
@@ -291,7 +291,7 @@ def test_members_that_are_no_detectors_or_know_other_classes_are_refused(ran, tm
 def test_the_folds_of_a_member_that_does_not_detect_found_nothing(ran, tmp_path):
     member = model.load_one(folder_of(ran, "real"))
     member = member._replace(description=replace(member.description, learned_maps="backbone"))
-    with refused("not learned", "detection_weight", where=tmp_path):
+    with refused("not trained", "detection_weight", where=tmp_path):
         found_by_folds([tmp_path / "10"], member, (), 0.0)
 
 

@@ -161,7 +161,7 @@ def test_what_findings_mean_less_than_they_seem_to_is_said():
     images, volumes = PredictSettings(), PredictSettings(volumes=True)
     assert predict.notes(trained(), images) == [] == predict.notes(trained(), PredictSettings(0.2, volumes=True))
     (of_slices,) = predict.notes(trained(), volumes)
-    assert "a slice" in of_slices and "--threshold" in of_slices
+    assert "per slice" in of_slices and "--threshold" in of_slices
     for settings in (images, volumes):
         (unchosen,) = predict.notes(trained(None), settings)
         assert "no threshold" in unchosen and "--threshold" in unchosen
@@ -169,7 +169,7 @@ def test_what_findings_mean_less_than_they_seem_to_is_said():
         (missing,) = predict.notes(trained(), settings)
         assert "--score_floor" in missing and "missing" in missing
     (maps,) = predict.notes(trained(maps="pyramid"), images)
-    assert maps.startswith("the model has") and "maps of the pyramid" in maps
+    assert maps.startswith("the model was") and "maps of the pyramid" in maps
     of_both = SimpleNamespace(operating_points=(OperatingPoint(1.0, 0.3),))
     (member,) = predict.notes(Ensemble((trained(), trained(maps="backbone")), of_both), images)
     assert "a member of the model" in member and "maps of the backbone" in member

@@ -388,10 +388,10 @@ VOLUMES = "phantom_volumes:size=64,count=12,slices=9"
 @pytest.mark.parametrize(
     "spec, on_error, words, where",
     [
-        (SourceSpec("phantom:size=64,count=12"), "stop", ("dbt", "no volumes"), "config.data.dbt.spec"),
-        (SourceSpec(f"{VOLUMES},modality=mammogram"), "stop", ("dbt", "no volumes"), "config.data.dbt.spec"),
-        (SourceSpec("folders:somewhere"), "stop", ("dbt", "no volumes"), "config.data.dbt.spec"),
-        (SourceSpec("stage:painted"), "stop", ("dbt", "no volumes"), "config.data.dbt.spec"),
+        (SourceSpec("phantom:size=64,count=12"), "stop", ("dbt", "not volumes"), "config.data.dbt.spec"),
+        (SourceSpec(f"{VOLUMES},modality=mammogram"), "stop", ("dbt", "not volumes"), "config.data.dbt.spec"),
+        (SourceSpec("folders:somewhere"), "stop", ("dbt", "not volumes"), "config.data.dbt.spec"),
+        (SourceSpec("stage:painted"), "stop", ("dbt", "not volumes"), "config.data.dbt.spec"),
         (SourceSpec("coco:none.json", partner="other"), "stop", ("dbt", "partner"), "config.data.dbt.partner"),
         (SourceSpec(VOLUMES), "skip", ("skipped",), "config.data.on_error"),
     ],

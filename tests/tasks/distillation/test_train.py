@@ -48,7 +48,7 @@ def test_teacher_and_student_are_ordinary_detectors(finished):
     seen = [set(load(finished / stage / "model").description.trained.patients) for stage in ("teacher", "student")]
     assert seen[0] < seen[1], "the student has seen the patients of its teacher"
     page = (finished / "report.html").read_text()
-    assert "What the student learned of the teacher" in page and "student, lesion" in page
+    assert "What the student learned from the teacher" in page and "student, lesion" in page
 
 
 def test_the_run_ends_with_the_metric_of_whole_volumes(finished):
@@ -83,7 +83,7 @@ def test_the_folds_of_a_student_are_an_ensemble_judged_by_who_has_not_seen_a_pat
     assert ensemble.description.chosen_on.data == f"2 folds, {folds.UNSEEN}"
     assert (found["role"], found["mode"], found["folds"]["step"]) == ("student", "lesion", 2)
     assert (tmp_path / "evaluate" / "student" / "evaluation.json").is_file()
-    assert "members of the model" in (tmp_path / "report.html").read_text()
+    assert "members of the ensemble" in (tmp_path / "report.html").read_text()
 
 
 def test_a_student_that_does_not_learn_to_detect_is_no_ensemble(tmp_path):

@@ -110,7 +110,7 @@ def test_all_are_evaluated_on_the_same_images(finished):
     assert {path.parent.name for path in folder.glob("*/evaluation.json")} == {"sm", "unified", "base_ub", "sm+ffdm"}
     assert set(files.read_json(folder / "comparisons.json")) == {"unified", "base_ub", "sm+ffdm"}
     page = (finished / "report.html").read_text()
-    for words in ("What is fused", "sm and borrowed", "the image and its partner", "Similarity of the maps", "sm+ffdm"):
+    for words in ("Fused trunks", "sm and borrowed", "the image and its partner", "Similarity of the maps", "sm+ffdm"):
         assert words in page
 
 
