@@ -57,6 +57,6 @@ def test_a_model_that_is_named_twice_is_refused_however_its_path_is_written():
     """An ensemble would count it double, and a comparison find no difference."""
     with refused("runs/a/", where="members[2]"):
         CombineStage(name="both", task="t", members=("runs/a", "runs/b", "runs/a/"), validate_on="real")
-    with refused("real is there twice", where="models[1]"):
+    with refused("real is named twice", where="models[1]"):
         EvaluateModelsStage(name="evaluate", task="t", on="real", models=("real", "real"))
     assert CombineStage(name="one", task="t", members=("runs/a",), validate_on="real").members == ("runs/a",)

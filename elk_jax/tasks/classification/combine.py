@@ -1,4 +1,4 @@
-"""Make one classifier of several, the mean of what they say. A stage leaves `model/`, which holds all of them."""
+"""Combine classifiers into one, the mean of their predictions. The stage leaves `model/`, which contains them all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from elk_jax.weights import model_folder
 
 
 def check_combine(run: Run, stage: CombineClassifiersStage, recipe: None, names: Collection[str]) -> None:
-    """UserError for members of different folds, and for one that is not a classifier, as far as they are there yet."""
+    """UserError for members with different folds, and for members that exist already and are not classifiers."""
     folds.dealt_alike(run.experiment, stage)
     for number, name in enumerate(stage.members):
         folder = run.model_folder(name)
@@ -32,8 +32,8 @@ def check_combine(run: Run, stage: CombineClassifiersStage, recipe: None, names:
 
 
 def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
-    """Write `<stage>/model/`, with thresholds for the mean on the validation split; on what the folds of the members
-    said of the patients they had not seen, where these have folds."""
+    """Write `<stage>/model/`, with thresholds for the mean chosen on the validation split; if the members have folds,
+    on the predictions of the folds for the patients they had not seen."""
     count = folds.dealt_alike(run.experiment, stage)
     seeing = folds.of_everyone(run, stage.validate_on, count) if count else run
     on = seeing.fold.in_words if seeing.fold else "validation"
@@ -97,8 +97,8 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
 def join_folds(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summary:
     """Write `<stage>/model/`, the mean of the stage's folds (`tasks.folds`), of their log odds.
 
-    Each patient was seen by all members but one. What this one said chooses the thresholds: they are those of a single
-    member.
+    Each patient was seen by all members but one. The predictions of that one choose the thresholds, which are therefore
+    those of a single member.
     """
     assert run.fold is not None
     folders = folds.members(run, stage)

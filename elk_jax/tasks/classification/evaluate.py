@@ -44,11 +44,11 @@ from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder
 
 OF_DRAWS = ("auroc", "average_precision")
-"""Metrics that are measured for every draw of the noise."""
+"""Metrics that are evaluated for every draw of the noise."""
 
 
 class Evaluation(NamedTuple):
-    """What one classifier gives on one split. draws: values of every draw of the noise, by metric."""
+    """The results of one classifier on one split. draws: values of every draw of the noise, by metric."""
 
     predictions: Predictions
     metrics: dict[str, Any]
@@ -91,7 +91,7 @@ def evaluate(run: Run, stage: EvaluateClassifiersStage, recipe: None) -> Summary
 
 
 def statistics(folder: Path, stage: EvaluateClassifiersStage, recipe: None) -> dict[str, PatientStatistic]:
-    """The metrics of each model as functions of patients, from what the stage left in `folder`."""
+    """The metrics of each model as functions of patients, from the output of the stage in `folder`."""
     found: dict[str, PatientStatistic] = {}
     for name in stage.models:
         positive = files.read_object(folder / name / "evaluation.json", "positive")["positive"]
@@ -100,7 +100,7 @@ def statistics(folder: Path, stage: EvaluateClassifiersStage, recipe: None) -> d
 
 
 def measure(trained: Trained, source: ImageSource, resamples: int, shelf: Path | None = None) -> Evaluation:
-    """Everything about one classifier on one split. shelf: where frozen features are kept.
+    """The results of one classifier on one split. shelf: folder of frozen features.
 
     UserError for classes other than those of the model.
     """
@@ -123,7 +123,7 @@ def measure(trained: Trained, source: ImageSource, resamples: int, shelf: Path |
 def compare(
     trained: Mapping[str, Trained], found: Mapping[str, Evaluation], resamples: int
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """The paired differences of every model to the first one."""
+    """The paired differences of every model from the first one."""
     first, *others = found
     positive = trained[first].description.positive
     return {
@@ -158,7 +158,7 @@ def _write(folder: Path, found: Evaluation, trained: Trained, source: ImageSourc
 
 
 def table(predicted: Predictions, trained: Trained, source: ImageSource) -> str:
-    """Predictions as CSV: image, file, patient, class, probability of the positive class, what it is called."""
+    """Predictions as CSV: image, file, patient, class, probability of the positive class, predicted class."""
     description, output = trained.description, io.StringIO()
     positive, point = description.positive, model.points_of(trained)[0]
     (other,) = set(description.classes) - {positive}
@@ -192,7 +192,7 @@ def evaluate_source(
     if settings.against:
         other = model_folder.find(Path(settings.against), None, ARCHITECTURES, "a classifier")
         if other.resolve() == model.resolve():
-            what = "the same model as the one that is evaluated"
+            what = "the same model as the one being evaluated"
             raise UserError(what, where="--against", todo="name another run or model")
         folders = {_name(other) if _name(other) != _name(model) else str(other): other} | folders
     source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"), images=1)

@@ -3,8 +3,8 @@
 
 Shapes: N images, F features of a kind, D components of all kinds together, S settings, K draws of the noise.
 
-Nothing is published while a private head is fitted, so nothing has to be resumed: an attempt that is interrupted starts
-again with other noise. The seeds of the noise are nowhere but in the memory of the process.
+Nothing is published while a private head is fitted, so nothing has to be resumed: an interrupted attempt starts again
+with other noise. The seeds of the noise exist only in the memory of the process.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from elk_jax.tasks.task import Summary
 from elk_jax.weights import classifiers, model_folder
 
 DRAWS = "draws.safetensors"
-"""The linear heads of all draws of the noise. Of a private one the first alone is published: all of them promise
-less."""
+"""File with the linear heads of all draws of the noise. Only the first head of a private fit may be published:
+publishing all weakens the promise."""
 OF_A_DRAW = ("mean", "weights", "bias")
 """Fields of a linear head that differ between draws."""
 
@@ -71,8 +71,7 @@ class Labelled(NamedTuple):
 
 def check_fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collection[str]) -> None:
     """UserError for data without two classes, a private kernel head, a linear one without public images, a public
-    source that is the private one, units that nobody names, weights that have seen patients, and patches that are too
-    small."""
+    source that is the private one, unnamed units, weights that have seen patients, and patches that are too small."""
     where = f"stage {stage.name}"
     _check_kind(stage, recipe)
     if stage.network:
@@ -80,7 +79,9 @@ def check_fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collecti
         recipe = recipe.on(str(run.model_folder(stage.network)))
     if not recipe.combinations():
         todo = "set config.RECIPE.features.NAME.weights, or let search.features name others"
-        raise UserError("none of the features of search.features is there", where=f"config.{stage.recipe}", todo=todo)
+        raise UserError(
+            "none of the features of search.features is available", where=f"config.{stage.recipe}", todo=todo
+        )
     check_scattering(recipe, stage.recipe)
     if stage.is_private:
         check_places(run, stage, stage.public)
@@ -101,11 +102,11 @@ def check_scattering(recipe: FrozenRecipe, name: str) -> None:
 
 
 def check_places(run: Run, stage: TrainStage, public: Sequence[str]) -> None:
-    """UserError for public data that lie where the training data lie."""
+    """UserError for public data from the same place as the training data."""
     places = {run.spec(name).spec: name for name in stage.train_on}
     for name in public:
         if twin := places.get(run.spec(name).spec):
-            what = f"'{name}' is the training data '{twin}', and would publish what it shows of them"
+            what = f"'{name}' is the same as the training data '{twin}', whose content it would publish"
             raise UserError(what, where=f"stage {stage.name}.public", todo="name a data source of public images")
 
 
@@ -125,23 +126,23 @@ def _check_kind(stage: FitHeadStage, recipe: HeadRecipe) -> None:
         if not stage.public:
             todo = "name data sources of other people's images"
             raise UserError(
-                "a linear head without public images to whiten its features by", where=f"{where}.public", todo=todo
+                "a linear head needs public images to whiten its features", where=f"{where}.public", todo=todo
             )
         return
     if stage.is_private:
-        what = "a kernel head consists of the features of its training images, which noise cannot protect"
+        what = "a kernel head contains the features of its training images, which noise cannot protect"
         todo = f"set epsilon=0, or fit a linear head: config.{stage.recipe}.search.name=linear"
         raise UserError(what, where=f"{where}.epsilon", todo=todo)
     if stage.public:
-        what = "a kernel head is scaled by its training images, and reads no public ones"
+        what = "a kernel head is scaled by its training images and uses no public ones"
         raise UserError(what, where=f"{where}.public", todo="leave it empty")
 
 
 def check_unseen(
     recipe: FrozenRecipe, listed: Mapping[str, ImageSource], is_private: bool, said: Collection[Path] = ()
 ) -> None:
-    """UserError for a network that has seen a patient: it leaks them where they are private, and flatters the
-    validation. listed: by split. said: networks of which the stage says that they expose the patients."""
+    """UserError for a network that has seen a patient: it leaks private patients, and makes validation optimistic.
+    listed: by split. said: networks that the stage declares to expose the patients."""
     for one in recipe.used().values():
         if not isinstance(one, NetworkFeatures):
             continue
@@ -149,23 +150,23 @@ def check_unseen(
         for split, source in listed.items():
             known = patients.among(patients.named(source.infos), seen)
             if known and (split == "val" or (is_private and Path(one.weights) not in said)):
-                what = f"the network was trained on the patient {known[0]} of the split '{split}'"
-                raise UserError(what, where=one.weights, todo="take weights of other patients")
+                what = f"the network was trained on patient {known[0]} of the split '{split}'"
+                raise UserError(what, where=one.weights, todo="use weights trained on other patients")
 
 
 # ---- Fitting ---------------------------------------------------------------------------------------------------------
 
 
 def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
-    """Fit heads with every setting of the search, take the best, and write `<stage>/model/`.
+    """Fit heads with all settings of the search, choose the best, and write `<stage>/model/`.
 
-    The main process works alone: noise that processes draw themselves would differ.
+    Only the main process works, as the noise of several processes would differ.
     """
     if stage.network:
         recipe = recipe.on(str(run.model_folder(stage.network)))
     training, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
     public = [run.open(name, "") for name in stage.public]
-    check_both_classes(image_labels(training), training, "train")  # of made images, first seen here
+    check_both_classes(image_labels(training), training, "train")  # generated images are first seen here
     unit: Unit = stage.unit if stage.is_private else "image"
     units, count = train.units_of(training, unit)
     others = f"; whitened by {sum(map(len, public))} public images" if public else ""
@@ -204,16 +205,14 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
     run.say(f"  {found.choice}; validation AUROC {_spread(found.aurocs)}{within}")
     warning = train.say_thresholds(run, trained.description.operating_points)
     if trained.description.contains:
-        run.say(f"  the model folder has {trained.description.contains}")
+        run.say(f"  the model folder contains {trained.description.contains}")
     made = trained.description.trained
     assert made is not None
     promise = made.sentence()
     if promise:
         run.say(f"  {promise}")
         if stage.delta * count >= 1:
-            run.say(
-                f"  warning: a delta of {stage.delta:g} allows the data of one of {count} {stage.unit}s to be published"
-            )
+            run.say(f"  warning: delta {stage.delta:g} allows the data of one of {count} {stage.unit}s to be published")
     withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "fit",
@@ -241,9 +240,9 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
 
 
 def calibrate(head: Head, features: Mapping[str, np.ndarray], truth: np.ndarray) -> Head:
-    """The head with its log odds scaled and shifted to the shares of the validation images, features [N, F].
+    """The head with its log odds scaled and shifted to match the classes of the validation images, features [N, F].
 
-    Platt scaling. Where no positive scale is best, log odds keep their own.
+    Platt scaling. If the best scale is not positive, log odds keep their own.
     """
     ones, odds = np.ones((1, len(truth))), head.log_odds(features)
     slope = float(calibration.slope(probability(odds), truth, ones)[0])
@@ -253,7 +252,7 @@ def calibrate(head: Head, features: Mapping[str, np.ndarray], truth: np.ndarray)
 
 
 def with_draws(trained: model.Trained, folder: Path) -> model.Trained:
-    """A linear head with those of all draws of its stage, where they are there; any other model as it is."""
+    """A linear head together with those of all draws of its stage, if available; other models are unchanged."""
     if not isinstance(trained, model.FittedHead) or not (folder / DRAWS).is_file():
         return trained
     head, found = trained.head, safetensors.numpy.load(files.read_bytes(folder / DRAWS))
@@ -266,10 +265,10 @@ def with_draws(trained: model.Trained, folder: Path) -> model.Trained:
 
 
 def check_public(public: np.ndarray, private: np.ndarray, stage: str) -> None:
-    """UserError where patches of both are the same. stage: its name."""
+    """UserError if patches occur in both. stage: its name."""
     both = set(model.hashes_of(public)) & set(model.hashes_of(private))
     if both:
-        what = f"{len(both)} of the public images are training images, and would publish what they show"
+        what = f"{len(both)} of the public images are training images, whose content they would publish"
         raise UserError(what, where=f"stage {stage}.public", todo="name a data source of other images")
 
 
@@ -283,7 +282,7 @@ def _trained(
     training: ImageSource,
     validation: Labelled,
 ) -> model.FittedHead:
-    """The model of the stage. Of a private one, nothing says who was in the training data."""
+    """The model of the stage. A private one does not record whose data it was trained on."""
     promise: Statement | None = None
     seen, choice = frozenset[str](), found.choice
     steps = choice.steps if isinstance(choice, Choice) else 0

@@ -1,8 +1,8 @@
 """Classifiers as folders: a head on frozen features (`heads.heads`), a network, or the mean of several of them.
 
-All give the probability of the positive class for the images of a source (`Trained`).
+All predict the probability of the positive class for the images of a source (`Trained`).
 
-Shapes: N images, S side of a patch, F features, K heads; of a network B batch, Q classes.
+Shapes: N images, S side of a patch, F features, K heads; for a network B batch, Q classes.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from elk_jax.weights import classifiers, model_folder
 
 NETWORK, MEAN = classifiers.TRAINED, "mean_of_classifiers"
 ARCHITECTURES = (*HEADS, NETWORK, MEAN)
-"""A network, the mean of several classifiers, and all kinds of heads."""
+"""Architectures: a network, the mean of several classifiers, and all kinds of heads."""
 POINT: Mapping[str, Any] = {"low": None, "high": None, "intervals": {}, "on": None}
-"""What the operating points of any model folder may lack."""
+"""Fields that the operating points of any model folder may lack."""
 BATCH = 16
-"""Patches whose features, or probabilities, are computed at once."""
+"""Number of patches whose features, or probabilities, are computed at once."""
 WHOLE_WINDOWS = 8
-"""Windows along a side whose mean are the scattering coefficients of a whole patch."""
+"""Windows along a side; the scattering coefficients of a whole patch are the mean over them."""
 LAST = 3
-"""Stages of a network whose maps are taken where none are named."""
+"""Number of last stages of a network whose maps are used if none are named."""
 
 
 class FrozenNetwork(NamedTuple):
@@ -58,7 +58,8 @@ class FrozenNetwork(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """All that features of patches follow from. centre: of the lesion; features, networks: by a name of one's own."""
+    """Everything that features of patches depend on. centre: of the lesion; features, networks: by user-defined
+    names."""
 
     size: int
     centre: tuple[float, float]
@@ -66,7 +67,7 @@ class Frozen(NamedTuple):
     networks: Mapping[str, FrozenNetwork]
 
     def only(self, names: Sequence[str]) -> Frozen:
-        """Some of the features."""
+        """A subset of the features."""
         some = {name: self.features[name] for name in names}
         return self._replace(features=some, networks={n: self.networks[n] for n in names if n in self.networks})
 
@@ -80,7 +81,7 @@ def frozen(recipe: FrozenRecipe) -> Frozen:
 
 def _network(settings: NetworkFeatures) -> FrozenNetwork:
     folder = Path(settings.weights)
-    if model_folder.architecture_of(folder) == NETWORK:  # that was trained here
+    if model_folder.architecture_of(folder) == NETWORK:  # trained here
         trained = load(folder)
         assert isinstance(trained, TrainedNetwork)
         config, params = trained.description.model, trained.params
@@ -88,14 +89,14 @@ def _network(settings: NetworkFeatures) -> FrozenNetwork:
         config, params = classifiers.load(folder)
     count = _map_count(config, settings.size)
     if max(settings.stages, default=1) > count:
-        what = f"no stage {max(settings.stages)}: the network has {count}"
-        raise UserError(what, where=settings.weights, todo=f"let the features' stages be from 1 to {count}")
+        what = f"the network has no stage {max(settings.stages)}, only {count} stages"
+        raise UserError(what, where=settings.weights, todo=f"give stages from 1 to {count}")
     return FrozenNetwork(config, params, _hash(params))
 
 
 @lru_cache(maxsize=32)
 def _map_count(config: Any, size: int) -> int:
-    """How many maps a network has of images of this side."""
+    """The number of maps of a network for images of this side."""
     network, image = NETWORKS[config.name], jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
     params = jax.eval_shape(partial(network.init, config), jax.random.key(0))
     return len(jax.eval_shape(partial(network.features, config), params, image))
@@ -117,7 +118,7 @@ def hashes_of(images: np.ndarray) -> list[str]:
 
 
 def frozen_features(parts: Frozen, images: np.ndarray, folder: Path | None = None) -> dict[str, np.ndarray]:
-    """Every kind of features [N, F] float32 of patches [N, S, S, 1] in [0, 1]; kept in `folder`, where one is given."""
+    """Every kind of features [N, F] float32 of patches [N, S, S, 1] in [0, 1]; stored in `folder`, if given."""
     if folder is None:
         return {name: _compute(parts, name, images) for name in parts.features}
     hashes, found = hashes_of(images), {}
@@ -168,7 +169,7 @@ def scattering_features(settings: ScatteringFeatures, images: np.ndarray, centre
 def _scattered(
     settings: ScatteringFeatures, centre: tuple[float, float], batch: jax.Array, bank: scattering.Filters
 ) -> jax.Array:
-    """As `scattering_features`, of a batch [B, S, S]; one program for all sets of patches of a size."""
+    """As `scattering_features`, for a batch [B, S, S]; one program for all sets of patches of a size."""
     size = batch.shape[1]
     whole = (np.arange(WHOLE_WINDOWS) + 0.5) * size / WHOLE_WINDOWS - 0.5
     grid = settings.spacing * (np.arange(settings.windows) - (settings.windows - 1) / 2)
@@ -193,7 +194,7 @@ def network_features(
 
 @dataclass(frozen=True)
 class Maps:
-    """The maps of a network at some stages, the last ones where none are named: `features.network.Taps`.
+    """The maps of a network at some stages, by default the last ones: `features.network.Taps`.
 
     config: of the network. size: in pixels, to which images are scaled.
     """
@@ -214,10 +215,10 @@ class Maps:
 
 @dataclass(frozen=True)
 class Description:
-    """The content of `model.json`. features: without the places of their weights, which are in the folder.
+    """The content of `model.json`. features: without the paths of their weights, which are in the folder.
 
-    networks: the configurations of the frozen networks, by the name of their features. contains: what the parameters
-    hold of the training images, in words; "" for nothing.
+    networks: the configurations of the frozen networks, by the name of their features. contains: the parts of the
+    training images that the parameters contain, in words; "" for none.
     """
 
     architecture: Annotated[str, OneOf(tuple(HEADS))]
@@ -236,9 +237,9 @@ class Description:
 
 
 class FittedHead(NamedTuple):
-    """The model folder of a head, read.
+    """The content of the model folder of a head.
 
-    draws: heads by all draws of the noise, the first of which is `head`; () where they are not there.
+    draws: heads for all draws of the noise, the first of which is `head`; () if not available.
     """
 
     parts: Frozen
@@ -247,7 +248,8 @@ class FittedHead(NamedTuple):
     draws: tuple[Head, ...] = ()
 
     def probabilities(self, source: ImageSource, shelf: Path | None = None) -> np.ndarray:
-        """Of the positive class [1 + draws, N], first that of the model. shelf: where frozen features are kept."""
+        """Probabilities of the positive class [1 + draws, N], the first row from the model. shelf: folder of frozen
+        features."""
         images = patches_of(source, self.description.size)
         features = frozen_features(self.parts, images, shelf)
         return np.stack([probability(head.log_odds(features)) for head in (self.head, *self.draws)])
@@ -270,7 +272,7 @@ def _load_head(params: Params, content: model_folder.Content, folder: Path) -> F
 
 
 def _check_fits(params: Params, description: Description, folder: Path) -> None:
-    """UserError unless the parameters have the shapes that the description, and each other, ask for."""
+    """UserError unless the shapes of the parameters agree with the description and with each other."""
     shapes = HEADS[description.architecture].shapes(model_folder.flatten(params), description.features)
     for name, config in description.networks.items():
         shapes |= {f"networks/{name}/{path}": shape for path, shape in classifiers.shapes(config).items()}
@@ -283,8 +285,8 @@ def _check_fits(params: Params, description: Description, folder: Path) -> None:
 def trainable(config: Any, label_smoothing: float = 0.0, symmetries: bool = False) -> Model:
     """A network for the training loop: the loss is the mean over valid examples of the cross entropy.
 
-    Batches are those of `data.batches.labelled`; `predict` gives `probability` [B, Q], with `symmetries` the mean over
-    those of the square.
+    Batches are those of `data.batches.labelled`; `predict` returns `probability` [B, Q], with `symmetries` averaged
+    over those of the square.
     """
     network = NETWORKS[config.name]
 
@@ -337,13 +339,13 @@ class NetworkDescription:
 
 
 class TrainedNetwork(NamedTuple):
-    """The model folder of a network, read."""
+    """The content of the model folder of a network."""
 
     params: Params
     description: NetworkDescription
 
     def probabilities(self, source: ImageSource, shelf: Path | None = None) -> np.ndarray:
-        """Of the positive class [1, N]. Nothing is kept in `shelf`."""
+        """Probabilities of the positive class [1, N]. `shelf` is not used."""
         description = self.description
         images = Labelled(source, np.zeros(len(source), np.int32), description.size)
         network = trainable(description.model, symmetries=description.test_symmetries)
@@ -363,7 +365,7 @@ def _load_network(params: Params, content: model_folder.Content, folder: Path) -
 
 
 def without_class_layers(params: Params) -> Params:
-    """The parameters of a network that are the same for any classes."""
+    """The parameters of a network that do not depend on the classes."""
     return {name: part for name, part in params.items() if name not in CLASS_LAYERS}
 
 
@@ -372,9 +374,10 @@ def without_class_layers(params: Params) -> Params:
 
 @dataclass(frozen=True)
 class MeanDescription:
-    """The content of `model.json` of a mean. mean: of what. members: the content of theirs, without format and hash.
+    """The content of `model.json` of a mean. mean: the averaged quantity. members: their content, without format and
+    hash.
 
-    contains: as in `Description`, of any member.
+    contains: as in `Description`, for any member.
     """
 
     architecture: str
@@ -391,13 +394,13 @@ class MeanDescription:
 
 
 class MeanOfClassifiers(NamedTuple):
-    """The model folder of a mean, read."""
+    """The content of the model folder of a mean."""
 
     members: tuple[Trained, ...]
     description: MeanDescription
 
     def probabilities(self, source: ImageSource, shelf: Path | None = None) -> np.ndarray:
-        """Of the positive class [1, N], with equal weights. shelf: where frozen features are kept."""
+        """Probabilities of the positive class [1, N], with equal weights. shelf: folder of frozen features."""
         found = np.stack([member.probabilities(source, shelf)[0] for member in self.members])
         if self.description.mean == "probabilities":
             return found.mean(0, keepdims=True)
@@ -425,7 +428,7 @@ def _load_mean(params: Params, content: model_folder.Content, folder: Path) -> M
 def check_classes(description: Any, source: ImageSource) -> None:
     """UserError unless the images have the classes of the model."""
     if tuple(source.classes) != description.classes:
-        what = f"the model knows the classes {', '.join(description.classes)}, the data {', '.join(source.classes)}"
+        what = f"the model has the classes {', '.join(description.classes)}, the data have {', '.join(source.classes)}"
         raise UserError(what, where=source.name, todo="rename the classes of the data")
 
 
@@ -462,20 +465,20 @@ def of(params: Params, content: model_folder.Content, folder: Path) -> Trained:
 
 
 def points_of(trained: Trained) -> tuple[OperatingPoint, ...]:
-    """The operating points of a classifier; the more probable class where none were chosen, as for a member of an
-    ensemble of folds."""
+    """The operating points of a classifier; if none were chosen, as for a member of an ensemble of folds, the more
+    probable class."""
     return trained.description.operating_points or (HALF,)
 
 
 def unchosen(trained: Trained) -> list[str]:
-    """A line for a classifier without a threshold of its own."""
+    """A note on a classifier without its own threshold."""
     if trained.description.operating_points:
         return []
-    return [f"the model has no threshold: images are called {trained.description.positive} from {HALF.threshold:g} on"]
+    return [f"the model has no threshold, so images are called {trained.description.positive} from {HALF.threshold:g}"]
 
 
 def predictions(probability: np.ndarray, source: ImageSource, labels: np.ndarray, positive: str) -> Predictions:
-    """The probabilities of the positive class [N] for images of two classes with labels [N]."""
+    """The predictions from probabilities of the positive class [N], for images of two classes with labels [N]."""
     own = list(source.classes).index(positive)
     columns = np.stack([probability if label == own else 1 - probability for label in range(2)], axis=1)
     ids, patients = (tuple(getattr(info, name) for info in source.infos) for name in ("image_id", "patient_id"))

@@ -26,15 +26,15 @@ from elk_jax.reporting.sections import training_section
 from elk_jax.reporting.tables import difference_cell, estimate_cell, name_cell, named_table
 
 MOST_COLUMNS = 2
-"""Models that have a column of their own in the terminal."""
+"""Largest number of models shown as columns in the terminal."""
 Published = tuple[str, float, float]
-"""Name of the work, epsilon (0: without privacy), AUROC."""
+"""Name of the publication, epsilon (0: without privacy), AUROC."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """One evaluation. title: "test split of patches". errors: pictures by model. draws: values of every draw of the
-    noise by model and metric. unnamed: no image names a patient."""
+    noise by model and metric. unnamed: whether no image names a patient."""
 
     title: str
     evaluations: Evaluations
@@ -67,7 +67,7 @@ class ClassificationRun:
 
 
 def classification_part(run: ClassificationRun) -> Part:
-    """The report on classification: privacy, results against epsilon, metrics, errors, what is odd about the data."""
+    """The report on classification: privacy, results against epsilon, metrics, errors, and notes on the data."""
     many, sections = len(run.evaluated) > 1, list[Section]()
     if run.fitted:
         sections.append(heads_section(run.fitted))
@@ -98,20 +98,20 @@ def verdict(one: Evaluated) -> str:
 
 
 def compared(comparisons: Comparisons, first: str) -> list[str]:
-    """Which models have a larger or smaller AUROC than the first one, and of which that is open, as a sentence."""
-    found: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    """A sentence on which models have a larger or smaller AUROC than the first one, and for which this is undecided."""
+    found: dict[str, list[str]] = {"better": [], "worse": [], "not distinguished": []}
     for name, of_name in comparisons.items():
         low, high = (of_name["auroc"].get(end) for end in ("low", "high"))
         if low is None or high is None:
             continue
-        kind = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+        kind = "better" if low > 0 else "worse" if high < 0 else "not distinguished"
         found[kind].append(name)
     words = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)
-    return [f"Against {first}, by paired intervals over patients: {words}."] if words else []
+    return [f"Compared with {first}, by paired intervals over patients: {words}."] if words else []
 
 
 def heads_section(fitted: Mapping[str, Mapping[str, Any]]) -> Section:
-    """What each head is, which settings the validation chose, and what is promised of it."""
+    """The heads, the settings chosen on the validation split, and their privacy promises."""
     rows, promises = [], {}
     for index, (name, summary) in enumerate(fitted.items()):
         cells = [
@@ -136,29 +136,29 @@ def heads_section(fitted: Mapping[str, Mapping[str, Any]]) -> Section:
     said += _contained(fitted)
     note = (
         f"{' '.join(words for kind, words in kinds.items() if kind in here)} Up to {tried} settings were tried for a "
-        "head. The AUROC is that on which they were chosen, so that it is optimistic; ± is the standard deviation over "
-        "draws of the noise."
+        "head. They were chosen by this AUROC, so it is optimistic; ± is the standard deviation over draws of the "
+        "noise."
     )
     return Section("Heads", table + said, note)
 
 
 def means_section(combined: Mapping[str, Mapping[str, Any]]) -> Section:
-    """What each mean is of."""
+    """The members of each mean."""
     rows = []
     for name, summary in combined.items():
         of = f"{summary['mean'].replace('_', ' ')} of {', '.join(summary['members'])}"
-        on = summary.get("chosen_on", "validation")  # of earlier versions
+        on = summary.get("chosen_on", "validation")  # missing in earlier versions
         cells = [html.text(name), html.text(of), html.text(on), mean_and_deviation(summary["auroc"])]
         rows.append(html.row(cells, numeric_from=3))
     head = ["Mean", "Of", "On", "AUROC"]
-    note = "The settings of the members were chosen on the same patients, so that the AUROC is too good."
+    note = "The settings of the members were chosen on the same patients, so the AUROC is optimistic."
     promises = {name: summary["promise"] for name, summary in combined.items() if summary["promise"]}
     table = html.table(head, rows, numeric_from=3)
     return Section("Means of classifiers", table + _said(promises) + _contained(combined), note)
 
 
 def networks_section(trained: Mapping[str, Mapping[str, Any]]) -> Section:
-    """What each network is, which checkpoint the validation chose, and what is promised of it."""
+    """The networks, the checkpoints chosen on the validation split, and their privacy promises."""
     rows = []
     for name, summary in trained.items():
         cells = [html.text(name), html.text(summary["protection"]), html.text(f"{summary['parameters']:,}")]
@@ -166,26 +166,26 @@ def networks_section(trained: Mapping[str, Mapping[str, Any]]) -> Section:
         rows.append(html.row(cells, numeric_from=2))
     head = ["Network", "Protection", "Parameters", "Best step", "Validation AUROC"]
     promises = {name: summary["promise"] for name, summary in trained.items() if summary["promise"]}
-    note = "The AUROC is that on which the checkpoint was chosen, so that it is optimistic."
+    note = "The checkpoint was chosen by this AUROC, so it is optimistic."
     return Section("Networks", html.table(head, rows, numeric_from=2) + _said(promises), note)
 
 
 def _contained(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """What models contain of their training images, as HTML."""
+    """The parts of their training images that models contain, as HTML."""
     return "".join(
-        f"<p><b>{html.text(name)}</b> has {html.text(summary['contains'])}.</p>"
+        f"<p><b>{html.text(name)}</b> contains {html.text(summary['contains'])}.</p>"
         for name, summary in models.items()
         if summary["contains"]
     )
 
 
 def _said(promises: Mapping[str, str]) -> str:
-    """What is promised of every model, as HTML."""
+    """The privacy promise of every model, as HTML."""
     return "".join(f"<p><b>{html.text(name)}</b>: {html.text(promise)}</p>" for name, promise in promises.items())
 
 
 def epsilon_section(one: Evaluated, models: Mapping[str, Mapping[str, Any]]) -> Section:
-    """AUROC of every model beside its epsilon, its draws of the noise and published values at the same epsilon."""
+    """AUROC of every model with its epsilon, its draws of the noise and published values at the same epsilon."""
     names = list(dict.fromkeys(name for name, _, _ in one.published))
     known = {(name, epsilon): value for name, epsilon, value in one.published}
     rows = []
@@ -197,7 +197,7 @@ def epsilon_section(one: Evaluated, models: Mapping[str, Mapping[str, Any]]) -> 
         rows.append(html.row(cells, numeric_from=2))
     head = ["Model", "Protection", "AUROC of the model", "Mean over draws of the noise", *map(html.text, names)]
     note = (
-        "The intervals are over patients and do not include the noise. A head is the first draw of it, the ± is the "
+        "The intervals are over patients and do not include the noise. A head is that of the first draw; ± is the "
         "standard deviation over draws. Only one draw may be published at this epsilon."
     )
     return Section("Privacy and accuracy", html.table(head, rows, numeric_from=2), note)
@@ -206,7 +206,7 @@ def epsilon_section(one: Evaluated, models: Mapping[str, Mapping[str, Any]]) -> 
 def terminal_table(
     evaluations: Evaluations, comparisons: Comparisons, draws: Mapping[str, Mapping[str, Sequence[float]]], title: str
 ) -> Table:
-    """For the terminal: every metric of one or two models, else the main ones of each in a row."""
+    """For the terminal: all metrics of one or two models, else one row per model with the main ones."""
     if len(evaluations) <= MOST_COLUMNS:
         return results_table(evaluations, comparisons, title)
     first = next(iter(evaluations))
@@ -222,8 +222,8 @@ def terminal_table(
         cells += [difference_cell(comparisons[name]["auroc"]) if name in comparisons else Text("")]
         table.add_row(name_cell(name), *cells)
     table.caption = (
-        "AP: average precision of the class as the positive one; sensitivity: at a specificity of 0.9; "
-        f"difference: of AUROC, paired, from {visible(first)}"
+        "AP: average precision with this class as the positive one; sensitivity: at a specificity of 0.9; "
+        f"difference: paired difference of AUROC from {visible(first)}"
     )
     return table
 
@@ -236,22 +236,24 @@ def _spread_text(values: Sequence[float]) -> Text:
 
 
 def data_notes(run: ClassificationRun) -> list[str]:
-    """What is odd about the data, each once. The images of a private training are not named."""
+    """Notes on the data, each once. The images of a private training are not named."""
     notes = [f"{note[:1].upper()}{note[1:]}." for summary in run.models.values() for note in summary["notes"]]
     if any(one.unnamed for one in run.evaluated) or any(summary["unnamed"] for summary in run.models.values()):
-        notes.append("No image names its patient: each counts as a patient, and the intervals are too narrow.")
+        notes.append(
+            "No image names its patient, so each counts as a separate patient and the intervals are too narrow."
+        )
     if any(summary["withheld"] for summary in run.models.values()):
         units = dict.fromkeys(f"{n} {unit}" for summary in run.models.values() for unit, n in summary["units"].items())
-        told = f"only the number of protected units is given: {', '.join(units)}" if units else "nothing is told"
+        told = f"only the number of protected units: {', '.join(units)}" if units else "nothing"
         notes.append(
-            f"Of the training data of private models {told}. Copies among their images, and images that could not be "
-            "read, are named in the terminal, not here."
+            f"The report shows {told} of the training data of private models. Copies among their images, and images "
+            "that could not be read, are listed only in the terminal."
         )
     return list(dict.fromkeys(notes))
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """'0.712 ± 0.015' with how many values below, as HTML; the value alone where there is one."""
+    """'0.712 ± 0.015' with the number of values below, as HTML; only the value if there is one."""
     if not len(values):
         return html.ABSENT
     mean = html.number(float(np.mean(values)))

@@ -1,4 +1,4 @@
-"""Classify image files: the probability of the positive class, and what it is called by."""
+"""Classify image files: the probability of the positive class, and the predicted class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from elk_jax.tasks.run import new_console, report_skipped
 class PredictSettings:
     """The flags of launch/predict.py for classifiers.
 
-    threshold: the probability from which an image is called positive; None: the model's first operating point.
+    threshold: probability from which an image is called positive; None: the model's first operating point.
     """
 
     threshold: Annotated[float, SHARE] | None = None
@@ -38,7 +38,7 @@ def predict_files(
     settings: PredictSettings,
 ) -> list[dict[str, object]]:
     """Write predictions.json and predictions.csv into `output`: for every image its file, the probability of the
-    positive class, and the class that it is called. Returns the rows. See launch/predict.py."""
+    positive class, and the predicted class. Returns the rows. See launch/predict.py."""
     paths, not_images = folder.find_images(inputs)
     files.check_writable(output)
     trained = classifier.load(model)
@@ -62,10 +62,10 @@ def predict_files(
         files.write_text(output / "predictions.csv", _table(rows, description.positive))
     report_skipped(not_images, source.skipped)
     for note in classifier.unchosen(trained) if settings.threshold is None else ():
-        new_console().print(f"note: {note}; choose another by --threshold")
+        new_console().print(f"note: {note}; choose another with --threshold")
     called = sum(row["called"] == description.positive for row in rows)
     new_console().print(
-        f"{called} of {len(rows)} images called {description.positive}, from a probability of {threshold:.3f} on: "
+        f"{called} of {len(rows)} images called {description.positive} (probability of at least {threshold:.3f}): "
         f"{output / 'predictions.csv'}"
     )
     return rows

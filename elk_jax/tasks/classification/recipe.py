@@ -23,11 +23,11 @@ DEVIATION = Range(0, 1, above=True)
 
 @dataclass(frozen=True)
 class ScatteringFeatures(Checked):
-    """Logarithms of scattering coefficients, the same for mirrored and turned patches: over the whole patch, and under
-    a square grid of windows about its centre.
+    """Logarithms of scattering coefficients, equal for mirrored and turned patches: over the whole patch, and in a
+    square grid of windows around its centre.
 
-    scales, orientations: of the wavelets. windows: along a side of the grid. spacing: pixels between them. floor: is
-    added to a coefficient before the logarithm.
+    scales, orientations: of the wavelets. windows: along a side of the grid. spacing: pixels between them. floor: added
+    to coefficients before the logarithm.
     """
 
     name: Literal["scattering"] = "scattering"
@@ -40,16 +40,17 @@ class ScatteringFeatures(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.orientations % 2:
-            what = f"{self.orientations} orientations, between which turned patches fall"
+            what = f"turned patches fall between {self.orientations} orientations"
             raise UserError(what, where="orientations", todo="give an even number")
 
 
 @dataclass(frozen=True)
 class NetworkFeatures(Checked):
-    """Means and deviations of a frozen network's maps, over the whole patch and under a Gaussian about its centre.
+    """Means and standard deviations of a frozen network's maps, over the whole patch and under a Gaussian at its
+    centre.
 
     weights: the model folder of a network (`launch/import_weights.py`); "": these features are not used. size: pixels
-    of a patch in the network. stages: whose maps are taken; () for the last three. deviation: of the Gaussian, as a
+    of a patch in the network. stages: whose maps are used; () for the last three. deviation: of the Gaussian, as a
     share of the patch.
     """
 
@@ -70,13 +71,13 @@ Features = Annotated[Any, ByName(feature_kinds)]
 
 @dataclass(frozen=True)
 class Search(Checked):
-    """A linear head, privately or not, on features that are whitened by public images: the settings that are tried.
-    Those with the largest mean AUROC on the validation split are taken.
+    """A linear head, private or not, on features whitened by public images: the settings to try. Those with the largest
+    mean AUROC on the validation split are chosen.
 
-    Every combination of all of them is tried, each with `draws` draws of the noise.
+    Every combination is tried, each with `draws` draws of the noise.
     features: names of `features`, several joined by + (scattering+lite0). components: of each kind of features after
-    the whitening. learning_rates, steps, averaged: of the descent; averaged is the share of the last iterates whose
-    mean is taken. l2: weight decay.
+    the whitening. learning_rates, steps, averaged: of the descent; averaged is the share of the last iterates that are
+    averaged. l2: weight decay.
     """
 
     name: Literal["linear"] = "linear"
@@ -91,9 +92,9 @@ class Search(Checked):
 
 @dataclass(frozen=True)
 class KernelSearch(Checked):
-    """A kernel head (`heads.kernel`), never a private one, on features that are scaled by the training images: the
-    settings that are tried. Those with the largest mean of two AUROCs are taken: on the validation split, and by
-    cross-validation over the patients of the training split.
+    """A kernel head (`heads.kernel`), never private, on features scaled by the training images: the settings to try.
+    Those with the largest mean of two AUROCs are chosen: on the validation split, and in cross-validation over the
+    patients of the training split.
 
     features: as in `Search`. widths: of the Gaussian kernel; 0: the linear kernel. penalties: of the function's norm.
     folds: of the cross-validation.
@@ -113,11 +114,11 @@ def searches() -> Mapping[str, type]:
 
 RULES = ("youden", "sensitivity:0.9", "specificity:0.9")
 Mean = Literal["probabilities", "log_odds"]
-"""Of what classifiers say, for their mean."""
+"""The quantity that is averaged over classifiers."""
 
 
 def check_rules(rules: Sequence[str]) -> None:
-    """UserError for a text that is not a rule of thresholds."""
+    """UserError for a string that is not a rule for thresholds."""
     for rule in rules:
         try:
             rule_from_text(rule)
@@ -127,8 +128,8 @@ def check_rules(rules: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionRecipe(Checked):
-    """What becomes of scores. positive: the class that they speak for. rules: by which thresholds are chosen on the
-    validation split; the first is that of a diagnosis."""
+    """The use of scores. positive: the class that they predict. rules: for choosing thresholds on the validation split;
+    the first one is used to classify."""
 
     positive: str = "malignant"
     rules: Annotated[tuple[str, ...], NOT_EMPTY] = RULES
@@ -143,7 +144,7 @@ class FrozenRecipe(Checked):
     """Patches and their frozen features.
 
     size: pixels of a patch; images of another size are scaled. centre: row and column of the lesion, as shares of the
-    patch. cutting: of patches out of whole public images. features: by a name of one's own.
+    patch. cutting: patches out of whole public images. features: by user-defined names.
     """
 
     size: Annotated[int, SIDE] = 128
@@ -152,19 +153,20 @@ class FrozenRecipe(Checked):
     features: Mapping[str, Features] = field(default_factory=lambda: {"scattering": ScatteringFeatures()})
 
     def used(self) -> dict[str, Any]:
-        """The features that are computed, by name; those of networks without weights are left out."""
+        """The features to compute, by name, without those of networks that have no weights."""
         return {name: one for name, one in self.features.items() if is_there(one)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadRecipe(DecisionRecipe, FrozenRecipe):
-    """How a head is fitted on frozen features.
+    """Settings for fitting a head on frozen features.
 
-    search: which head, and what of it is tuned. All that follows is of a linear head.
+    search: the kind of head and its tuned settings. All following settings are for a linear head.
     clip_norm: of a unit's gradient, for a private head; inputs have the norm 1. mean_clip: of the mean features of a
-    unit, over the root of their number, for their private mean. mean_share: of the budget, that this mean gets.
-    draws: heads that are fitted, each with its own noise: the first is the model, the others show how much the noise
-    matters.
+    unit, divided by the square root of their number, for their private mean. mean_share: share of the budget for this
+    mean.
+    draws: number of fitted heads, each with its own noise: the first is the model, the others show the effect of the
+    noise.
     """
 
     search: Annotated[Any, ByName(searches)] = field(default_factory=Search)
@@ -178,38 +180,38 @@ class HeadRecipe(DecisionRecipe, FrozenRecipe):
         for text in self.search.features:
             for name in text.split("+"):
                 if name not in self.features:
-                    todo = f"choose from {', '.join(self.features)}, or join some by +"
+                    todo = f"choose from {', '.join(self.features)}, or join several with +"
                     raise UserError(f"no features '{name}'", where="search.features", todo=todo)
 
     def on(self, network: str) -> HeadRecipe:
-        """The recipe with a model folder for all features of networks that name none."""
+        """The recipe with a model folder for the features of networks that name none."""
         filled = {n: one if is_there(one) else replace(one, weights=network) for n, one in self.features.items()}
         return replace(self, features=filled)
 
     def used(self) -> dict[str, Any]:
-        """The features that the search tries, by name; those of networks without weights are left out."""
+        """The features that the search tries, by name, without those of networks that have no weights."""
         wanted = {name for text in self.search.features for name in text.split("+")}
         return {name: one for name, one in super().used().items() if name in wanted}
 
     def combinations(self) -> list[tuple[str, ...]]:
-        """Names of features that are tried together: those combinations all of whose features are there."""
+        """Names of features that are tried together: the combinations whose features are all available."""
         used = self.used()
         split = [tuple(text.split("+")) for text in self.search.features]
         return [names for names in split if all(name in used for name in names)]
 
 
 def is_there(features: Any) -> bool:
-    """Whether features can be computed: a network needs weights."""
+    """Whether features can be computed; a network needs weights."""
     return not isinstance(features, NetworkFeatures) or bool(features.weights)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitHeadStage(FitStage):
-    """Fit a head on frozen features; a linear one privately or not. Leaves RUN/STAGE/model.
+    """Fit a head on frozen features; a linear one may be private. Leaves RUN/STAGE/model.
 
-    network: an earlier train stage of networks, or a model folder: the network of all features without weights of their
-    own; "": there is none.
-    public: by their images the features of a linear head are whitened. exposed: as of a private training
+    network: an earlier train stage of networks, or a model folder: the network for all features without their own
+    weights; "": none.
+    public: sources whose images whiten the features of a linear head. exposed: as for a private training
     (`PrivateTrainStage`).
     """
 
@@ -220,10 +222,10 @@ class FitHeadStage(FitStage):
 
     def __post_init__(self) -> None:
         if self.name and self.init_from:
-            raise UserError("a head starts from nothing", where="init_from", todo="leave it empty")
+            raise UserError("a head has no initial weights", where="init_from", todo="leave it empty")
         for name in self.public:
             if self.is_private and name in self.train_on:
-                what = f"'{name}' is the training data, and the whitening would publish its statistics"
+                what = f"'{name}' is the training data, so the whitening would publish its statistics"
                 raise UserError(what, where="public", todo="name a data source of public images")
 
     def named_models(self) -> Mapping[str, str]:
@@ -237,12 +239,12 @@ NUM_CLASSES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRecipe(DecisionRecipe, TrainingRecipe):
-    """How a network is trained on images of two classes. Its checkpoint is the one with the best validation AUROC.
+    """Settings for training a network on images of two classes.
 
-    model: the network (`backbones.networks`). size: pixels along a side of an image in it; images of another size are
-    scaled. label_smoothing: share of a label that is spread over both classes (Szegedy et al. 2016). test_symmetries:
-    in testing, an image's probability is the mean over the eight symmetries of the square, which takes eight times as
-    long; checkpoints are chosen without. choose: the checkpoint to keep.
+    model: the network (`backbones.networks`). size: side in pixels of its input; images of another size are scaled.
+    label_smoothing: share of a label that is spread over both classes (Szegedy et al. 2016). test_symmetries: in
+    testing, average the probabilities over the eight symmetries of the square, which takes eight times as long;
+    checkpoints are chosen without. choose: the checkpoint to keep: the one with the best validation AUROC, or the last.
     """
 
     model: Annotated[Any, ByName(networks.kinds)] = field(default_factory=lambda: swin.SwinConfig(num_classes=2))
@@ -258,7 +260,7 @@ class NetworkRecipe(DecisionRecipe, TrainingRecipe):
         DecisionRecipe.__post_init__(self)
         TrainingRecipe.__post_init__(self)
         if self.model.num_classes != NUM_CLASSES:
-            what = f"num_classes is {self.model.num_classes}, and there are two classes"
+            what = f"num_classes is {self.model.num_classes}, but there are two classes"
             raise UserError(what, where="model.num_classes", todo=f"set {NUM_CLASSES}")
 
 
@@ -266,8 +268,8 @@ class NetworkRecipe(DecisionRecipe, TrainingRecipe):
 class TrainClassifierStage(PrivateTrainStage):
     """Train a network on images of the training split.
 
-    init_from: an earlier train stage of networks, or its model folder, whose weights are all taken; or a folder of
-    `launch/import_weights.py`, of which the layers that depend on the classes are left out.
+    init_from: an earlier train stage of networks, or its model folder, for all weights; or a folder written by
+    `launch/import_weights.py`, for all layers that do not depend on the classes.
     """
 
     task: Literal["classification"] = "classification"
@@ -276,9 +278,9 @@ class TrainClassifierStage(PrivateTrainStage):
 
 @dataclass(frozen=True, kw_only=True)
 class CombineClassifiersStage(CombineStage):
-    """Make one classifier of several: the mean of what they say.
+    """Combine several classifiers into one: the mean of their predictions.
 
-    mean: of their probabilities, or of their log odds. rules: by which thresholds are chosen, as in a recipe.
+    mean: of their probabilities, or of their log odds. rules: for choosing thresholds, as in a recipe.
     """
 
     task: Literal["classification"] = "classification"
@@ -292,10 +294,10 @@ class CombineClassifiersStage(CombineStage):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateClassifiersStage(EvaluateModelsStage):
-    """Evaluate classifiers on one split, each compared with the first.
+    """Evaluate classifiers on one split, and compare each with the first.
 
-    bootstrap: resamples of patients. published: (name, epsilon, AUROC) of results to show beside those of this run;
-    epsilon 0: without privacy.
+    bootstrap: resamples of patients. published: (name, epsilon, AUROC) of results to show together with those of this
+    run; epsilon 0: without privacy.
     """
 
     task: Literal["classification"] = "classification"

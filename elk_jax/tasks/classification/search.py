@@ -1,4 +1,4 @@
-"""Which features and settings of a head are the best on the validation images, and the head with them.
+"""Search for the best features and settings of a head on the validation images.
 
 Shapes: N images, F features of a kind, D components of all kinds together, S settings, K draws of the noise.
 """
@@ -30,12 +30,12 @@ from elk_jax.tasks.classification import model
 from elk_jax.tasks.classification.recipe import FitHeadStage, HeadRecipe, KernelSearch, Search
 
 UNBOUNDED = 1e9
-"""Clip norm without privacy."""
+"""The clip norm without privacy."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Settings of the descent of a linear head, and the features and components that it runs on."""
+    """Settings of the descent of a linear head, with its features and components."""
 
     features: tuple[str, ...]
     components: int
@@ -55,7 +55,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """Settings of a kernel head, and the features that it is fitted on."""
+    """Settings of a kernel head, with its features."""
 
     features: tuple[str, ...]
     width: float
@@ -67,9 +67,9 @@ class KernelChoice:
 
 
 class Fitted(NamedTuple):
-    """What a search has found. heads: not yet calibrated, by every draw of the noise; the first is the model. aurocs:
-    theirs on the validation images. tried: settings. noise: multipliers of the mean and of each step. within: AUROC by
-    cross-validation, where it was tried."""
+    """The result of a search. heads: not yet calibrated, for every draw of the noise; the first is the model. aurocs:
+    of the heads on the validation images. tried: number of settings. noise: multipliers of the mean and of each step.
+    within: AUROC in cross-validation, if used."""
 
     heads: Sequence[Head]
     aurocs: np.ndarray
@@ -80,7 +80,7 @@ class Fitted(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Heads of S settings by one draw of the noise: mean [D], weights [S, D], AUROC [S] on the validation images."""
+    """Heads of S settings for one draw of the noise: mean [D], weights [S, D], AUROC [S] on the validation images."""
 
     mean: np.ndarray
     weights: np.ndarray
@@ -89,7 +89,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """What every setting of the search has in common. truth: of the training [N], val_truth: of the validation images.
+    """The inputs common to all settings of the search. truth: of the training [N], val_truth: of the validation images.
 
     units: of privacy, of every training image [N], numbered from 0 to num_units - 1. full_noise: the multiplier with
     which one full batch spends the budget; 0 without privacy.
@@ -110,7 +110,7 @@ class Problem:
         return descent.split_noise(self.full_noise, self.recipe.mean_share, steps)
 
     def fit(self, training: np.ndarray, validation: np.ndarray, choices: Sequence[Choice], key: jax.Array) -> Drawn:
-        """Heads with every one of the settings, by one draw of the noise, from whitened features [N, D]."""
+        """Heads with each of the settings, for one draw of the noise, from whitened features [N, D]."""
         of_mean, of_steps = jax.random.split(key)
         clip = self.recipe.mean_clip * training.shape[1] ** 0.5 if self.stage.is_private else UNBOUNDED
         units, noise = self.units.astype(np.int32), self.noise(choices[0].steps)[0]
@@ -209,9 +209,10 @@ def kernel_head(
 
 
 def noise_keys(count: int, known_seed: int | None, purpose: int) -> jax.Array:
-    """`count` keys of the noise [K]: from the system's entropy, or from a number that is not secret.
+    """`count` keys of the noise [K], from the system's entropy or from a number that is not secret.
 
-    purpose: other noise for the same number. The entropy is an argument of compiled programs, never a part of them.
+    purpose: gives different noise for the same number. The entropy is an argument of compiled programs, never part of
+    them.
     """
     if known_seed is None:
         words = np.frombuffer(os.urandom(8 * count), np.uint32)
@@ -227,5 +228,5 @@ def _whitening(
 
 
 def _first(by: Mapping[str, Whitening], components: int) -> dict[str, Whitening]:
-    """The first components of each: they are the same, however many are fitted."""
+    """The first components of each; they do not depend on how many are fitted."""
     return {name: one._replace(components=one.components[:, :components]) for name, one in by.items()}

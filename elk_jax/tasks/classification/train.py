@@ -38,9 +38,9 @@ from elk_jax.training.model import Model, Params
 from elk_jax.weights import classifiers, model_folder
 
 PREDICTED = "predictions.json"
-"""Of a fold."""
+"""File of a fold."""
 FREE = ("num_classes", "hidden", "image_size", "drop_path", "dropout", "frozen_stages", "remat", "dtype")
-"""Settings of a network that may differ from those of the weights that a training starts from."""
+"""Settings of a network that may differ from those of the initial weights."""
 
 
 # ---- Before anything runs --------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ FREE = ("num_classes", "hidden", "image_size", "drop_path", "dropout", "frozen_s
 
 def check_train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, names: Collection[str]) -> None:
     """UserError for data without two classes, frozen layers without weights, weights that do not fit, and units that
-    nobody names or that the weights have seen."""
+    are unnamed or that the weights have seen."""
     private.check_public(stage, recipe)
     listed = check_classes(run, stage, recipe, names)
     if recipe.privacy is not None and recipe.privacy.unit == "patient" and "train" in listed:
@@ -68,8 +68,8 @@ def check_classes(
     """The listed sources of both splits, {"train": ..., "val": ...}. UserError for data that do not have the two
     classes, and the positive one among them.
 
-    names: stages that will run. What one of them makes is not there yet, and is left out; "train" then has the other
-    sources, and is missing where there are none.
+    names: stages that will run. Their output does not exist yet and is left out; "train" then has the other sources,
+    and is missing if there are none.
     """
     made = {source for source, writer in run.experiment.writers.items() if writer in names}
     there = [source for source in stage.train_on if source not in made]
@@ -83,12 +83,12 @@ def check_classes(
 
 
 def lacks(recipe: NetworkRecipe, source: ImageSource) -> str:
-    """A class of which a fold has no image; "" for nothing."""
+    """A class without images in a fold; "" if nothing is missing."""
     return lacking_class(source)
 
 
 def check_named(source: ImageSource, where: str) -> None:
-    """UserError where images name no patient."""
+    """UserError if images name no patient."""
     try:
         units_of(source, "patient")
     except UserError as error:
@@ -97,7 +97,7 @@ def check_named(source: ImageSource, where: str) -> None:
 
 
 def units_of(source: ImageSource, unit: Unit) -> tuple[np.ndarray, int]:
-    """(the unit of every image [N], how many there are)."""
+    """(the unit of every image [N], the number of units)."""
     groups = poisson.members(source.infos, unit)
     units = np.zeros(len(source), np.int64)
     for number, positions in enumerate(groups):
@@ -112,15 +112,15 @@ def _start(
     classes: Sequence[str],
     fresh: Params,
 ) -> Params:
-    """`fresh` with the weights of a folder: all of a trained network, all but the layers of the classes of an imported
-    one. UserError for any other folder, and for weights that do not all fit."""
+    """`fresh` with the weights of a folder: all of a trained network; all except the class layers of an imported one.
+    UserError for any other folder, and for weights that do not all fit."""
     if model_folder.architecture_of(folder) == model.NETWORK:
         trained = model.load(folder)
         assert isinstance(trained, TrainedNetwork)
         before, params, drop = trained.description.model, trained.params, []
         if trained.description.classes != tuple(classes):
-            what = f"the weights know the classes {', '.join(trained.description.classes)}, not {', '.join(classes)}"
-            raise UserError(what, where=folder, todo="rename the classes of the data, or take other weights")
+            what = f"the weights are for the classes {', '.join(trained.description.classes)}, not {', '.join(classes)}"
+            raise UserError(what, where=folder, todo="rename the classes of the data, or use other weights")
         free = [name for name in FREE if name != "hidden"]
     else:
         before, params = classifiers.load(folder)
@@ -135,11 +135,11 @@ def _start(
 
 
 def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summary:
-    """Train a network, choose its checkpoint by the validation AUROC, and write `<stage>/model/`."""
+    """Train a network, choose its checkpoint on the validation split, and write `<stage>/model/`."""
     # ---- Data ----------------------------------------------------------------------------------------------------
     found, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
     images, of_val = (Labelled(one, image_labels(one), recipe.size) for one in (found, validation))
-    check_both_classes(images.labels, found, "train")  # of images that an earlier stage has made, first seen here
+    check_both_classes(images.labels, found, "train")  # images made by an earlier stage are first seen here
     findings = copies(run, stage, recipe.size)
     network = model.trainable(recipe.model, recipe.label_smoothing)
     if recipe.privacy:
@@ -197,8 +197,8 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
 def _validating(
     run: Run, stage: TrainClassifierStage, network: Model, images: Labelled, recipe: NetworkRecipe, data: ImageSource
 ) -> Callable[[Params, int], dict[str, float]]:
-    """AUROC, and the mean cross entropy without smoothing, on the validation images. A fold keeps what it says of
-    them, as in testing. data: of the training."""
+    """AUROC, and the mean cross entropy without smoothing, on the validation images. A fold stores its predictions for
+    them, made as in testing. data: of the training."""
     mesh = run.mesh
     predict = prediction.on_mesh(network, mesh, ("valid",))
     constants = meshes.place_constants(network.constants, mesh)
@@ -241,7 +241,7 @@ def _description(recipe: NetworkRecipe, source: ImageSource, trained: model_fold
 
 
 def _predicted(params: Params, recipe: NetworkRecipe, images: Labelled) -> Predictions:
-    """What a network says of images in testing."""
+    """The predictions of a network for images in testing."""
     source = images.source
     description = _description(recipe, source, model_folder.Training())
     probability = TrainedNetwork(params, description).probabilities(source)[0]
@@ -249,7 +249,7 @@ def _predicted(params: Params, recipe: NetworkRecipe, images: Labelled) -> Predi
 
 
 def said_by_folds(places: Sequence[Path]) -> Predictions:
-    """What all folds said of the patients that they had not seen. places: `folds.to_read`."""
+    """The predictions of all folds for the patients that they had not seen. places: `folds.to_read`."""
     return predictions.joined([predictions.read_predictions(place / PREDICTED) for place in places])
 
 
@@ -261,8 +261,8 @@ def _described(
     fold: Fold | None,
     held_out: Sequence[Path],
 ) -> NetworkDescription:
-    """The description of a network, with thresholds by the rules of the recipe: on the validation images, or on what
-    folds said of the patients that they had not seen, where they left it in the folders `held_out`."""
+    """The description of a network, with thresholds by the rules of the recipe, chosen on the validation images, or on
+    the predictions of folds in the folders `held_out` for the patients that they had not seen."""
     description, on = _description(recipe, images.source, trained), "validation"
     if held_out and fold is not None:
         on = fold.in_words
@@ -279,13 +279,13 @@ def workload(stage: TrainClassifierStage, recipe: NetworkRecipe, batch_size: int
     return Workload(model.trainable(recipe.model, recipe.label_smoothing), count, blank, blank)
 
 
-# ---- What every training of a classifier says of its data ------------------------------------------------------------
+# ---- Notes of every training of a classifier on its data ------------------------------------------------------------
 
 
 def copies(run: Run, stage: TrainStage, size: int) -> list[str]:
-    """What to report of images that are copies of each other, within the splits of a stage's data and between them.
+    """Notes on images that are copies of each other, within and between the splits of a stage's data.
 
-    They are printed. size: to which the images are scaled before they are compared.
+    They are printed. size: to which the images are scaled for the comparison.
     """
     run = replace(run, fold=None)  # the training after the folds has every image in both splits
     places = [*(Data(name, "train") for name in stage.train_on), Data(stage.validate_on, "val")]
@@ -302,7 +302,7 @@ def copies(run: Run, stage: TrainStage, size: int) -> list[str]:
 
 
 def say_thresholds(run: Run, points: Sequence[OperatingPoint]) -> str:
-    """Print the thresholds of a model with their intervals, and what is to be said against them, which is returned."""
+    """Print the thresholds of a model with their intervals and a warning, which is returned."""
     warning = thresholds.doubt(points)
     run.say(f"  thresholds: {thresholds.in_words(points)}")
     if warning:

@@ -20,7 +20,7 @@ from elk_jax.training.schedules import Schedule, WarmupCosine
 
 @dataclass(frozen=True)
 class PatchNetwork(PixelNetwork):
-    """A denoiser of patches. classes: of the data. embedding: channels that tell the class."""
+    """A denoiser of patches. classes: of the data. embedding: channels that encode the class."""
 
     size: Annotated[int, SIDE] = 128
     down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D")
@@ -34,12 +34,14 @@ class PatchNetwork(PixelNetwork):
         check(self)
         if self.size % self.patch:
             raise UserError(
-                f"blocks of {self.patch} px in a patch of {self.size}", where="patch", todo="give a divisor"
+                f"blocks of {self.patch} px do not divide a patch of {self.size} px",
+                where="patch",
+                todo="give a divisor",
             )
         self.config()
 
     def config(self, strengths: Strengths | None = None) -> DenoiserConfig:
-        """The model. strengths: of the waves of its blocks; None where their values do not matter."""
+        """The model. strengths: of the waves of its blocks; None if their values do not matter."""
         network = self.unet(inputs=1, text=self.embedding, dtype=self.dtype, remat=self.remat)
         any_others = Strengths(0.5, (1.0,) * self.patch**2)
         return DenoiserConfig(network, strengths or any_others, self.size, self.patch, self.classes)
@@ -53,12 +55,12 @@ COSINE = WarmupCosine(base=5e-4, warmup_steps=100)
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingRecipe(TrainingRecipe, Drawing):
-    """How a denoiser of patches by class is trained, and how it draws.
+    """Settings for training a denoiser of patches by class, and for sampling.
 
-    gamma: of the weights by signal-to-noise ratio (`losses.min_snr_weight`); 0: none. noise, sampler, guidance, hidden:
-    see `Drawing`. images, mixed_sizes: as of a generator that is trained against a discriminator. validation_images:
-    real patches on which the loss is measured; 0: all. choose: the checkpoint to keep, the last, or the best by that
-    loss.
+    gamma: of the weighting by signal-to-noise ratio (`losses.min_snr_weight`); 0: none. noise, sampler, guidance,
+    hidden: see `Drawing`. images, mixed_sizes: as for a generator trained against a discriminator. validation_images:
+    number of real patches on which the loss is measured; 0: all. choose: the checkpoint to keep: the last, or the best
+    by that loss.
     """
 
     model: PatchNetwork = field(default_factory=PatchNetwork)

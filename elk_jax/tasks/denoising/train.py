@@ -30,22 +30,22 @@ from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder
 
 MEASURED = 256
-"""Images whose waves are measured."""
+"""Number of images whose waves are measured."""
 LEAST_DEVIATION = 1e-3
-"""Of a wave: a quarter of a grey level of 255, as in uniform images."""
+"""Least strength of a wave: a quarter of a grey level of 255, as in uniform images."""
 CONVENTIONS = ("attention_head_dim", "norm_num_groups", "norm_eps")
-"""Settings of a U-Net that no shape shows."""
+"""Settings of a U-Net that do not affect shapes."""
 
 
 def check_start(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe, names: Collection[str]) -> None:
-    """UserError for data that a generator cannot learn from (`generation.train.check_data`), and other weights."""
+    """UserError for unsuitable training data (`generation.train.check_data`), and for weights of other models."""
     check_data(run, stage, recipe, trainable(recipe))
     if stage.init_from and stage.init_from not in names:
         initial(run, stage, recipe)
 
 
 def trainable(recipe: DenoisingRecipe, strengths: Strengths | None = None) -> Model:
-    """The model of a recipe. strengths: as of `PatchNetwork.config`."""
+    """The model of a recipe. strengths: as in `PatchNetwork.config`."""
     return denoising(Denoiser(model=recipe.model.config(strengths), **drawing_of(recipe)), recipe.gamma)
 
 
@@ -55,12 +55,15 @@ def drawing_of(recipe: DenoisingRecipe) -> dict[str, Any]:
 
 
 def initial(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> tuple[Params, Strengths]:
-    """(weights, strengths of waves) of the denoiser that the stage starts from. UserError where the recipe gives its
-    weights another meaning."""
+    """(weights, strengths of waves) of the denoiser that the stage starts from. UserError if the weights have another
+    meaning under the recipe."""
     folder = run.model_folder(stage.init_from)
     params, before = load(folder)
     if not isinstance(before, DenoiserDescription):
-        what, todo = f"a model of '{before.architecture}', not a denoiser", "name a folder of this stage, or none"
+        what, todo = (
+            f"a model of '{before.architecture}', not a denoiser",
+            "name a model folder of such a stage, or leave it empty",
+        )
         raise UserError(what, where=folder, todo=todo)
     section, network = f"{stage.recipe}.model", recipe.model.config().unet
     model_folder.check_same(before.model, recipe.model, ("patch", "classes"), folder, section)
@@ -71,7 +74,7 @@ def initial(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> tup
 
 
 def measure_strengths(images: Labelled, patch: int) -> Strengths:
-    """Of the waves of blocks, over images spread over the collection."""
+    """Strengths of the waves of blocks, over images spread over the collection."""
     some = np.stack([images.example(index)["image"] for index in spread(len(images), MEASURED)])
     mean = float(some.mean(dtype=np.float64))
     side = images.size // patch
@@ -88,7 +91,7 @@ def train(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> Summa
     if stage.init_from:
         run.say(f"  starts from {run.model_folder(stage.init_from)}")
         weights, strengths = initial(run, stage, recipe)
-    else:  # a private training publishes nothing of its patches but the number of units
+    else:  # a private training publishes only the number of units of its patches
         weights, strengths = None, measure_strengths(of_val if recipe.privacy else images, recipe.model.patch)
     config, model = recipe.model.config(strengths), trainable(recipe, strengths)
     count = training.parameter_count(jax.eval_shape(model.init, jax.random.key(0)))

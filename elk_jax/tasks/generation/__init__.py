@@ -1,5 +1,4 @@
-"""Generation: patches by class, drawn by a generator that is trained against a discriminator, by a denoiser, or from a
-public pool."""
+"""Generation: patches by class, from a generator trained against a discriminator, a denoiser, or a public pool."""
 
 from elk_jax.tasks.generation import evaluate, export, fit, model, recipe, report, synthesize, train
 from elk_jax.tasks.task import Action, StageKind, Task

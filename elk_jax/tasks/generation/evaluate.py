@@ -1,6 +1,6 @@
-"""Compare made patches with real ones, class by class; leaves `<stage>/evaluation.json` and `<stage>/pictures/`.
+"""Compare synthetic patches with real ones, class by class; leaves `<stage>/evaluation.json` and `<stage>/pictures/`.
 
-Any set is synthetic that the stage names so: of a stage, of launch/synthesize.py, or of another program.
+The synthetic set named by the stage can come from a stage, from launch/synthesize.py, or from another program.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ALL = "all"
 
 
 def check_sources(run: Run, stage: EvaluateSamplesStage, recipe: None, names: Collection[str]) -> None:
-    """UserError for images without a class, of several sizes, of other classes than the real ones, or protected."""
+    """UserError for images that have no class, several sizes or other classes than the real ones, or are protected."""
     private.check_described(run.experiment, stage, stage.on, "split", "compare with another split, such as val")
     listed = [run.list(name, split) for name, split in stage.data() if run.is_listed(name)]
     for source in listed:
@@ -52,14 +52,14 @@ def check_source(source: ImageSource) -> None:
         raise UserError(what, where=where, todo=f"give patches of {appearance.COARSE} px or more")
     for label, name in enumerate(source.classes):
         if 0 < (labels == label).sum() < LEAST:
-            raise UserError(f"one image of the class {name}", where=source.name, todo=f"give {LEAST} at least")
+            raise UserError(f"one image of the class {name}", where=source.name, todo=f"give at least {LEAST}")
 
 
 def check_same(real: ImageSource, made: ImageSource) -> None:
     """UserError for classes that the real images do not have."""
     for name in made.classes:
         if name not in real.classes:
-            what = f"no class '{name}' among the real images: {', '.join(real.classes)}"
+            what = f"the real images have no class '{name}', only {', '.join(real.classes)}"
             raise UserError(what, where=made.name, todo="rename the classes of one of them")
 
 
@@ -119,12 +119,12 @@ def compare(
     frd_kinds: Sequence[str] = (),
     patients: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Measures of all patches, and of each class that both sets have. Patches [N, S, S] with their classes by name.
+    """Measures of all patches, and of each class present in both sets. Patches [N, S, S] with their classes by name.
 
     The real patches are halved by patient, ten times (`frechet.draws`): `distance` is the mean of that between a half
     and as many made ones, `reference` of that between the halves; None for too few patches or patients. `frd`: the same
     by radiomics, by version; `note` says why a distance is None that there are enough patches for.
-    patients: of the real patches; None: each its own.
+    patients: of the real patches; None: a different one for each.
     """
     owners = np.arange(len(real)).astype(str) if patients is None else np.asarray(patients)
     described = [appearance.descriptors(one) for one in (real, made)]
@@ -154,9 +154,10 @@ def _rows(table: Table, chosen: np.ndarray) -> Table:
 
 
 def _radiomics(name: str, kind: str, real: Table, made: Table, patients: np.ndarray, seed: int) -> dict[str, Any]:
-    """Means over random halves of the real patches by patient: of as many made ones from one half (`made`), of the
-    other half from it (`real`). None where there are too few, or a half has no distance, as one of copies: `note` says
-    of which class (`name`) and version. images: of a half; features: that are compared."""
+    """Means over random halves of the real patches, split by patient: the distance from one half of as many synthetic
+    ones (`made`), and of the other half (`real`). None if there are too few, or if a half has no distance, for example
+    a half of copies; `note` then gives the class (`name`) and version. images: number in a half; features: number
+    compared."""
     recipe = frd.RECIPES[kind]
     ours, theirs = (np.flatnonzero(frd.defined(one, recipe)) for one in (real, made))
     faults: list[str] = []
@@ -183,14 +184,14 @@ def _radiomics(name: str, kind: str, real: Table, made: Table, patients: np.ndar
 
 
 def _mean(found: Sequence[frd.Distance | None]) -> float | None:
-    """Of the distances; None where there are none, or not all of them."""
+    """The mean of the distances; None if there are none, or if some are missing."""
     values = [None if one is None else one.value for one in found]
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def _looks(real: np.ndarray, made: np.ndarray, patients: np.ndarray, seed: int) -> dict[str, Any]:
-    """How far the descriptors of made patches are from those of real ones, beside these from each other."""
+    """Distances of the descriptors of synthetic patches from those of real ones, and of real ones from each other."""
     drawn = frechet.draws(patients.tolist(), len(made), seed)
     apart = [appearance.of_descriptors(real[draw.one], made[draw.synthetic]) for draw in drawn]
     within = [appearance.of_descriptors(real[draw.one], real[draw.other]) for draw in drawn]
@@ -203,7 +204,7 @@ def _looks(real: np.ndarray, made: np.ndarray, patients: np.ndarray, seed: int) 
 
 
 def _shares(real: np.ndarray, made: np.ndarray) -> dict[str, float | None]:
-    """How much of the power is as fine as single pixels."""
+    """Shares of power at the scale of single pixels."""
     return {
         "checkerboard": _share(spectrum.checkerboard(list(made))),
         "real_checkerboard": _share(spectrum.checkerboard(list(real))),
@@ -218,7 +219,7 @@ def _share(value: float) -> float | None:
 
 
 def _write_pictures(run: Run, stage: EvaluateSamplesStage, pictures: dict, labels: dict) -> None:
-    """A grid for every class: a row of real patches, a row of made ones."""
+    """A grid for every class: a row of real patches, a row of synthetic ones."""
     folder = files.make_folder(run.folder / stage.name / "pictures")
     for name in sorted(set(labels["real"]) & set(labels["made"])):
         rows = [pictures[kind][labels[kind] == name] for kind in ("real", "made")]

@@ -12,13 +12,13 @@ from elk_jax.weights import medigan
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """model_id: the generator's id in medigan. UserError where it is empty."""
+    """model_id: the generator's id in medigan. UserError if it is empty."""
 
     model_id: str = ""
 
     def __post_init__(self) -> None:
         if not self.model_id:
-            what = "a generator is exported for medigan, where it has an id"
+            what = "a generator is exported for medigan, which needs an id for it"
             raise UserError(what, where="model_id", todo="give one: 00101_MCGAN_MASSES")
 
 
@@ -29,7 +29,7 @@ def export_folder(model: Path, output: Path, settings: ExportSettings) -> None:
     """
     params, description = load(model)
     if not isinstance(description, Description):
-        todo = "name the model folder of a generator that was trained against a discriminator"
+        todo = "name the model folder of a generator trained against a discriminator"
         what = f"a model of '{description.architecture}', for which medigan has no package"
         raise UserError(what, where=model, todo=todo)
     about = description.model, description.classes

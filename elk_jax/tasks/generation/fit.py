@@ -1,9 +1,9 @@
-"""Weight public patches so that they are like private ones of every class; leaves `<stage>/model/`, a generator.
+"""Weight public patches so that they resemble the private ones of every class; leaves `<stage>/model/`, a generator.
 
-What is read of the private patches is released with noise: a classifier (`privacy.head`), mean features or votes
-(`privacy.release`), each by full batches of the account. The noise comes from the operating system, and its seed is
-never written: an attempt that is interrupted has published nothing, and starts again with other noise. The patches
-themselves are public ones.
+Statistics of the private patches are released with noise: a classifier (`privacy.head`), mean features or votes
+(`privacy.release`), each accounted as full batches. The noise comes from the operating system, and its seed is never
+written: an interrupted attempt has published nothing, and starts again with other noise. The patches themselves are
+public.
 
 Shapes: N private images, M patches of the pool, S their side, Q classes, D features.
 """
@@ -44,15 +44,15 @@ from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder
 
 TINY = 1e-12
-"""Deviation of log odds that say nothing."""
+"""Standard deviation of log odds below which they count as uninformative."""
 
 
 def check_fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe, names: Collection[str]) -> None:
-    """UserError for images without a class, classes without images, public images of private patients or of what has
-    learned from them, units that nobody names, weights that have seen patients, and patches that are too small."""
+    """UserError for images without a class, classes without images, public images of private patients or made by models
+    that have learned from them, unnamed units, weights that have seen patients, and patches that are too small."""
     if not recipe.used():
         todo = f"set config.{stage.recipe}.features.NAME.weights, or name others"
-        raise UserError("none of the features is there", where=f"config.{stage.recipe}.features", todo=todo)
+        raise UserError("none of the features is available", where=f"config.{stage.recipe}.features", todo=todo)
     heads.check_scattering(recipe, stage.recipe)
     heads.check_places(run, stage, stage.public)
     private.check_start(run, stage, recipe)
@@ -68,7 +68,7 @@ def check_fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe, names: Collecti
         own, others = (", ".join(source.classes) for source in listed.values())
         where = f"config.stages.{stage.name}.validate_on"
         raise UserError(
-            f"{own} to train on, {others} to validate on", where=where, todo="name data of the same classes"
+            f"{own} for training, but {others} for validation", where=where, todo="name data of the same classes"
         )
     if stage.is_private and stage.unit == "patient":
         units.check_named(listed["train"], f"config.stages.{stage.name}.unit")
@@ -77,8 +77,8 @@ def check_fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe, names: Collecti
     for name in filter(run.is_listed, stage.public):
         both = [one for one in sorted(patients.named(run.list(name, "").infos)) if patients.patient_key(one) in keys]
         if both:
-            what = f"'{name}' has the patient {both[0]} of the training data"
-            todo = "name data of other people; if they only share the ID, rename it in one of them"
+            what = f"'{name}' contains patient {both[0]} of the training data"
+            todo = "name data of other people; if only the IDs are equal, rename it in one of them"
             raise UserError(what, where=f"config.stages.{stage.name}.public", todo=todo)
 
 
@@ -92,15 +92,15 @@ def _check_classes(source: ImageSource, split: str) -> None:
 
 
 def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
-    """Release what the private patches say, weight the public ones by it, and write `<stage>/model/`.
+    """Release statistics of the private patches, weight the public ones by them, and write `<stage>/model/`.
 
-    The main process works alone: noise that processes draw themselves would differ.
+    Only the main process works, as the noise of several processes would differ.
     """
     training, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
     public = [run.open(name, "") for name in stage.public]
     shown = frozenset[str]().union(*map(_seen, public))
     if stage.is_private and (known := patients.among(patients.named(training.infos), shown)):
-        what = f"the public images show, or have learned from, the patient {known[0]} of the training data"
+        what = f"the public images show, or were made from, patient {known[0]} of the training data"
         raise UserError(what, where=f"config.stages.{stage.name}.public", todo="name data of other people")
     group, count = units.units_of(training, stage.unit if stage.is_private else "image")
     if not run.is_main:
@@ -125,9 +125,9 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     where = f"config.{stage.recipe}.release"
     weights, unvoted = weigh(recipe.release, private_side, of_pool, noise, origin, where)
     copies = len(cuts) - len(pool)
-    notes = [f"{copies} of {len(cuts)} public patches are copies of others, and left out"] if copies else []
+    notes = [f"{copies} of {len(cuts)} public patches are copies of others and left out"] if copies else []
     notes += [
-        f"no public patch has enough votes for the class {training.classes[label]}: all have equal weights"
+        f"no public patch has enough votes for the class {training.classes[label]}, so all have equal weights"
         for label in unvoted
     ]
 
@@ -148,11 +148,11 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     params = {"patches": pool, "weights": weights.astype(np.float32)}
     model_folder.save_params(run.folder / stage.name / "model", params, description)
 
-    # ---- What it is like -------------------------------------------------------------------------------------------
+    # ---- Its properties --------------------------------------------------------------------------------------------
     effective = {name: tilt.effective_number(_logs(one)) for name, one in zip(training.classes, weights)}
     auroc = _auroc(weights @ unit(of_pool), unit(of_validation), val_labels)
     even = ", ".join(f"{value:.0f} {name}" for name, value in effective.items())
-    run.say(f"  {len(pool)} public patches; weighted as {even} would be that count alike")
+    run.say(f"  {len(pool)} public patches; effective number with the weights: {even}")
     for note in notes:
         run.say(f"  {note}")
     if auroc is not None:
@@ -161,7 +161,7 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     if sentence:
         run.say(f"  {sentence}")
         if stage.delta * count >= 1:
-            run.say(f"  warning: with delta {stage.delta:g} the data of one of {count} {stage.unit}s may be published")
+            run.say(f"  warning: delta {stage.delta:g} allows the data of one of {count} {stage.unit}s to be published")
     withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "fit",
@@ -185,7 +185,7 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
 
 
 class Private(NamedTuple):
-    """Private images: whitened features [N, D], labels [N] of Q classes, and the unit [N] of U that each is of."""
+    """Private images: whitened features [N, D], labels [N] of Q classes, and units [N], numbered among U."""
 
     features: np.ndarray
     labels: np.ndarray
@@ -195,7 +195,7 @@ class Private(NamedTuple):
 
 
 def phases(settings: Any, noise: float) -> tuple[Phase, ...]:
-    """What a release spends, which costs as much as one full batch with the noise multiplier `noise`."""
+    """The phases of a release, which costs as much as one full batch with the noise multiplier `noise`."""
     if not isinstance(settings, Guidance):
         return (Phase(1.0, noise, 1),)
     of_mean, of_steps = descent.split_noise(noise, settings.mean_share, settings.steps)
@@ -203,8 +203,8 @@ def phases(settings: Any, noise: float) -> tuple[Phase, ...]:
 
 
 class Weighted(NamedTuple):
-    """weights: [Q, M] of public patches, each class's of sum 1. unvoted: classes for which no patch had enough votes,
-    and all patches have equal weights."""
+    """weights: [Q, M] of public patches, with sum 1 for each class. unvoted: classes for which no patch had enough
+    votes, so that all patches have equal weights."""
 
     weights: np.ndarray
     unvoted: tuple[int, ...] = ()
@@ -214,7 +214,7 @@ def weigh(settings: Any, data: Private, pool: np.ndarray, noise: float, origin: 
     """Weights of public patches with whitened features [M, D], from one release.
 
     noise: see `phases`; 0 is not private. origin: of the noise. where: of the settings, for errors. UserError for more
-    neighbours than patches. Nothing raises one after the release, which is spent: another attempt would spend another.
+    neighbours than patches. No error is raised after the release, as another attempt would spend the budget again.
     """
     from scipy import special  # takes seconds
 
@@ -233,7 +233,7 @@ def weigh(settings: Any, data: Private, pool: np.ndarray, noise: float, origin: 
         return Weighted(np.exp([tilt.tilted(pool, one, settings.penalty) for one in wanted]))
     assert isinstance(settings, Votes)
     if settings.neighbours > len(pool):
-        what = f"votes for {settings.neighbours} patches each, and there are {len(pool)} public ones"
+        what = f"votes for {settings.neighbours} patches each, but there are only {len(pool)} public ones"
         raise UserError(what, where=f"{where}.neighbours", todo="give fewer, or more public images")
     chosen = release.nearest(data.features, pool, settings.neighbours)
     said = release.votes(chosen, data.labels, data.units, pool=len(pool), **of_units)
@@ -245,7 +245,8 @@ def weigh(settings: Any, data: Private, pool: np.ndarray, noise: float, origin: 
 
 
 def _log_odds(settings: Guidance, data: Private, pool: np.ndarray, noise: float, origin: Secret) -> np.ndarray:
-    """Of the second class [M], by a classifier of the private images: a private mean, then private descent."""
+    """Log odds [M] of the second class, from a classifier of the private images: a private mean, then private
+    descent."""
     of_mean, of_steps = (phase.noise_multiplier for phase in phases(settings, noise)) if noise else (0.0, 0.0)
     mean_clip, clip = search.UNBOUNDED, search.UNBOUNDED
     if noise:
@@ -261,14 +262,14 @@ def _log_odds(settings: Guidance, data: Private, pool: np.ndarray, noise: float,
 
 
 def distinct(patches: np.ndarray) -> np.ndarray:
-    """Patches [M, S, S, 1] without those that repeat an earlier one, pixel by pixel: a patch that is there twice would
-    be drawn twice as often, and take votes from itself."""
+    """Patches [M, S, S, 1] without those that repeat an earlier one, pixel by pixel: a repeated patch would be drawn
+    twice as often, and take votes from itself."""
     hashes = classifiers.hashes_of(patches)
     return patches[np.sort(np.unique(hashes, return_index=True)[1])]
 
 
 def unit(features: np.ndarray) -> np.ndarray:
-    """Features [N, D] of norm 1, in double precision, as nearest patches and sums of thousands need it."""
+    """Features [N, D] with norm 1, in double precision, as needed for nearest patches and sums over thousands."""
     return whitening.unit_norm(features.astype(np.float64))
 
 
@@ -280,12 +281,13 @@ def _whitened(found: list[dict[str, np.ndarray]], recipe: PoolRecipe, stage: Fit
 
 
 def _seen(source: ImageSource) -> frozenset[str]:
-    """Hashes of the patients whose images, or whose painter's, a source shows."""
+    """Hashes of the patients in a source, including those seen by its painter."""
     return frozenset(map(patients.patient_hash, patients.named(source.infos))) | source.seen_patients
 
 
 def _auroc(means: np.ndarray, features: np.ndarray, labels: np.ndarray) -> float | None:
-    """Of the second class against the first, by the way between their means [Q, D]; None unless there are two."""
+    """AUROC of the second class against the first along the difference of their means [Q, D]; None unless there are
+    two."""
     if len(means) != 2:
         return None
     return classifiers.auroc(features @ (means[1] - means[0]), labels == 1)

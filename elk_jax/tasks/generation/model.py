@@ -1,5 +1,4 @@
-"""Generators as folders: one that was trained against a discriminator, as a game to train; one that was trained to
-denoise, as a model to train; and weighted patches.
+"""Generators: one trained against a discriminator, as a game; one trained to denoise, as a model; and weighted patches.
 
 Shapes: B batch, S side of a patch, Q classes, M patches of a pool.
 """
@@ -32,12 +31,12 @@ from elk_jax.weights import model_folder
 ARCHITECTURE, DENOISER, POOL = "gan", "patch_denoiser", "weighted_patches"
 MIDDLE = 0.5
 HIDDEN = 0.1
-"""Of denoisers whose folders do not say it: the default of the recipe when these were written."""
+"""For denoisers whose folders lack the field: the default of the recipe when they were written."""
 PUBLISHED, UNCHANGED = NonSaturating(), Augmentation()
 
 
 class Drawn(NamedTuple):
-    """What a generator is given. noise: [B, Z]. label: [B] int32."""
+    """The inputs of a generator. noise: [B, Z]. label: [B] int32."""
 
     noise: jax.Array
     label: jax.Array
@@ -48,10 +47,10 @@ def trainable(
     objective: Objective = PUBLISHED,
     augmentation: Augmentation = UNCHANGED,
 ) -> Game:
-    """The two players; classes of made patches are random. A batch has `image` [B, S, S, 1] in [0, 1], `label` [B] and
-    `valid` [B].
+    """The two players; generated patches have random classes. A batch has `image` [B, S, S, 1] in [0, 1], `label` [B]
+    and `valid` [B].
 
-    `predict` takes `seed` [B, 2] and `label` [B], and gives `image` [B, S, S, 1] in [0, 1].
+    `predict` takes `seed` [B, 2] and `label` [B], and returns `image` [B, S, S, 1] in [0, 1].
     """
 
     def init(rng: jax.Array) -> Params:
@@ -75,7 +74,7 @@ def trainable(
     ) -> tuple[jax.Array, Metrics]:
         target, change, between = jax.random.split(rng, 3)
         real = networks.to_range(batch["image"])
-        # the patches of a device stay on it: real and made ones take turns
+        # the patches of a device stay on it: real and generated ones alternate
         both = augmented(augmentation, _in_turns(real, made), change)
         labels = _in_turns(batch["label"], drawn.label)
         score = networks.discriminate(config, discriminator, both, labels)
@@ -103,19 +102,19 @@ def trainable(
 
 
 def _in_turns(first: jax.Array, second: jax.Array) -> jax.Array:
-    """[2B, ...] of two [B, ...]: the first of one, the first of the other, and so on."""
+    """[2B, ...] from two [B, ...], alternating: the first of one, the first of the other, and so on."""
     return jnp.stack([first, second], axis=1).reshape(2 * len(first), *first.shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Denoiser(Drawing):
-    """Everything that drawing by denoising needs beside the parameters."""
+    """Everything needed for sampling by denoising besides the parameters."""
 
     model: DenoiserConfig
 
 
 def denoising(parts: Denoiser, gamma: float = 0.0) -> Model:
-    """A denoiser for the training loop, of the same batches as `trainable`, with the same `predict`.
+    """A denoiser for the training loop, with the same batches and `predict` as `trainable`.
 
     gamma: as in `diffusion.patches.loss`.
     """
@@ -154,7 +153,7 @@ class Description:
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserDescription(Denoiser):
-    """The content of `model.json` of a denoiser. classes: as of the others."""
+    """The content of `model.json` of a denoiser. classes: as for the others."""
 
     architecture: str
     classes: tuple[str, ...]
@@ -184,9 +183,8 @@ class PoolDescription:
     trained: model_folder.Training | None = None
 
     def predict(self, params: Params, constants: Constants, batch: Mapping[str, jax.Array], map_images: Any) -> dict:
-        """`image` [B, S, S, 1] in [0, 1] of `seed` [B, 2] and `label` [B]: patches of the pool, drawn by the weights
-        of their class, in one of those of the eight views by mirrors and quarter turns that leave the lesion where it
-        is."""
+        """`image` [B, S, S, 1] in [0, 1] for `seed` [B, 2] and `label` [B]: patches of the pool, drawn by the weights
+        of their class, each in one of the eight views (mirrors and quarter turns) that keep the lesion in place."""
         row, column = self.centre
 
         def one(key: jax.Array, label: jax.Array) -> jax.Array:
@@ -201,19 +199,19 @@ class PoolDescription:
 
 
 class Trained(NamedTuple):
-    """A generator's model folder, read."""
+    """The content of a generator's model folder."""
 
     params: Params
     description: Description | DenoiserDescription | PoolDescription
 
     @property
     def constants(self) -> Constants:
-        """A generator has none."""
+        """None for a generator."""
         return {}
 
     @property
     def predict(self) -> Any:
-        """The patches of `seed` [B, 2] and `label` [B]: `image` [B, S, S, 1] in [0, 1]."""
+        """The patches for `seed` [B, 2] and `label` [B]: `image` [B, S, S, 1] in [0, 1]."""
         return self.description.predict
 
 
@@ -235,7 +233,7 @@ def load(folder: Path) -> Trained:
         )
     check_names(description.classes, folder)
     if len(description.classes) != description.model.classes:
-        what = f"{len(description.classes)} names of {description.model.classes} classes"
+        what = f"{len(description.classes)} names for {description.model.classes} classes"
         raise UserError(what, where=folder, todo="write the folder again")
     model_folder.check_fits(params, model_folder.shapes_of(partial(init, description.model)), folder)
     return Trained(params, description)
@@ -250,14 +248,14 @@ def _load_pool(params: Params, content: model_folder.Content, folder: Path) -> T
     model_folder.check_fits(params, shapes, folder)
     for name, weights in zip(description.classes, params["weights"]):
         if not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
-            what = f"the weights of the class {name} are not numbers of 0 or more"
+            what = f"the weights of the class {name} are not numbers of at least 0"
             raise UserError(what, where=folder, todo="write the folder again")
     return Trained(params, description)
 
 
 def check_names(classes: Sequence[str], where: Path | str) -> None:
-    """UserError for a class whose name cannot be that of a folder, where its patches would lie."""
+    """UserError for a class whose name cannot be a folder name, as its patches are stored in a folder of that name."""
     for name in classes:
         if name in ("", ".", "..") or set(name) & set("/\\\0"):
-            todo = "rename the class, without slashes: its patches lie in a folder of that name"
-            raise UserError(f"a class is called {name!r}", where=where, todo=todo)
+            todo = "rename the class, without slashes: its patches are stored in a folder of that name"
+            raise UserError(f"a class has the name {name!r}", where=where, todo=todo)

@@ -1,4 +1,4 @@
-"""Report sections and terminal table of made patches, from plain data: evaluation.json, metrics.jsonl, pictures."""
+"""Report sections and table of synthetic patches, from plain data: evaluation.json, metrics.jsonl, pictures."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ CURVES = (
     "eval/distance",
     "eval/loss",
 )
-"""Charts that are not folded."""
+"""Keys of the charts that are not folded."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One comparison. grids: by class, a row of real patches above a row of made ones [H, W] uint8."""
+    """One comparison. grids: by class, a row of real patches above a row of synthetic ones [H, W] uint8."""
 
     evaluation: Evaluation
     grids: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -88,7 +88,7 @@ def verdict(one: Compared) -> str:
 
 
 def rows_of(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """Cells by class: counts, distance, its reference, shares of power of made and real patches."""
+    """Cells by class: counts, distance, its reference, shares of power of synthetic and real patches."""
     rows = []
     for name, found in evaluation["classes"].items():
         cells = [f"{found['made']}", f"{found['real']}"]
@@ -105,13 +105,13 @@ HEAD = ("Class", "Made", "Real", "Distance", "Real to real", "Checkerboard", "of
 _FRD = {"v0": "FRD v0", "v1": "FRD v1 (ln d²)"}
 FRD_HEAD = ("Fréchet radiomics distance", "Class", "Made", "Real to real", "Images", "Features")
 FRD_NOTE = (
-    "Means over random halves of the real patches by patient. With fewer images than features a distance is too large: "
-    "only that of real patches, in sets as large, says by how much."
+    "Means over random halves of the real patches, split by patient. With fewer images than features a distance is too "
+    "large; the distance between real sets of the same size shows by how much."
 )
 
 
 def frd_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """Cells by version and class: radiomics distance of made patches, its reference, images of a set, features."""
+    """Cells by version and class: radiomics distance of synthetic patches, its reference, images per set, features."""
     rows = []
     for name, found in evaluation["classes"].items():
         for kind, one in found.get("frd", {}).items():
@@ -121,7 +121,7 @@ def frd_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
 
 
 def notes_of(evaluation: Evaluation) -> list[str]:
-    """Why radiomics distances are missing. Comparisons of earlier versions have no notes."""
+    """The reasons for missing radiomics distances. Comparisons of earlier versions have no notes."""
     found = evaluation["classes"].values()
     return [note for one in found for kind in one.get("frd", {}).values() if (note := kind.get("note"))]
 
@@ -138,34 +138,35 @@ def samples_section(one: Compared, named: bool = False) -> Section:
         parts.append(f"<h3>{html.text(name)}</h3>{_picture(name, grid)}")
     note = (
         f"Patches of {evaluation['size']} px against the {evaluation['split']} split of {evaluation['on']}. Distance: "
-        "Fréchet, of coarse pictures and power by octave, in deviations of the real patches; means over random halves "
-        "of these by patient, against as many made ones or the other half. Checkerboard: share of the power in the "
-        "wave of two pixels along both axes. Fine waves: shorter than four pixels. Rows of pictures: real, made."
+        "Fréchet distance of coarse images and of power by octave, in standard deviations of the real patches; means "
+        "over random halves of these by patient, against as many made ones or the other half. Checkerboard: share of "
+        "power in the wave of two pixels along both axes. Fine waves: shorter than four pixels. Rows of images: real, "
+        "made."
     )
     title = f"Synthetic patches: {evaluation['synthetic']}" if named else "Synthetic patches"
     return Section(title, "".join(parts), note)
 
 
 def pools_section(pools: Mapping[str, Mapping[str, Any]]) -> Section:
-    """What the weights of public patches follow from, how even they are, and what is promised of them."""
+    """The basis of the weights of public patches, their effective number, and their privacy promise."""
     rows = []
     for name, summary in pools.items():
         even = ", ".join(f"{value:.0f} {kind}" for kind, value in summary["effective"].items())
         cells = [name, summary["protection"], summary["release"], f"{summary['pool']}", even]
         rows.append(html.row([*map(html.text, cells), html.number(summary["auroc"])], numeric_from=5))
-    head = ["Generator", "Protection", "Released", "Public patches", "As even as", "Validation AUROC"]
+    head = ["Generator", "Protection", "Released", "Public patches", "Effective number", "Validation AUROC"]
     said = "".join(
         html.paragraph(f"{name}: {summary['promise']}") for name, summary in pools.items() if summary["promise"]
     )
     said += "".join(
         html.paragraph(f"Note on {name}: {note}.", "soft small")
         for name, summary in pools.items()
-        for note in summary.get("notes", ())  # earlier versions have none
+        for note in summary.get("notes", ())  # missing in earlier versions
     )
     note = (
-        "Patches are drawn from public ones, by weights that follow from one release of what the private ones say of "
-        "them. As even as: how many patches of equal weight would scatter a mean as much. AUROC: of validation images "
-        "along the difference between the weighted means of both classes."
+        "Patches are drawn from public ones, with weights computed from one release of statistics of the private ones. "
+        "Effective number: of patches with equal weights that would give a mean the same variance. AUROC: of "
+        "validation images along the difference between the weighted means of both classes."
     )
     return Section("Weighted public patches", html.table(head, rows, numeric_from=5) + said, note)
 
@@ -174,7 +175,7 @@ def progress_section(progress: Progress, named: bool = False) -> Section:
     """Patches at several steps of the training."""
     cells = "".join(f"<div>Step {step}</div>{_picture(f'step {step}', image)}" for step, image in progress.steps)
     title = f"Progress of {progress.model}" if named else "Progress of the generator"
-    return Section(title, f'<div class="steps">{cells}</div>', "A row for each class, always from the same noise.")
+    return Section(title, f'<div class="steps">{cells}</div>', "One row per class, always from the same noise.")
 
 
 def samples_tables(evaluation: Evaluation) -> list[Table]:

@@ -26,14 +26,15 @@ RATE = Constant(base=1e-4)
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRecipe(AdversarialRecipe):
-    """How a generator of patches by class is trained, against a discriminator.
+    """Settings for training a generator of patches by class against a discriminator.
 
-    model: both networks; `classes` is the number of those of the data. images: how real patches become batches;
-    batch_size is of a step, and each update of the discriminator gets its part, with `privacy` so many expected units.
-    augmentation: of what the discriminator sees, real or made. mixed_sizes: patches of several sizes, or not square,
-    are scaled to one; else they are refused.
-    validation_images: real patches that as many made ones are compared with, two at least; 0: all.
-    choose: the checkpoint to keep, the last, or the one whose patches look most like those of the validation split.
+    model: both networks; `classes` is the number of classes of the data. images: how real patches become batches;
+    batch_size is that of a step, divided among the updates of the discriminator, with `privacy` in expected units.
+    augmentation: of the discriminator's input, real or synthetic. mixed_sizes: scale patches of several sizes, or not
+    square, to one size; else they are refused.
+    validation_images: number of real patches that are compared with as many synthetic ones, at least two; 0: all.
+    choose: the checkpoint to keep: the last, or the one whose patches are most similar to those of the validation
+    split.
     """
 
     model: GanConfig = field(default_factory=GanConfig)
@@ -60,7 +61,7 @@ class GenerationRecipe(AdversarialRecipe):
             raise UserError(what, where="images.batch_size", todo=f"give a multiple of {self.ratio}")
         if self.validation_images == 1:
             todo = "give 2 or more, or 0 for all"
-            raise UserError("1 validation image has no distance", where="validation_images", todo=todo)
+            raise UserError("a distance needs more than 1 validation image", where="validation_images", todo=todo)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +73,19 @@ class TrainGeneratorStage(PrivateTrainStage):
 
     def __post_init__(self) -> None:
         if self.name and self.init_from:
-            what = "a generator starts from nothing: its discriminator is not kept"
+            what = "a generator cannot start from weights, because its discriminator is not kept"
             raise UserError(what, where="init_from", todo="leave it empty")
 
 
 @dataclass(frozen=True)
 class Guidance(Checked):
-    """Released is a linear classifier of two classes (`privacy.head`); the weights of public patches for a class grow
-    with the log odds that it gives them: what classifier guidance is to a generator (Dhariwal and Nichol 2021,
-    arXiv:2105.05233), with a pool in place of one.
+    """Release a linear classifier of two classes (`privacy.head`); the weights of public patches for a class grow with
+    the log odds that it gives them. This is classifier guidance (Dhariwal and Nichol 2021, arXiv:2105.05233) with a
+    pool instead of a generator.
 
-    contrast: deviations of the log odds over the pool by which the mean of each class is moved, were they normal; more
-    shows the classes more clearly, on fewer patches. All others are those of a private head, with its defaults.
+    contrast: shift of the mean of each class, in standard deviations of the log odds over the pool, if they were
+    normal; larger values show the classes more clearly, on fewer patches. The other settings are those of a private
+    head, with its defaults.
     """
 
     name: Literal["guidance"] = "guidance"
@@ -98,11 +100,11 @@ class Guidance(Checked):
 
 @dataclass(frozen=True)
 class Means(Checked):
-    """Released are the mean features of every class (DP-MERF, Harder et al. 2021, arXiv:2002.11603); the weights of the
-    public patches are those that come nearest to equal ones and have these means (`features.tilt`).
+    """Release the mean features of every class (DP-MERF, Harder et al. 2021, arXiv:2002.11603); the weights of the
+    public patches are those closest to equal ones that have these means (`features.tilt`).
 
-    shift: share of the way from the public patches to the private ones, that the weighted patches of all classes go
-    together. contrast: by which the differences between classes are enlarged: few patches then show their class as
+    shift: share of the distance from the public to the private patches by which the weighted patches of all classes
+    move together. contrast: factor on the differences between classes, so that few patches show their class as well as
     many would. penalty: keeps weights even. count_scale: see `privacy.release.class_features`.
     """
 
@@ -115,11 +117,12 @@ class Means(Checked):
 
 @dataclass(frozen=True)
 class Votes(Checked):
-    """Released are votes of private patches for the public ones that are most alike, by class: a round of Private
-    Evolution (Lin et al. 2024, arXiv:2305.15560) over a large pool. Weights are the votes.
+    """Release votes of private patches for the most similar public ones, by class: one round of Private Evolution (Lin
+    et al. 2024, arXiv:2305.15560) over a large pool. The votes are the weights.
 
-    neighbours: for how many public patches a private one votes. threshold: of a patch with fewer votes the weight is 0;
-    in deviations of the noise. A class for which no patch has as many has equal weights: what is released is spent.
+    neighbours: number of public patches that a private one votes for. threshold: patches with fewer votes have weight
+    0, in standard deviations of the noise. If no patch reaches it for a class, the class has equal weights, as the
+    budget of the release is spent.
     """
 
     name: Literal["votes"] = "votes"
@@ -128,15 +131,15 @@ class Votes(Checked):
 
 
 def releases() -> Mapping[str, type]:
-    """What private patches may say of public ones, by name."""
+    """The kinds of release from private patches, by name."""
     return {"guidance": Guidance, "means": Means, "votes": Votes}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolRecipe(FrozenRecipe):
-    """How public patches are weighted by what private ones say of them.
+    """Settings for weighting public patches by a release from private ones.
 
-    components: of every kind of features, after their whitening by the public patches. release: what is said.
+    components: of every kind of features, after whitening by the public patches. release: its kind and settings.
     """
 
     components: Annotated[int, AtLeast(1)] = 24
@@ -147,7 +150,7 @@ class PoolRecipe(FrozenRecipe):
 class FitPoolStage(FitStage):
     """Weight public patches so that they are like the private ones of every class. Leaves RUN/STAGE/model, a generator.
 
-    public: what is drawn are patches of their images.
+    public: sources whose images become the drawn patches.
     """
 
     task: Literal["generation"] = "generation"
@@ -158,9 +161,9 @@ class FitPoolStage(FitStage):
         if not self.name:
             return
         if self.init_from:
-            raise UserError("weights of patches start from nothing", where="init_from", todo="leave it empty")
+            raise UserError("weights of patches have no initial weights", where="init_from", todo="leave it empty")
         if not self.public:
-            what = "no public images to draw patches from"
+            what = "there are no public images to draw patches from"
             raise UserError(what, where="public", todo="name data sources of other people's images")
         for name in self.public:
             if name in self.train_on:
@@ -174,9 +177,9 @@ class FitPoolStage(FitStage):
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """How a denoiser draws. noise, sampler: from noise to a patch. guidance: strength of classifier-free guidance, away
-    from patches of no class; 1: none. hidden: share of examples whose class it did not see in training: they teach what
-    patches of no class are.
+    """How a denoiser samples. noise, sampler: from noise to a patch. guidance: strength of classifier-free guidance,
+    away from patches without a class; 1: none. hidden: share of training examples whose class is hidden, from which it
+    learns patches without a class.
     """
 
     noise: NoiseSettings
@@ -187,11 +190,11 @@ class Drawing:
     def __post_init__(self) -> None:
         check_drawing(self.noise.schedule(), self.sampler, self.guidance)
         if self.guidance != 1 and not self.hidden:
-            what = f"guidance is {self.guidance}, and hidden 0: nothing teaches what patches of no class are"
+            what = f"guidance is {self.guidance}, but hidden is 0, so patches without a class are not learned"
             raise UserError(what, where="hidden", todo="train with a share such as 0.1, or set guidance=1")
 
     def changed(self, settings: SampleSettings) -> Self:
-        """The same, but for what the settings say. UserError where nothing can be drawn so."""
+        """The same with the given settings. UserError if sampling is impossible with them."""
         guidance = self.guidance if settings.guidance is None else settings.guidance
         sampler = replace(self.sampler, steps=settings.sampler_steps or self.sampler.steps)
         return replace(self, guidance=guidance, sampler=sampler)
@@ -199,9 +202,9 @@ class Drawing:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What is drawn. classes: by name; () for all. batch_size: patches drawn at once.
+    """The patches to draw. classes: by name; () for all. batch_size: number of patches drawn at once.
 
-    guidance, sampler_steps: how a denoiser draws, in place of what its training said; None leaves that.
+    guidance, sampler_steps: for a denoiser, instead of the settings of its training; None keeps those.
     """
 
     classes: tuple[str, ...] = ()
@@ -212,7 +215,7 @@ class SampleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleStage(SampleSettings, SynthesizeStage):
-    """Draw patches of every class: a COCO file, and folders of classes. per_class: how many of each."""
+    """Draw patches of every class: a COCO file, and folders of classes. per_class: number for each class."""
 
     task: Literal["generation"] = "generation"
     per_class: Annotated[int, AtLeast(1)] = 100
@@ -220,7 +223,7 @@ class SampleStage(SampleSettings, SynthesizeStage):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSamplesStage(EvaluateStage):
-    """Compare the patches of the source `synthetic`, by whatever program, with the real ones of one split of `on`.
+    """Compare the patches of the source `synthetic`, made by any program, with the real ones of one split of `on`.
 
     frd: versions of the Frechet radiomics distance to measure, v0 or v1 (`evaluation.frd`); () for none.
     """

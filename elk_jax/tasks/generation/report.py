@@ -17,7 +17,7 @@ from elk_jax.training.writer import read_metrics
 from elk_jax.weights.model_folder import kept_step, promise
 
 STEPS = 4
-"""Pictures of the progress: first, last, and between."""
+"""Number of pictures of the progress: first, last, and between."""
 
 
 def part(run: Run, summaries: Mapping[str, Any]) -> Part:
@@ -37,7 +37,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
 
 
 def compared(folder: Path) -> Compared:
-    """A comparison with its pictures; those that are gone are left out."""
+    """A comparison with its pictures, without missing ones."""
     evaluation = files.read_object(folder / "evaluation.json", "classes")
     paths = sorted((folder / "pictures").glob("*.png"))
     read = {path.stem: cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths}

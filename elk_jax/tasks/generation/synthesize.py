@@ -1,9 +1,9 @@
-"""Draw patches of every class with a trained generator: a COCO folder that is a folder of classes too.
+"""Draw patches of every class with a trained generator: a COCO folder that is also a folder of classes.
 
-Output: `images/CLASS/NUMBER.png`, and, when all are there, `synthetic.json`, whose entries say what each patch was
-drawn from. A patch is a function of (seed, its number, its class) and the model; more patches of a class leave the
-first ones as they are. An interrupted set is resumed. `synthesis.json` has the ledgers of private trainings behind the
-generator, and `synthetic.json` says what they promise; drawing costs no privacy.
+Output: `images/CLASS/NUMBER.png`, and, when all exist, `synthetic.json`, with the origin of each patch. A patch is a
+function of (seed, its number, its class) and the model; drawing more patches of a class does not change the first ones.
+An interrupted set is resumed. `synthesis.json` has the ledgers of private trainings behind the generator, and
+`synthetic.json` their promises; drawing costs no privacy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OF_DENOISERS = ("guidance", "sampler_steps")
 
 
 def check_classes(run: Run, stage: SampleStage, recipe: None, names: Collection[str]) -> None:
-    """UserError for a class that the generator will not know, before it is trained."""
+    """UserError for a class that the generator will not have, before it is trained."""
     known: Sequence[str] = ()
     settings, where = settings_of(stage), f"config.stages.{stage.name}"
     if stage.model not in names:
@@ -64,7 +64,7 @@ def synthesize(run: Run, stage: SampleStage, recipe: None) -> Summary:
 
 
 def settings_of(stage: SampleStage) -> SampleSettings:
-    """What a stage draws."""
+    """The settings of what a stage draws."""
     return SampleSettings(**{field.name: getattr(stage, field.name) for field in fields(SampleSettings)})
 
 
@@ -83,11 +83,11 @@ def sample(
 ) -> dict[str, int]:
     """Write the patches; returns how many of each class. model: a generator's model folder.
 
-    UserError for a class that the generator does not know, settings that it does not have, and a folder that was begun
-    with other settings.
+    UserError for a class that the generator does not know, settings that do not apply to it, and a folder that was
+    started with other settings.
     """
     if per_class < 1:
-        raise UserError(f"{per_class} patches of a class", where="count", todo="give 1 or more")
+        raise UserError(f"{per_class} patches per class", where="count", todo="give 1 or more")
     trained = drawing(model, settings)
     params, description = trained
     known = description.classes
@@ -104,14 +104,14 @@ def sample(
                 files.make_folder(output / "images" / known[label])
         meet("sampling begun")
         todo = [place for place in places if not (output / "images" / _name(known, *place)).exists()]
-        meet("sampling counted")  # before the main process adds to what the others count
+        meet("sampling counted")  # before the main process adds files that the others count
         draw = sampling.compile_sampler(trained, mesh)
         placed, size = meshes.place(params, mesh), settings.batch_size
         with Progress("  drawing", len(places), start=len(places) - len(todo), unit="image") as bar:
             for first in range(0, len(todo), size):
                 some = todo[first : first + size]
                 labels, numbers = np.array(some, np.int32).T
-                # patches of two classes with one number have nothing in common
+                # patches of different classes with the same number are independent
                 made = drawn(draw, placed, labels, numbers * len(known) + labels, seed, size)
                 for place, patch in zip(some, made):
                     if is_main():
@@ -132,18 +132,18 @@ def sample(
 
 
 def drawing(model: Path, settings: SampleSettings) -> Trained:
-    """A generator that draws as the settings say. UserError for one to which they do not apply."""
+    """The generator with the given settings for sampling. UserError if they do not apply to it."""
     trained = load(model)
     return trained._replace(description=_changed(trained.description, settings, model))
 
 
 def _changed(how: Any, settings: SampleSettings, where: object) -> Any:
-    """A recipe or description that draws as the settings say. UserError for one to which they do not apply."""
+    """The recipe or description with the given settings for sampling. UserError if they do not apply to it."""
     given = _given(settings)
     if not given:
         return how
     if not isinstance(how, Drawing):
-        what = f"{' and '.join(given)} of a generator that does not denoise"
+        what = f"{' and '.join(given)} does not apply to a generator that is not a denoiser"
         raise UserError(what, where=where, todo="leave it out")
     try:
         return how.changed(settings)
@@ -152,7 +152,7 @@ def _changed(how: Any, settings: SampleSettings, where: object) -> Any:
 
 
 def _given(settings: SampleSettings) -> dict[str, Any]:
-    """What is said of denoisers, by name."""
+    """The settings that apply to denoisers, by name."""
     return {name: value for name in OF_DENOISERS if (value := getattr(settings, name)) is not None}
 
 
@@ -161,21 +161,21 @@ def _name(classes: tuple[str, ...], label: int, number: int) -> str:
 
 
 def _trained(trained: model_folder.Training | None) -> dict | None:
-    """How the generator came about, without hashes of patients."""
+    """The provenance of the generator, without hashes of patients."""
     return None if trained is None else {k: v for k, v in asdict(trained).items() if k != "patients"}
 
 
 def _begin(output: Path, settings: dict, fixed: tuple[str, ...]) -> None:
-    """Refuse to resume in a folder that was begun with other settings, or has images and does not say how it began."""
+    """Refuse to resume in a folder that was started with other settings, or that has images of unknown origin."""
     before = output / SETTINGS
     if not before.exists() and (output / "images").exists():
-        raise UserError("images that were not drawn here", where=output, todo="name another --output")
+        raise UserError("the folder has images of unknown origin", where=output, todo="name another --output")
     if before.exists():
         known = files.read_object(before)
         for key in fixed:
             if known.get(key) != settings.get(key):
                 raise UserError(
-                    f"sampling was begun here with {key} {known.get(key)!r}, and is {settings.get(key)!r} now",
+                    f"sampling was started here with {key} {known.get(key)!r}, which is now {settings.get(key)!r}",
                     where=output,
                     todo="name another folder, or remove this one",
                 )
@@ -183,18 +183,18 @@ def _begin(output: Path, settings: dict, fixed: tuple[str, ...]) -> None:
 
 
 def _check_others(images: Path, names: set[str]) -> None:
-    """Refuse patches that a smaller set would leave in its folders of classes, beside those in its COCO file."""
+    """Refuse patches beyond the size of the set: they would stay in its folders of classes but not in its COCO file."""
     others = sorted({path.relative_to(images).as_posix() for path in images.glob("*/*.png")} - names)
     if others:
         raise UserError(
-            f"more patches than are asked for: {others[0]}",
+            f"the folder has more patches than requested: {others[0]}",
             where=images,
-            todo="ask for as many as there are, or more; or remove the folder",
+            todo="request at least as many as there are, or remove the folder",
         )
 
 
 def _check_known(classes: Sequence[str], known: Sequence[str], where: str = "classes") -> None:
-    """UserError for a class that a generator does not know."""
+    """UserError for a class that the generator does not know."""
     for name in classes:
         if name not in known:
             raise UserError(f"no class '{name}'", where=where, todo=f"choose from {', '.join(known)}")

@@ -34,9 +34,9 @@ from elk_jax.training.step.private_adversarial import judge
 from elk_jax.weights import model_folder
 
 SHOWN = 8
-"""Patches of a class in the picture grid."""
+"""Number of patches per class in the picture grid."""
 LEAST = 2
-"""Validation images that a distance needs."""
+"""Least number of validation images for a distance."""
 
 
 def check_train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe, names: Collection[str]) -> None:
@@ -45,8 +45,8 @@ def check_train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe, 
 
 
 def check_data(run: Run, stage: PrivateTrainStage, recipe: Any, model: Model | Game) -> None:
-    """UserError for images without a class, classes without images, sizes that differ, and units of a private training
-    that nobody names or that its public images show.
+    """UserError for images without a class, classes without images, different sizes, and units of a private training
+    that are not named or that its public images show.
 
     recipe: has `mixed_sizes`, and a `model` with `classes`.
     """
@@ -58,9 +58,9 @@ def check_data(run: Run, stage: PrivateTrainStage, recipe: Any, model: Model | G
     validation = run.list(stage.validate_on, "val")
     if len(validation) < LEAST:
         what = f"{len(validation)} validation images"
-        raise UserError(what, where=f"{stage.validate_on}, split 'val'", todo=f"give {LEAST} at least")
+        raise UserError(what, where=f"{stage.validate_on}, split 'val'", todo=f"give at least {LEAST}")
     if validation.classes != train.classes:
-        what = f"{', '.join(train.classes)} to train on, {', '.join(validation.classes)} to validate on"
+        what = f"{', '.join(train.classes)} for training, but {', '.join(validation.classes)} for validation"
         raise UserError(what, where=f"config.stages.{stage.name}.validate_on", todo="name data of the same classes")
     for source in (train, validation):
         image_labels(source)
@@ -73,7 +73,7 @@ def check_classes(source: ImageSource, classes: int, where: str) -> None:
     check_names(source.classes, source.name)
     counts = np.bincount(image_labels(source), minlength=len(source.classes))
     if classes != len(source.classes):
-        what = f"{classes} in the model, and the data have {', '.join(source.classes)}"
+        what = f"{classes} in the model, but the data have {', '.join(source.classes)}"
         raise UserError(what, where=where, todo=f"set {len(source.classes)}")
     for name, count in zip(source.classes, counts):
         if not count:
@@ -143,15 +143,15 @@ def train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe) -> Sum
 
 
 def open_patches(run: Run, stage: PrivateTrainStage, size: int, validated: int) -> tuple[Labelled, Labelled]:
-    """(training patches, validation patches on which progress is measured) of `size`. validated: how many, spread over
-    the split; 0: all."""
+    """(training patches, validation patches for measuring progress) of `size`. validated: their number, spread over the
+    split; 0: all."""
     found, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
     few = subset(validation, spread(len(validation), validated or len(validation)))
     return Labelled(found, image_labels(found), size), Labelled(few, image_labels(few), size)
 
 
 def summary(run: Run, stage: PrivateTrainStage, learned: Learned, images: Labelled, of_val: Labelled) -> Summary:
-    """What a generator was trained and validated on, without what a private training withholds."""
+    """The training and validation data of a generator, without the parts that a private training withholds."""
     shown = [of_val.source] if private.is_withheld(run.experiment, stage) else [images.source, of_val.source]
     return {
         "kind": "train",
@@ -176,7 +176,7 @@ Sampler = sampling.Sampler
 def _validating(
     sample: Sampler, images: Labelled, recipe: GenerationRecipe, seed: int
 ) -> Callable[[Params, int], dict[str, float]]:
-    """How the made patches differ from the validation images: as many of each class, always from the same noise."""
+    """Distances of synthetic patches from the validation images: as many of each class, always from the same noise."""
     real = whole_images(images.source, images.size, progress_bar("  reading"))[..., 0]
     labels = images.labels.astype(np.int32)
     size = recipe.images.batch_size
@@ -192,7 +192,7 @@ def _validating(
 
 
 def drawing(sample: Sampler, classes: int, seed: int) -> Callable[[Params, int], dict[str, np.ndarray]]:
-    """A row of patches of each class, always from the same noise, which is the same for all classes."""
+    """A row of patches for each class, always from the same noise for all classes."""
     numbers = np.arange(SHOWN)
 
     def draw(params: Params, step: int) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Inpainting: a diffusion model learns lesions from close-ups, and paints lesions into healthy tissue."""
+"""Inpainting: a diffusion model is trained on close-ups of lesions, and paints lesions into healthy tissue."""
 
 from elk_jax.tasks.inpainting import model, recipe, report, synthesize, train
 from elk_jax.tasks.task import Action, StageKind, Task

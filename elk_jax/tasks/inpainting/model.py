@@ -33,7 +33,7 @@ ARCHITECTURE = "inpainter"
 
 @dataclasses.dataclass(frozen=True)
 class Inpainter:
-    """Everything that painting needs beside the parameters."""
+    """Everything needed for painting besides the parameters."""
 
     model: InpainterConfig
     noise: Schedule
@@ -58,11 +58,11 @@ def trainable(
 ) -> Model:
     """An inpainter for the training loop.
 
-    tissue_share: expected share of healthy tissue among the examples; with it, they do not meet in the loss, which is
-    not divided by their numbers in a batch.
+    tissue_share: expected share of healthy tissue among the examples; if given, examples do not interact in the loss,
+    which is then not divided by their numbers in a batch.
 
     base: the weights to start from, None for random ones. Its untrained parts are constants: the autoencoder,
-    the text encoder without `train_text`, and with adapters everything; the parameters are then only the adapters.
+    the text encoder without `train_text`, and with adapters everything; then only the adapters are parameters.
     """
     assert base is not None or not adapters.rank  # check_start
     untrained = ("vae",) if train_text else ("vae", "text_encoder")
@@ -92,7 +92,7 @@ def trainable(
 
 
 def initial_weights(model: Model, adapters: LoraConfig, base: Params | None) -> Params | None:
-    """The trained part of `base`; None where the training starts from `model.init`."""
+    """The trained part of `base`; None if the training starts from `model.init`."""
     if base is None or adapters.rank:
         return None
     return {name: part for name, part in base.items() if name not in model.constants}
@@ -106,7 +106,7 @@ def merged(host: Params, model: Model, adapters: LoraConfig) -> Params:
 
 
 def resized(model: InpainterConfig, size: int) -> InpainterConfig:
-    """The same networks, which take every size, for pictures of `size` pixels."""
+    """The same networks, which accept any size, for pictures of `size` pixels."""
     unet = dataclasses.replace(model.unet, sample_size=model.unet.sample_size * size // model.size)
     return dataclasses.replace(model, unet=unet, size=size)
 
@@ -125,14 +125,14 @@ def compile_encoder(parts: Inpainter, mesh: Mesh) -> Callable[[Params, Mapping[s
 
 
 def blank_latents(parts: Inpainter, params: Params, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What `compile_encoder` makes of a blank batch: zeros that take no memory. params: may be shapes."""
+    """The result of `compile_encoder` for a blank batch: zeros that take no memory. params: may be shapes."""
     encode = partial(inpainter.encode, parts.model)
     shapes = jax.eval_shape(encode, params, batch["image"], batch["mask"], jax.random.key(0))
     return _encoded(batch, [np.broadcast_to(np.zeros((), x.dtype), x.shape) for x in shapes])
 
 
 def _encoded(batch: Mapping[str, np.ndarray], latents: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch with latents in place of its image."""
+    """A batch with latents instead of its image."""
     arrays = {key: np.asarray(batch[key]) for key in ("mask", "lesion", "valid")}
     return arrays | {"latents": latents[0], "masked_latents": latents[1]}
 
@@ -162,10 +162,10 @@ def _paint(parts: Inpainter, params: Params, batch: Mapping[str, jax.Array]) -> 
 class Description:
     """The content of `model.json`.
 
-    prompts: the texts of `words`, by name. window, margin: of the close-ups of the training. areas: sizes of the
-    lesions of the training split, or of the validation split where the training is private, by kind ('free',
-    'medium'). classes: of the data; lesions are painted as the first. parts: the configurations of diffusers that the
-    networks were imported with; None in pixel space.
+    prompts: the texts of `words`, by name. window, margin: of the close-ups in training. areas: sizes of the lesions of
+    the training split, or of the validation split if the training is private, by kind ('free', 'medium'). classes: of
+    the data; lesions are painted as the first. parts: the configurations of diffusers that the networks were imported
+    with; None in pixel space.
     """
 
     architecture: str
@@ -184,11 +184,11 @@ class Description:
 
 
 EARLIER = {"prompts": {}, "margin": 0.0, "areas": {}}
-"""What model folders of earlier versions lack."""
+"""Fields that model folders of earlier versions lack."""
 
 
 class Trained(NamedTuple):
-    """An inpainter's model folder, read."""
+    """The content of an inpainter's model folder."""
 
     parts: Inpainter
     params: Params
@@ -237,7 +237,7 @@ def load(folder: Path) -> Trained:
 
 
 def computed(model: InpainterConfig, **changes: Any) -> InpainterConfig:
-    """The same networks, computed otherwise. changes: dtype, remat, attention."""
+    """The same networks with other settings of computation. changes: dtype, remat, attention."""
     networks = {name: getattr(model, name) for name in ("unet", "autoencoder", "text")}
     changed = {name: dataclasses.replace(one, **changes) for name, one in networks.items() if one is not None}
     return dataclasses.replace(model, **changed)
@@ -246,6 +246,6 @@ def computed(model: InpainterConfig, **changes: Any) -> InpainterConfig:
 def rule(areas: Mapping[str, AreaRule], kind: str) -> AreaRule:
     """Sizes of the lesions to paint; `kind` is 'free' or 'medium'."""
     if kind not in areas:
-        known = ", ".join(areas) or "none: the model was imported, not trained on lesions"
+        known = ", ".join(areas) or "none, because the model was imported and not trained on lesions"
         raise UserError(f"the model knows no lesion area '{kind}'", where="area", todo=f"it knows {known}")
     return areas[kind]

@@ -22,7 +22,7 @@ class PaintedSet:
     stage: str
     count: int
     painted: Sequence[Strip] = ()  # canvas before and after
-    real: Sequence[Strip] = ()  # lesions of the training split; of validation where training is private
+    real: Sequence[Strip] = ()  # lesions of the training split; of validation if training is private
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def painted_section(painted: PaintedSet, named: bool = False) -> Section:
     title = _titled("Painted lesions", painted.stage if named else "")
     note = (
         f"Examples of {painted.count}, at native resolution: the canvas, and the canvas with the lesion. "
-        "The corners of the box are marked; a click enlarges."
+        "The corners of the box are marked; click to enlarge."
     )
     return Section(title, "".join(parts), note)
 

@@ -26,13 +26,13 @@ from elk_jax.training.schedules import WarmupCosine
 class PixelModel(PixelNetwork):
     """An inpainter in pixel space, trained from random weights.
 
-    scale: standard deviation of the images, beside noise of 1. Neighbouring pixels are alike, so that an image of scale
-    1 shows its shapes through nearly every noise level, and the model learns little about shapes (Hoogeboom et al.
-    2023, arXiv 2301.11093; Chen 2023, arXiv 2301.10972).
+    scale: standard deviation of the images, relative to noise of 1. Neighbouring pixels are similar, so the shapes in
+    an image of scale 1 are visible through nearly every noise level, and the model learns little about shapes
+    (Hoogeboom et al. 2023, arXiv 2301.11093; Chen 2023, arXiv 2301.10972).
     """
 
     scale: Annotated[float, ABOVE_ZERO] = 0.3
-    down_block_types: tuple[str, ...] = ("DownBlock2D", "CrossAttnDownBlock2D")  # attention only on 8 x 8 places
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "CrossAttnDownBlock2D")  # attention only at 8 x 8 positions
 
     def __post_init__(self) -> None:
         check(self)
@@ -46,7 +46,7 @@ class PixelModel(PixelNetwork):
 
 @dataclass(frozen=True)
 class NetworkSettings(Checked):
-    """How the networks of a model that init_from brings are computed."""
+    """Settings of computation for the networks of a model loaded with init_from."""
 
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"
     remat: bool = False
@@ -55,7 +55,7 @@ class NetworkSettings(Checked):
 
 @dataclass(frozen=True)
 class Prompts:
-    """Texts for a model that reads text, in training and while painting."""
+    """Texts for a model that reads text, in training and painting."""
 
     lesion: str = "a mammogram with a mass lesion"
     tissue: str = "a mammogram"
@@ -64,7 +64,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters instead of the whole model; they want a learning rate of about 1e-4.
+    """Low-rank adapters instead of the whole model; they need a learning rate of about 1e-4.
 
     rank: 0 for none. alpha: 0 for the rank (strength 1). targets: regular expression of the layers, such as
     'unet/.*attn\\d/to_(q|k|v|out_0)$'.
@@ -87,14 +87,14 @@ COSINE = WarmupCosine(base=1e-3, warmup_steps=100)
 
 @dataclass(frozen=True, kw_only=True)
 class InpaintingRecipe(TrainingRecipe):
-    """How an inpainter is trained.
+    """Settings for training an inpainter.
 
-    model: in pixel space; None where init_from brings a model. networks, prompts: of such a model.
+    model: in pixel space; None if init_from provides a model. networks, prompts: of such a model.
     guidance: strength of classifier-free guidance while painting; 1 for none.
-    cached_windows: encode every lesion in so many windows once, instead of a new window in every step; 0: do not.
+    cached_windows: encode this many windows of every lesion once, instead of a new window in every step; 0: do not.
     train_text_encoder: of a model that has one, or its adapters.
     validation_closeups: lesions of the validation split; 0: all.
-    choose: the checkpoint to keep, the last, or the best by the loss on the validation close-ups.
+    choose: the checkpoint to keep: the last, or the one with the lowest loss on the validation close-ups.
     """
 
     model: PixelModel | None = field(default_factory=PixelModel)
@@ -121,8 +121,8 @@ class InpaintingRecipe(TrainingRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.privacy is not None and self.cached_windows:
-            todo = "set it to 0: a private training draws a new window of every lesion in every step"
-            raise UserError("no windows are cached in a private training", where="cached_windows", todo=todo)
+            todo = "set it to 0: private training draws a new window of every lesion in every step"
+            raise UserError("windows cannot be cached in private training", where="cached_windows", todo=todo)
         check_drawing(self.noise.schedule(), self.sampler, self.guidance)
 
 
@@ -136,12 +136,12 @@ class TrainInpainterStage(PrivateTrainStage):
 
 @dataclass(frozen=True)
 class PaintSettings:
-    """How lesions are painted.
+    """Settings for painting lesions.
 
-    area: sizes of the lesions, by name of the rules that the inpainter's training left (`free`: all sizes).
-    lesion_free: use only canvases without any lesion; else windows that are clear of lesions.
-    grain: give lesions that are smoother than the tissue around them its grain; not in whole windows.
-    whole_window: paste the whole window, as published, and not the lesion with a soft border.
+    area: sizes of the lesions, by name of a rule stored by the inpainter's training (`free`: all sizes). lesion_free:
+    use only canvases without any lesion; else windows without lesions.
+    grain: add the grain of the surrounding tissue to lesions that are smoother than it; not in whole windows.
+    whole_window: paste the whole window, as published, instead of the lesion with a soft border.
     """
 
     area: Annotated[str, OneOf(AREAS)] = "free"
@@ -155,8 +155,8 @@ class PaintSettings:
 class PaintStage(PaintSettings, SynthesizeStage):
     """Paint lesions into training images of the source `canvases`.
 
-    share: painted lesions for each real one of the training split of `share_of` ("": of `canvases`; ELK: 1.0 and 2.0).
-    count: of painted lesions, instead of a share; 0: by the share.
+    share: painted lesions per real one of the training split of `share_of` ("": of `canvases`; ELK: 1.0 and 2.0).
+    count: number of painted lesions, instead of a share; 0: use the share.
     """
 
     task: Literal["inpainting"] = "inpainting"

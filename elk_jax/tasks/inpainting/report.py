@@ -29,11 +29,11 @@ from elk_jax.training.writer import read_metrics
 from elk_jax.weights.model_folder import kept_step, promise
 
 PAINTED = 9
-"""Painted lesions in the gallery, from all over the set."""
+"""Number of painted lesions in the gallery, spread over the set."""
 REAL = 12
-"""Real lesions in the gallery."""
+"""Number of real lesions in the gallery."""
 STEPS = 3
-"""Rows of the progress: first, last, and between."""
+"""Number of rows of the progress: first, last, and between."""
 
 
 def part(run: Run, summaries: Mapping[str, Any]) -> Part:
@@ -54,7 +54,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
 def progress(folder: Path, name: str, count: int = STEPS) -> Progress | None:
     """The grids `pictures/painted-*.png` of a training: the first, the last, and some evenly between.
 
-    Their rows are (train.py): the close-ups, what is covered, what was painted.
+    Their rows are (train.py): the close-ups, their visible part, and the painted lesions.
     """
     grids = saved_grids(folder, "painted", count)
     rows = [(step, np.split(grid, 3)) for step, grid in grids if len(grid) % 3 == 0]
@@ -74,8 +74,8 @@ def _painted(run: Run, name: str, summary: Mapping[str, Any]) -> PaintedSet:
 
 
 def _lesions(run: Run, stage: PaintStage) -> ImageSource:
-    """Real lesions to compare with: those that the inpainter was trained on, where it is a stage of this run and may
-    show them; validation lesions where it may not."""
+    """Real lesions for comparison: the inpainter's training lesions if it is a stage of this run and they may be shown;
+    otherwise validation lesions."""
     inpainter = run.experiment.stages.get(stage.model)
     if isinstance(inpainter, TrainStage):
         if private.is_withheld(run.experiment, inpainter):
@@ -102,7 +102,7 @@ def painted_strips(painted: ImageSource, canvases: ImageSource, count: int = PAI
 
 
 def real_strips(source: ImageSource, size: int, seed: int, count: int = REAL) -> list[Strip]:
-    """Lesions of a source in windows of `size` px; none where no lesion fits."""
+    """Lesions of a source in windows of `size` px; none if no lesion fits."""
     try:
         lesions = fitting_lesions(source.infos, size)
     except UserError:

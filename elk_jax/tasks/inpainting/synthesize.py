@@ -1,8 +1,8 @@
 """Paint lesions into healthy breasts with a trained inpainter: a COCO folder, which can be resumed.
 
 Output: `images/NAME.png`, `masks/NAME.png` (the painted region: the lesion's box and its margin),
-`provenance/NAME.json` (written last: that lesion is done) and, when all are there, `synthetic.json`. Lesion `index` is
-a function of (seed, index), the model and the canvases only.
+`provenance/NAME.json` (written last, when the lesion is complete) and, when all exist, `synthetic.json`. Lesion `index`
+is a function of (seed, index), the model and the canvases only.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ from elk_jax.weights import model_folder
 
 SETTINGS = "synthesis.json"
 PROVENANCE = ("canvas", "window", "box", "seed", "index")
-"""Of a painted image, what its entry in the COCO file keeps."""
+"""Fields of a painted image that its entry in the COCO file keeps."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A lesion to paint: where, on what, and what the model sees."""
+    """A lesion to paint: its position, its canvas, and the input of the model."""
 
     name: str
     placement: Placement
-    region: Window  # what is painted over, in the pixels of the window: the box and its margin
+    region: Window  # the painted region in pixels of the window: the box and its margin
     pixels: np.ndarray  # [H, W] the canvas, uint8 or uint16
     breast: np.ndarray  # [H, W] bool, without the canvas's own lesions
     image: np.ndarray  # [S, S] float32
@@ -66,15 +66,15 @@ class Planned:
 
 
 def check_start(run: Run, stage: PaintStage, recipe: None, names: Collection[str]) -> None:
-    """UserError where an inpainter that learns from files would paint their lesions into drawn breasts."""
+    """UserError if an inpainter trained on files would paint their lesions into phantom breasts."""
     trained = run.experiment.stages.get(stage.model)
     if not isinstance(trained, TrainStage) or drawn(run.spec(stage.canvases)) is None:
         return
     for name in trained.train_on:
         if drawn(run.spec(name)) is None:
-            todo = "give healthy images of your own, or take a variant for images of your own, such as small"
+            todo = "give healthy images of your own, or use a variant for your own images, such as small"
             where = f"config.data.{stage.canvases}.spec"
-            raise UserError(f"lesions of '{name}' would be painted into drawn breasts", where=where, todo=todo)
+            raise UserError(f"lesions of '{name}' would be painted into phantom breasts", where=where, todo=todo)
 
 
 def synthesize(run: Run, stage: PaintStage, recipe: None) -> Summary:
@@ -116,10 +116,10 @@ def synthesize_source(
 def paint_lesions(
     model: Path, canvases: ImageSource, count: int, output: Path, settings: PaintSettings, seed: int, mesh: Mesh
 ) -> None:
-    """Write `count` images, each with one painted lesion beside those that its canvas has.
+    """Write `count` images, each with one painted lesion besides those of its canvas.
 
     model: an inpainter's model folder. canvases: images of TRAINING patients. Raises UserError for a folder that was
-    begun with other settings, and for canvases without room for a lesion.
+    started with other settings, and for canvases without room for a lesion.
     """
     if count < 1:
         raise UserError(f"{count} lesions to paint", where="count", todo="give 1 or more")
@@ -141,7 +141,7 @@ def paint_lesions(
     masks: dict[int, np.ndarray] = {}
 
     def breast_of(position: int) -> np.ndarray:
-        """Packed: a bit per pixel, since every canvas is asked for again."""
+        """Packed, one bit per pixel, as every canvas is needed again."""
         if position not in masks:
             masks[position] = np.packbits(breast_mask(canvases[position].image), axis=None)
         info = canvases.infos[position]
@@ -164,7 +164,7 @@ def paint_lesions(
             _begin(output, begun)
         meet("synthesis begun")
         todo = [i for i in range(count) if not (output / "provenance" / f"{i:06d}.json").exists()]
-        meet("synthesis counted")  # before the main process adds to what the others count
+        meet("synthesis counted")  # before the main process adds files that the others count
         painter = inpainters.trainable(parts, LossConfig(), LoraConfig(), False, None)
         sample, placed = sampling.compile_sampler(painter, mesh), meshes.place(params, mesh)
         with Progress("  painting", count, start=count - len(todo), unit="lesion") as bar:
@@ -190,25 +190,25 @@ def paint_lesions(
 
 
 def _of_training_or_error(canvases: ImageSource) -> None:
-    """Refuse canvases that name another split than training's: their patients would come into the training."""
+    """Refuse canvases of a split other than training, as their patients would enter the training data."""
     others = sorted({info.split for info in canvases.infos} - {"train", ""})
     if others:
         raise UserError(
-            f"canvases of the split '{others[0]}': their patients would come into the training",
+            f"canvases of the split '{others[0]}': their patients would enter the training data",
             where=canvases.name,
             todo="paint on images of the split 'train', or on images that name no split",
         )
 
 
 def _digest(canvases: ImageSource) -> str:
-    """Fingerprint of what a painted set takes from its canvases."""
+    """Fingerprint of the parts of the canvases that a painted set depends on."""
     fields = lambda i: (i.image_id, i.patient_id, i.width, i.height, i.boxes.tolist(), i.ignore.tolist())
     records = [fields(info) for info in canvases.infos]
     return hashlib.sha256(json.dumps(records).encode()).hexdigest()[:16]
 
 
 def _begin(output: Path, settings: dict[str, Any]) -> None:
-    """Make the folders, or refuse to resume in one that was begun with other settings."""
+    """Make the folders, or refuse to resume in one that was started with other settings."""
     before = output / SETTINGS
     if before.exists():
         known = files.read_object(before)
@@ -216,7 +216,7 @@ def _begin(output: Path, settings: dict[str, Any]) -> None:
         if differing:
             key = differing[0]
             raise UserError(
-                f"synthesis was begun here with {key} {known.get(key)!r}, and is {settings[key]!r} now",
+                f"synthesis was started here with {key} {known.get(key)!r}, which is now {settings[key]!r}",
                 where=output,
                 todo="name another --output, or remove the folder",
             )
@@ -253,7 +253,7 @@ def _write(
 
 
 def _promises(canvases: ImageSource, model: Path) -> tuple[Statement, ...] | None:
-    """Of the private trainings behind the canvases and the model, as of an `ImageSource`."""
+    """The promises of the private trainings behind the canvases and the model, as in an `ImageSource`."""
     return None if canvases.promises is None else once((*canvases.promises, *model_folder.promises(model)))
 
 
@@ -264,7 +264,7 @@ def _finish(
     seen_patients: Collection[str],
     promises: Sequence[Statement] | None,
 ) -> None:
-    """The COCO file of all that was painted: the new lesion, and what the canvas had."""
+    """The COCO file of all painted images: the new lesions and those of the canvases."""
     infos, by_id = [], {info.image_id: info for info in canvases.infos}
     for index in range(count):
         name = f"{index:06d}"

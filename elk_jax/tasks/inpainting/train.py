@@ -37,14 +37,14 @@ from elk_jax.weights.tokenizer import Tokenizer
 
 
 def check_start(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe, names: Collection[str]) -> None:
-    """UserError where there is no model to train, and where patients of a private training are known elsewhere."""
+    """UserError if there is no model to train, or if patients of a private training are known elsewhere."""
     private.check_public(stage, recipe)
     private.check_start(run, stage, recipe)
     if not stage.init_from and recipe.model is None:
         raise UserError(
-            "no model to start from",
+            "there is no model to start from",
             where=f"config.stages.{stage.name}.init_from",
-            todo="name a folder of launch/import_weights.py --format=diffusers",
+            todo="name a folder written by launch/import_weights.py --format=diffusers",
         )
     if not stage.init_from:
         _check_no_adapters(stage, recipe)
@@ -58,7 +58,9 @@ def lacks(recipe: InpaintingRecipe, source: ImageSource) -> str:
 def _check_no_adapters(stage: TrainInpainterStage, recipe: InpaintingRecipe) -> None:
     if recipe.lora.rank:
         raise UserError(
-            "adapters need a model to adapt", where=f"config.{stage.recipe}.lora.rank", todo="give init_from, or rank 0"
+            "adapters need a pretrained model",
+            where=f"config.{stage.recipe}.lora.rank",
+            todo="give init_from, or set rank=0",
         )
 
 
@@ -76,7 +78,7 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
     # ---- Train ---------------------------------------------------------------------------------------------------
     tissue_share = closeups.tissue_share if recipe.privacy else None
     model = inpainters.trainable(parts, recipe.loss, recipe.lora, recipe.train_text_encoder, base, tissue_share)
-    # one copy of the constants on the devices for the steps, the validation and the pictures
+    # one copy of the constants on the devices, shared by steps, validation and pictures
     placed = dataclasses.replace(model, constants=meshes.place_constants(model.constants, run.mesh))
     if recipe.privacy:
         learned = _privately(
@@ -124,7 +126,7 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
 def _openly(
     run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe, start: Start, source: ImageSource
 ) -> Learned:
-    """Every lesion once an epoch, in new windows or in some that are encoded once."""
+    """Every lesion once an epoch, in new windows or in windows that are encoded once."""
     closeups, counts = recipe.closeups, summary(source.infos)
     usable = len(fitting_lesions(source.infos, closeups.largest))
     run.say(
@@ -148,7 +150,7 @@ def _privately(
     source: ImageSource,
     sizes: AreaRule,
 ) -> Learned:
-    """Batches of units, with public close-ups beside them where there are some. sizes: of masks over healthy tissue."""
+    """Batches of units, together with public close-ups if there are any. sizes: of masks over healthy tissue."""
     closeups, public = recipe.closeups, None
     if stage.public:
         data = run.open(stage.public, "train")
@@ -170,15 +172,15 @@ def _privately(
 
 
 def workload(stage: TrainInpainterStage, recipe: InpaintingRecipe, batch_size: int | None) -> Workload:
-    """The training of an inpainter: of Stable Diffusion 1.5 where the recipe defines no model."""
+    """The training of an inpainter; Stable Diffusion 1.5 if the recipe defines no model."""
     count = batch_size or recipe.closeups.batch_size
     assumed: tuple[str, ...] = ()
     if recipe.model is not None:
         config, words = recipe.model.config(contrast=1.0), inpainter.Words()
         if stage.init_from:
-            assumed = ("the recipe's own model: what init_from names is not read",)
+            assumed = ("the recipe's own model; the weights of init_from are not read",)
     else:
-        assumed = ("Stable Diffusion 1.5 inpainting: what init_from names is not read",)
+        assumed = ("Stable Diffusion 1.5 inpainting; the weights of init_from are not read",)
         networks = vars(recipe.networks)
         config = inpainter.InpainterConfig(
             unet=UNetConfig(in_channels=9, **networks),
@@ -215,10 +217,10 @@ class Start:
 
 
 def starting_point(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe, source: ImageSource) -> Start:
-    """A fresh model in pixel space, an inpainter that was trained before, or Stable Diffusion as it was imported.
+    """A fresh model in pixel space, a previously trained inpainter, or Stable Diffusion as imported.
 
-    Sampler, guidance, prompts and the picture's size are the recipe's; the networks and the noise schedule of a model
-    that was trained before are its own.
+    Sampler, guidance, prompts and the size of pictures come from the recipe; a previously trained model keeps its own
+    networks and noise schedule.
     """
     sampler, guidance = recipe.sampler, float(recipe.guidance)
     if not stage.init_from:
@@ -227,7 +229,7 @@ def starting_point(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecip
         return Start(Inpainter(config, recipe.noise.schedule(), sampler, guidance, inpainter.Words()))
     folder, networks = run.model_folder(stage.init_from), vars(recipe.networks)
     run.say(f"  starts from {folder}")
-    if model_folder.read(folder).entries.get("parts") is None:  # of pixel space, where no text is read
+    if model_folder.read(folder).entries.get("parts") is None:  # models in pixel space read no text
         parts, params, _ = inpainters.load(folder)
         config = inpainters.computed(parts.model, **networks)
         config = inpainters.resized(config, recipe.model.size if recipe.model else config.size)
@@ -250,14 +252,16 @@ def starting_point(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecip
 def _check_cached(
     stage: TrainInpainterStage, recipe: InpaintingRecipe, parts: Inpainter, params: Params | None
 ) -> Params:
-    """The parameters whose latents are cached. UserError where there are none, or close-ups change in every step."""
+    """The parameters whose latents are cached. UserError if there are none, or if close-ups change in every step."""
     changed = [k for k in ("tissue_share", "horizontal_flip", "vertical_flip", "gain") if getattr(recipe.closeups, k)]
     where = f"config.{stage.recipe}.cached_windows"
     if params is None or parts.model.autoencoder is None:
-        raise UserError("only latents of an autoencoder are cached", where=where, todo="set it to 0, or give init_from")
+        raise UserError(
+            "only latents of an autoencoder can be cached", where=where, todo="set it to 0, or give init_from"
+        )
     if changed:
         raise UserError(
-            f"close-ups that are encoded once cannot be changed by closeups.{changed[0]}",
+            f"close-ups that are encoded once cannot vary with closeups.{changed[0]}",
             where=where,
             todo=f"set it to 0, or closeups.{changed[0]} to 0",
         )
@@ -272,7 +276,7 @@ def _cached(
     params: Params | None,
     source: ImageSource,
 ) -> Stream:
-    """Training batches of latents that are encoded once: every lesion in `recipe.cached_windows` random windows."""
+    """Training batches of latents that are encoded once, for `recipe.cached_windows` random windows of every lesion."""
     closeups, size = recipe.closeups, parts.model.size
     params = _check_cached(stage, recipe, parts, params)
     encode = inpainters.compile_encoder(parts, run.mesh)
@@ -301,7 +305,7 @@ def _contrast(source: ImageSource, recipe: InpaintingRecipe) -> float:
 
 
 def _drawing(model: Model, shown: Sequence[Any], seed: int, mesh: jax.sharding.Mesh):
-    """The first validation close-ups, what is covered, and what is painted there, from the same noise every time."""
+    """The first validation close-ups, their visible part, and the lesions painted there, always from the same noise."""
     sample = sampling.compile_sampler(model, mesh)
     first = shown[0]
     keep = np.flatnonzero(first["valid"])[:8]

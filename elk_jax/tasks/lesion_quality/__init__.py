@@ -1,4 +1,4 @@
-"""Lesion quality: how like real lesions the painted ones of a data source are."""
+"""Lesion quality: the similarity of the painted lesions of a data source to real ones."""
 
 from elk_jax.tasks.lesion_quality import evaluate, recipe, report
 from elk_jax.tasks.task import StageKind, Task

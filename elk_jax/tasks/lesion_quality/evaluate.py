@@ -1,8 +1,8 @@
 """Compare synthetic lesions with real ones; leaves `<stage>/evaluation.json`.
 
-Where lesions were painted into real images, only what was painted counts as synthetic: an image's first box, which is
-also its field `box`. Lesions of the canvas are real, and left out. In a set whose images say nothing of it, such as
-patches of a generator, all boxes are synthetic.
+If lesions were painted into real images, only the painted lesion counts as synthetic: an image's first box, which is
+also its field `box`. Lesions of the canvas are real and left out. In a set without such fields, such as patches of a
+generator, all boxes are synthetic.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder
 
 CONTEXT = 0.25
-"""Of a box's sides, on each side: tissue around a lesion that belongs to its close-up, so that a border shows."""
+"""Margin of a close-up on each side, as a share of the box's sides, so that the border of the lesion is visible."""
 
 CLOSEUP = 128
 """Side, in pixels, of the close-ups for a detector."""
 
 PAIRS = 6
-"""Synthetic lesions that the report shows beside the training lesion most like them."""
+"""Number of synthetic lesions that the report shows next to the most similar training lesion."""
 
 UNLIMITED = 1 << 30
-"""Pixels; no lesion has as many along a side."""
+"""Side in pixels that no lesion reaches."""
 
 Place = tuple[int, int]
 """(image of a source, box of that image)."""
@@ -59,7 +59,7 @@ class Lesions:
     places: tuple[Place, ...]
     statistics: tuple[dict[str, float], ...]
     radiomics: np.ndarray  # [N, F]
-    patches: np.ndarray  # [N, SIDE, SIDE] float32, what is in the box
+    patches: np.ndarray  # [N, SIDE, SIDE] float32, content of the box
     closeups: np.ndarray  # [N, CLOSEUP, CLOSEUP] float32, box and context
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class Lesions:
 
 
 def check_start(run: Run, stage: LesionQualityStage, recipe: None, names: Collection[str]) -> None:
-    """UserError for protected lesions, and where the model that the lesions are compared by is not a detector."""
+    """UserError for protected lesions, and if the model for comparing the lesions is not a detector."""
     setting = "split" if stage.split in ("train", "") else "repeated"
     todo = "compare with another split, such as val, and set repeated=False"
     private.check_described(run.experiment, stage, stage.on, setting, todo)
@@ -93,7 +93,7 @@ def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
     training = real if stage.repeated else None
     if (
         stage.repeated and stage.split != "train"
-    ):  # a lesion is repeated from the training split, whatever it is compared with
+    ):  # repeated lesions come from the training split, whichever split they are compared with
         known = run.open(stage.on, "train")
         training = describe(known, fitting_lesions(known.infos, most), "  training lesions")
     seen = None
@@ -137,18 +137,21 @@ def compare(
     seen: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All measures, JSON-able. training: what the inpainter was trained on, which it might repeat; None to go without.
+    """All measures, JSON-able. training: the inpainter's training lesions, which it might repeat; None to skip this
+    check.
 
-    seen: features [N, D] of the real and [M, D] of the synthetic lesions by a network, None to go without.
-    UserError for fewer than two lesions of a kind, and real ones that are all alike.
+    seen: features [N, D] of the real and [M, D] of the synthetic lesions from a network; None to skip them.
+    UserError for fewer than two lesions of a kind, and for identical real ones.
     """
     for lesions, what in ((real, "real"), (synthetic, "synthetic")):
         if len(lesions) < 2:
-            raise UserError(f"{len(lesions)} {what} lesion to compare", todo="a distribution needs two at least")
+            raise UserError(
+                f"{len(lesions)} {what} lesion to compare", todo="give at least two, which a distribution needs"
+            )
     limited = radiomics.standardise(real.radiomics, synthetic.radiomics, limit=radiomics.LIMIT)
     if not limited[0].shape[1]:
-        what = "the real lesions are uniform, or all alike: none of their radiomics varies"
-        raise UserError(what, todo="look at the images, and give others")
+        what = "the real lesions are uniform or identical, so none of their radiomics varies"
+        raise UserError(what, todo="inspect the images, and give others")
     by_features = None
     if seen is not None:
         by_features = {
@@ -177,15 +180,15 @@ def compare(
 
 
 def synthetic_places(source: ImageSource) -> tuple[list[Place], int | None]:
-    """The synthetic boxes of a source, and the side of the largest window that was painted in, None where images are
-    synthetic as a whole.
+    """The synthetic boxes of a source, and the side of the largest painted window; None if images are entirely
+    synthetic.
 
-    UserError for painted images that do not say what was painted, and a source without a synthetic box.
+    UserError for painted images that do not specify what was painted, and for a source without a synthetic box.
     """
     if not any({"box", "window", "canvas"} & info.meta.keys() for info in source.infos):
         places = [(i, int(box)) for i, info in enumerate(source.infos) for box in np.flatnonzero(~info.ignore)]
         if not places:
-            raise UserError("no synthetic lesion", where=source.name, todo="name a set with boxes")
+            raise UserError("the set has no synthetic lesions", where=source.name, todo="name a set with boxes")
         return places, None
     sides = []
     for info in source.infos:
@@ -193,7 +196,7 @@ def synthetic_places(source: ImageSource) -> tuple[list[Place], int | None]:
         window: Any = info.meta.get("window")
         if not (_is_box(box) and _is_box(window)):
             raise UserError(
-                f"image {info.image_id} does not say which lesion was painted: no field 'box' or 'window'",
+                f"image {info.image_id} does not specify the painted lesion: the field 'box' or 'window' is missing",
                 where=source.name,
                 todo="name a set that a synthesis stage or launch/synthesize.py wrote",
             )
@@ -245,7 +248,7 @@ def _row(pixels: np.ndarray, breast: np.ndarray, info: ImageInfo, position: int,
 
 
 def most_alike(synthetic: Lesions, training: Lesions, report: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """The `count` synthetic lesions most like a training lesion, each with that one and how it must be turned."""
+    """The `count` synthetic lesions most similar to a training lesion, each with that lesion and its orientation."""
     order = np.argsort(-np.array(report["similarity"]), kind="stable")
     pairs = []
     for k in order[:count]:
@@ -269,7 +272,7 @@ def most_alike(synthetic: Lesions, training: Lesions, report: Mapping[str, Any],
 def _told_apart(
     real: Lesions, synthetic: Lesions, features: np.ndarray, painted_features: np.ndarray, seed: int
 ) -> dict[str, float | int | None] | None:
-    """The AUC of telling real from synthetic; None with a single patient."""
+    """The AUC of separating real from synthetic lesions; None with a single patient."""
     if len({*real.patients, *synthetic.patients}) < 2:
         return None
     return real_or_synthetic(features, painted_features, real.patients, synthetic.patients, seed=seed)
@@ -280,14 +283,14 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     counts = evaluation["counts"]
     if counts["left_out"]:
         lesions = "1 real lesion is" if counts["left_out"] == 1 else f"{counts['left_out']} real lesions are"
-        notes.append(f"{lesions} left out, too large for the painted windows of {counts['window']} px")
+        notes.append(f"{lesions} left out because they do not fit the painted windows of {counts['window']} px")
     half, features = evaluation["radiomics"]["half"], evaluation["frechet_radiomics"]["features"]
     if evaluation["radiomics"]["real_to_real"] is None:
-        notes.append("too few real lesions or patients to compare real with real")
+        notes.append("too few real lesions or patients to compare real lesions with each other")
     elif half < features:
-        notes.append(f"a half has {half} lesions, fewer than there are features ({features}): distances say little")
+        notes.append(f"a half has {half} lesions, fewer than there are features ({features}): distances mean little")
     if (evaluation["real_or_synthetic"] or {"auc": None})["auc"] is None:
-        notes.append("lesions of one patient alone: the AUC of real against synthetic is not defined")
+        notes.append("lesions of only one patient: the AUC of real against synthetic is undefined")
     if evaluation["memorised"] is not None and evaluation["memorised"]["threshold"] is None:
         notes.append("only one training patient: there is no reference for a repeated lesion")
     return notes

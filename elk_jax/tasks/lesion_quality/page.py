@@ -33,15 +33,15 @@ STATISTICS = {  # name in evaluation.json -> (words, digits)
 }
 
 GOOD = (
-    "Good: distances at most as large as between real lesions, an AUC whose interval includes 0.5, at most one or two "
-    "lesions more similar to a training lesion than lesions of different patients are to each other, and gaps within "
-    "chance."
+    "Good results are: distances no larger than between real lesions, an AUC whose interval includes 0.5, at most one "
+    "or two lesions more similar to a training lesion than lesions of different patients are to each other, and gaps "
+    "within chance."
 )
 
 
 @dataclass(frozen=True)
 class Quality:
-    """The comparison of a painted set with real lesions."""
+    """A comparison of a painted set with real lesions."""
 
     on: str  # "train split of real"
     evaluation: Evaluation
@@ -111,7 +111,7 @@ def measures(evaluation: Evaluation) -> list[Measure]:
             "Too similar to a training lesion",
             f"{len(found['memorised'])} of {count}" if limit is not None else html.ABSENT,
             f"similarity above {html.number(limit, 2)}" if limit is not None else html.ABSENT,
-            "none, or one by chance",
+            "0, or 1 by chance",
             "more similar than any two training lesions of different patients",
         )
     )
@@ -219,16 +219,17 @@ def _how(distance: Mapping[str, Any]) -> str:
         else ""
     )
     return (
-        f"{how}Gap: largest difference of the two distribution functions, red if above chance, which 1 in 20 pairs of "
-        "samples of one distribution exceed. Shift: mean distance between the distributions. Painted sizes differ "
-        "from real ones by design: they are drawn uniformly between the smallest and the largest training lesion."
+        f"{how}Gap: largest difference between the two distribution functions, red if above chance, the value exceeded "
+        "by 1 in 20 pairs of samples from one distribution. Shift: mean distance between the distributions. Painted "
+        "sizes differ from real ones by design: they are drawn uniformly between the smallest and the largest training "
+        "lesion."
     )
 
 
 def pairs_section(quality: Quality, where: str = "") -> Section:
     """The synthetic lesions most similar to a training lesion."""
     limit = quality.evaluation["memorised"]["threshold"]
-    note = "Synthetic lesions (left) and the most similar training lesion (right), each in its own contrast."
+    note = "Synthetic lesions (left) and the most similar training lesion (right), each with its own contrast."
     if limit is not None:
         note += f" Lesions of different patients reach a similarity of {html.number(limit, 2)}."
     return Section(_titled("Most similar to a training lesion", where), strips(quality.pairs), note)

@@ -14,8 +14,8 @@ class LesionQualityStage(EvaluateStage):
     """Compare the synthetic lesions of the source `synthetic` with the real ones of one split of `on`.
 
     synthetic_split: of the synthetic images; "" for all, such as those of a set without splits.
-    repeated: look for painted lesions that repeat one of the training split of `on`; False: do not open that split.
-    features: a detector's train stage or model folder, whose features are compared beside radiomics; "": none.
+    repeated: search for painted lesions that repeat one of the training split of `on`; False: do not open that split.
+    features: a detector's train stage or model folder whose features are compared in addition to radiomics; "": none.
     """
 
     task: Literal["lesion_quality"] = "lesion_quality"

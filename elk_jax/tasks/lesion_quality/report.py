@@ -16,7 +16,7 @@ from elk_jax.tasks.lesion_quality.page import Quality, quality_part
 from elk_jax.tasks.run import Run
 
 PATCH = 192
-"""Side of a lesion in a pair, in pixels."""
+"""Side of the picture of a lesion in a pair, in pixels."""
 
 TURNS = {"": lambda p: p, "horizontal": np.fliplr, "vertical": np.flipud, "both": lambda p: np.flipud(np.fliplr(p))}
 
@@ -30,7 +30,7 @@ WORDS = {
     ("vertical", True): "turned left",
     ("both", True): "mirrored at the other diagonal",
 }
-"""How a training lesion is shown that is transposed, where it is, and flipped then."""
+"""Descriptions of how a training lesion is shown: (flip, whether it is transposed first)."""
 
 
 def part(run: Run, summaries: Mapping[str, Any]) -> Part:
@@ -49,9 +49,9 @@ def _quality(run: Run, name: str, summary: Mapping[str, Any]) -> Quality:
 
 
 def pair_strips(pairs: Sequence[Mapping[str, Any]], painted: ImageSource, training: ImageSource) -> list[Strip]:
-    """Each synthetic lesion beside the training lesion, turned as the synthetic one is.
+    """Each synthetic lesion next to its training lesion, which is oriented like the synthetic one.
 
-    Pairs whose images are not in the sources are left out: a set that was painted anew and not yet compared again.
+    Pairs whose images are no longer in the sources are left out: the set was painted anew and not yet compared again.
     """
     at = {info.image_id: i for i, info in enumerate(painted.infos)}
     known = {info.image_id: i for i, info in enumerate(training.infos)}
@@ -62,7 +62,7 @@ def pair_strips(pairs: Sequence[Mapping[str, Any]], painted: ImageSource, traini
         left = _patch(painted, at[pair["synthetic"]], 0)
         position = known[pair["training"]]
         right = _patch(training, position, pair["lesion"])
-        view = pair["flip"], pair.get("transposed", False)  # earlier versions looked at four views
+        view = pair["flip"], pair.get("transposed", False)  # earlier versions used four views
         right = TURNS[view[0]](right.T if view[1] else right)
         turned = f", {WORDS[view]}" if view in WORDS else ""
         lesion = f"lesion {pair['lesion'] + 1} of {training.infos[position].title}"
@@ -72,7 +72,7 @@ def pair_strips(pairs: Sequence[Mapping[str, Any]], painted: ImageSource, traini
 
 
 def _patch(source: ImageSource, position: int, lesion: int) -> np.ndarray:
-    """A lesion from its darkest to its brightest grey: similarity does not see contrast either."""
+    """A lesion scaled from its darkest to its brightest grey, as similarity ignores contrast too."""
     patch = box_patch(source[position].image[..., 0], source.infos[position].boxes[lesion], PATCH)
     low, high = np.percentile(patch, [1, 99])
     return np.clip((patch - low) / max(high - low, 1e-6), 0, 1)

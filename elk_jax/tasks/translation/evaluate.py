@@ -1,8 +1,8 @@
 """Translated against real subtracted images, on pairs that no model was trained on; leaves `<stage>/evaluation.json`.
 
-All measures are inside the breast as the low-energy image shows it, so that what is measured does not depend on the
-answer. Beside the models stand two that know nothing of tissue: the low-energy image with the mean and deviation of the
-training's subtracted images, and their mean grey value everywhere.
+All measures are taken inside the breast as shown by the low-energy image, so the measured region does not depend on the
+result. The models are compared with two baselines that ignore the tissue: the low-energy image with the mean and
+standard deviation of the subtracted training images, and their mean grey value everywhere.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ BASELINES: dict[str, Callable[[Greys, np.ndarray], np.ndarray]] = {
     "low energy, matched": lambda greys, low: greys.matched(low),
     "mean grey": lambda greys, low: np.full_like(low, greys.subtracted_mean),
 }
-"""By name: (greys of the training, low-energy image) -> what it takes for the subtracted one."""
+"""Name -> (grey statistics of training, low-energy image) -> the predicted subtracted image."""
 
 REAL = "real images"
 CONTRAST = "lesion_contrast"
 GALLERY = 12
-"""Tiles in the gallery, from all over the split."""
+"""Number of tiles in the gallery, spread over the split."""
 
 Columns = dict[str, list[float]]
-"""Measures of every tile, by name."""
+"""The measures of every tile, by name."""
 
 
 def evaluate(run: Run, stage: EvaluateTranslatorsStage, recipe: TranslationRecipe) -> Summary:
-    """Translate a split with each of the stage's models and compare.
+    """Translate a split with each model of the stage and compare the results.
 
-    The baselines know the grey values that the first model was trained on.
+    The baselines use the grey statistics of the first model's training images.
     """
     models = {name: load(run.folder / name / "model") for name in stage.models}
     for name, (parts, params, _) in models.items():
@@ -57,7 +57,7 @@ def evaluate(run: Run, stage: EvaluateTranslatorsStage, recipe: TranslationRecip
     size, *others = {trained.parts.model.size for trained in models.values()}
     if others:
         todo = "evaluate models of one model.size in a stage"
-        raise UserError("models of tiles of different sizes", where=f"stage {stage.name}", todo=todo)
+        raise UserError("the models have tiles of different sizes", where=f"stage {stage.name}", todo=todo)
     held_out = open_pairs(run, (stage.on,), stage.split, recipe.pairs, size)
     patients = [info.patient_id for info in held_out.infos]
     shown = set(spread(len(held_out), GALLERY))

@@ -27,7 +27,7 @@ LEAST_DEVIATION = 1e-3
 
 @dataclass(frozen=True)
 class Greys:
-    """Grey values inside the breast, over pixels of training pairs: all that the plain baselines know."""
+    """Statistics of grey values inside the breast over pixels of training pairs, used by the simple baselines."""
 
     low_energy_mean: float
     low_energy_std: float
@@ -35,13 +35,13 @@ class Greys:
     subtracted_std: float
 
     def matched(self, low_energy: np.ndarray) -> np.ndarray:
-        """The low-energy image with the mean and deviation of subtracted ones, in [0, 1]."""
+        """The low-energy image with the mean and standard deviation of subtracted ones, in [0, 1]."""
         scale = self.subtracted_std / max(self.low_energy_std, LEAST_DEVIATION)
         return np.clip((low_energy - self.low_energy_mean) * scale + self.subtracted_mean, 0, 1)
 
 
 def measure_greys(found: Pairs, count: int = 256) -> Greys:
-    """Of `count` tiles spread over the collection. UserError where none shows a breast."""
+    """Statistics of `count` tiles spread over the collection. UserError if none shows a breast."""
     low, subtracted = [], []
     for index in spread(len(found), count):
         images = found[index]
@@ -50,13 +50,13 @@ def measure_greys(found: Pairs, count: int = 256) -> Greys:
         subtracted.append(images[1][mask])
     greys = [np.concatenate(values).astype(np.float64) for values in (low, subtracted)]
     if not greys[0].size:
-        raise UserError("the low-energy images show no breast", where=found.name, todo="look at the images")
+        raise UserError("no low-energy image shows a breast", where=found.name, todo="look at the images")
     return Greys(*(round(float(value), 6) for one in greys for value in (one.mean(), one.std())))
 
 
 @dataclass(frozen=True)
 class Translator:
-    """Everything that translating needs beside the parameters."""
+    """Everything needed for translation besides the parameters."""
 
     model: TranslatorConfig
     sampler: BridgeSampler
@@ -91,7 +91,7 @@ class Description:
 
 
 class Trained(NamedTuple):
-    """A translator's model folder, read."""
+    """The content of a translator's model folder."""
 
     parts: Translator
     params: Params

@@ -23,7 +23,7 @@ MEASURES = {  # name in evaluation.json -> (words, digits)
     "mae": ("Mean absolute error (lower is better)", 4),
     "psnr": ("PSNR, dB", 2),
     "ssim": ("SSIM", 3),
-    "lesion_contrast": ("Contrast of lesions to the rest of the breast", 4),
+    "lesion_contrast": ("Contrast of lesions with the rest of the breast", 4),
 }
 
 
@@ -63,7 +63,7 @@ def translation_part(run: TranslationRun) -> Part:
         sections.append(measures_section(one, many))
         if one.gallery:
             title = f"Translated images: {one.title}" if many else "Translated images"
-            sections.append(Section(title, strips(one.gallery), "Low energy, translated, real; a click enlarges."))
+            sections.append(Section(title, strips(one.gallery), "Low energy, translated, real; click to enlarge."))
     sections += [progress_section(one, len(run.progress) > 1) for one in run.progress if one.steps]
     if any(run.histories.values()):
         colours = {name: index for index, name in enumerate(run.histories)}
@@ -102,7 +102,7 @@ def measures_section(one: Evaluated, named: bool = False) -> Section:
     note = (
         f"Means over {counts['tiles']} tiles of {counts['patients']} patients, inside the breast, grey values 0 to 1, "
         f"with 95 % intervals over patients; {counts['with_lesions']} tiles have lesions. 'low energy, matched' has "
-        "the mean and deviation of the subtracted training images; 'mean grey' is their mean everywhere."
+        "the mean and standard deviation of the subtracted training images; 'mean grey' is their mean everywhere."
     )
     return Section(f"Translation: {one.title}" if named else "Translation", "".join(parts), note)
 

@@ -1,4 +1,4 @@
-"""Translate whole image files: overlapping tiles, blended."""
+"""Translate whole image files in overlapping tiles, which are blended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
 
 LEAST_WEIGHT = 0.01
-"""Of the border of a tile beside 1 in its middle."""
+"""Weight at the border of a tile, relative to 1 in its middle."""
 
 Translate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(tiles [B, S, S, 1], their numbers [B]) -> translated tiles [B, S, S, 1]."""
@@ -37,7 +37,7 @@ Translate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class TranslateSettings:
-    """seed: another seed, another likely answer. batch_size: tiles translated at once."""
+    """seed: each one gives another plausible result. batch_size: number of tiles translated at once."""
 
     seed: Seed = 0
     batch_size: Annotated[int, AtLeast(1)] = 8
@@ -54,18 +54,18 @@ def translate_files(
 ) -> list[Path]:
     """Write a subtracted image NAME.png into `output` for every low-energy one; returns them. See launch/translate.py.
 
-    Of a file of several frames, NAME_FRAME.png.
+    For a file of several frames, NAME_FRAME.png.
 
-    The answer to an image of 8 bits has 8 bits, to others 16. UserError for two files of one name.
+    The result for an 8-bit image has 8 bits, for others 16. UserError for two files with the same name.
     """
     paths, not_images = folder.find_images(inputs)
     twice = [name for name, count in Counter(map(_answer_name, paths)).items() if count > 1]
     if twice:
         both = " and ".join([str(path) for path in paths if _answer_name(path) == twice[0]][:2])
-        raise UserError(f"two files would be {twice[0]}", where=both, todo="translate them into two folders")
+        raise UserError(f"two files would be written to {twice[0]}", where=both, todo="translate them into two folders")
     taken = [path for path in paths if (output / _answer_name(path)).resolve() == path.resolve()]
     if taken:
-        raise UserError("the answer would replace the image", where=taken[0], todo="give another --output")
+        raise UserError("the result would overwrite the image", where=taken[0], todo="give another --output")
     for path in paths:
         files.check_name(_answer_name(path))
     files.check_writable(output)
@@ -98,9 +98,9 @@ def translate_files(
 def translated(image: np.ndarray, translate: Translate, size: int, batch_size: int) -> np.ndarray:
     """[H, W, 1] -> [H, W, 1], both in [0, 1]: tiles that overlap by half, each fading into the next.
 
-    Each tile is drawn from noise of its own, so that where two overlap the mean of two answers is smoother than either.
+    Each tile is drawn from its own noise, so the mean of two overlapping tiles is smoother than either.
 
-    Smaller images are filled up with air. Where all is air, nothing is translated: the answer is air, 0.
+    Smaller images are padded with air. Tiles of air are not translated: the result is air, 0.
     """
     height, width = image.shape[:2]
     padded = np.pad(image, ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0)))
@@ -118,7 +118,7 @@ def translated(image: np.ndarray, translate: Translate, size: int, batch_size: i
 
 
 def _answer_name(path: Path) -> str:
-    """NAME.png; dots of a name that ends in no kind of file, such as a DICOM UID, stay."""
+    """NAME.png; dots are kept in a name without a file extension, such as a DICOM UID."""
     return f"{path.stem if path.suffix.lower() in SUFFIXES else path.name}.png"
 
 
@@ -130,7 +130,7 @@ def blending_weight(size: int) -> np.ndarray:
 
 
 def _in_batches(windows: list[Window], size: int) -> Iterator[list[tuple[int, Window]]]:
-    """Numbered windows, at most `size` at once."""
+    """Batches of numbered windows, at most `size` in each."""
     numbered = list(enumerate(windows))
     for first in range(0, len(numbered), size):
         yield numbered[first : first + size]

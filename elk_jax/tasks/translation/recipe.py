@@ -23,8 +23,8 @@ from elk_jax.training.schedules import Schedule, WarmupCosine
 class TranslatorModel(PixelNetwork):
     """A translator of tiles.
 
-    condition: `source`: the low-energy image is stacked onto the noisy one; `none`: it is only the end of the bridge.
-    answer: of the U-Net: `clean`: the clean image; `difference`: of the noisy image from it, as published.
+    condition: `source`: the low-energy image is stacked onto the noisy one; `none`: it is only the end point of the
+    bridge. answer: output of the U-Net: `clean`: the clean image; `difference`: noisy minus clean image, as published.
     """
 
     size: Annotated[int, AtLeast(1)] = 128
@@ -47,7 +47,8 @@ class TranslatorModel(PixelNetwork):
 
 @dataclass(frozen=True)
 class BridgeSampler(Checked):
-    """How an answer is drawn. steps: of the network. eta: fresh noise, 1 as published, 0 for the first noise only."""
+    """Settings of sampling. steps: evaluations of the network. eta: fresh noise; 1 as published, 0 for the initial
+    noise only."""
 
     steps: int = 20
     eta: float = 1.0
@@ -59,10 +60,11 @@ COSINE = WarmupCosine(base=1e-3, warmup_steps=50)
 
 @dataclass(frozen=True, kw_only=True)
 class TranslationRecipe(TrainingRecipe):
-    """How a translator is trained and evaluated.
+    """Settings for training and evaluating a translator.
 
-    loss: l1 (published) or l2. validation_pairs: pairs of the validation split; 0: all. choose: the checkpoint to keep,
-    the last, or the best by the loss on the validation pairs. bootstrap: resamples of patients for the intervals.
+    loss: l1 (published) or l2. validation_pairs: pairs of the validation split; 0: all. choose: the checkpoint to keep:
+    the last, or the one with the lowest loss on the validation pairs. bootstrap: resamples of patients for the
+    intervals.
     """
 
     model: TranslatorModel = field(default_factory=TranslatorModel)
@@ -102,7 +104,7 @@ class TrainTranslatorStage(PrivateTrainStage):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateTranslatorsStage(EvaluateModelsStage):
-    """Translate one split, and compare with the real subtracted images."""
+    """Translate one split, and compare the results with the real subtracted images."""
 
     task: Literal["translation"] = "translation"
     recipe: str = "bridge"

@@ -19,7 +19,7 @@ from elk_jax.training.writer import read_metrics
 from elk_jax.weights.model_folder import kept_step, promise
 
 STEPS = 3
-"""Pictures of the progress: first, last, and between."""
+"""Number of pictures of the progress: first, last, and between."""
 PANELS = 3
 """Low energy, translated, real."""
 
@@ -40,7 +40,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
 
 
 def evaluated(folder: Path) -> Evaluated:
-    """An evaluation with its gallery; pictures that are gone are left out."""
+    """An evaluation with its gallery, without missing pictures."""
     evaluation = files.read_object(folder / "evaluation.json")
     gallery = []
     for one in evaluation["pictures"]:
@@ -57,5 +57,5 @@ def evaluated(folder: Path) -> Evaluated:
 
 
 def progress(folder: Path, name: str, count: int = STEPS) -> Progress:
-    """The grids `pictures/translated-*.png` of a training: the first, the last, and what lies evenly between."""
+    """The grids `pictures/translated-*.png` of a training: the first, the last, and evenly spaced ones between them."""
     return Progress(name, saved_grids(folder, "translated", count))

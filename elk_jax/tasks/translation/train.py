@@ -29,11 +29,11 @@ from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder
 
 SHOWN = 6
-"""Validation pairs of the picture grid."""
+"""Number of validation pairs in the picture grid."""
 
 
 def check_pairs(run: Run, stage: Stage, recipe: TranslationRecipe, names: Collection[str]) -> None:
-    """Raise UserError where images have no partners, or are smaller than a tile. Decodes none, and draws no phantom."""
+    """Raise UserError if images have no partners, or are smaller than a tile. Decodes no image and draws no phantom."""
     if isinstance(stage, TrainTranslatorStage):
         private.check_public(stage, recipe)
         private.check_start(run, stage, recipe)
@@ -76,7 +76,7 @@ def train(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe) -> S
     found = open_pairs(run, stage.train_on, "train", settings, config.size)
     validation = open_pairs(run, (stage.validate_on,), "val", settings, config.size)
     shown = list(batches.eval_pairs(validation, settings, recipe.validation_pairs))
-    # a private training publishes nothing of its pairs but the number of units
+    # a private training publishes only the number of units of its pairs
     parts = Translator(config, recipe.sampler, measure_greys(validation if recipe.privacy else found))
     shapes = jax.eval_shape(lambda rng: translator.init(config, rng), jax.random.key(0))
     model = trainable(parts, recipe.loss)
@@ -135,7 +135,7 @@ def _openly(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe, mo
 
 
 def _privately(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe, model: Model, found: Pairs) -> Learned:
-    """Batches of units, with public pairs beside them where there are some."""
+    """Batches of units, together with public pairs if there are any."""
     settings, public = recipe.pairs, None
     if stage.public:
         pairs = open_pairs(run, stage.public, "train", settings, recipe.model.size)
@@ -177,7 +177,7 @@ def summary(found: Pairs) -> dict[str, int]:
 
 
 def _drawing(model: Model, shown: Sequence[Any], seed: int, mesh: jax.sharding.Mesh):
-    """Some validation pairs: low energy above, real below, and between them the translation from fixed noise."""
+    """Some validation pairs: low energy on top, the translation from fixed noise in the middle, real at the bottom."""
     sample = sampling.compile_sampler(model, mesh)
     whole = {key: np.concatenate([batch[key][batch["valid"]] for batch in shown]) for key in shown[0]}
     chosen = spread(len(whole["index"]), SHOWN)

@@ -293,7 +293,7 @@ def test_the_report_has_a_row_for_every_generator(fitted):
     for name in GENERATORS:
         assert name in section.html
     assert "epsilon 10, per patient" in section.html and "140" in section.html
-    assert "Against public_only" in page_of(run)
+    assert "Compared with public_only" in page_of(run)
 
 
 # ---- Other uses ----------------------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def run_one(config, folder):
     [
         ({"public": ()}, "public", ["no public"]),
         ({"public": ("patches",)}, "public", ["'patches'", "published"]),
-        ({"init_from": "epsilon_1"}, "init_from", ["nothing"]),
+        ({"init_from": "epsilon_1"}, "init_from", ["no initial weights"]),
         ({"epsilon": -1.0}, "epsilon", ["-1"]),
         ({"delta": 1.0}, "delta", ["1"]),
     ],

@@ -107,7 +107,7 @@ def test_a_set_does_not_shrink(run, tmp_path):
 
 def test_images_of_another_program_are_not_taken_for_drawn_ones(run, tmp_path):
     shutil.copytree(run / "samples" / "images", tmp_path / "images")
-    with refused("not drawn here", where=tmp_path):
+    with refused("unknown origin", where=tmp_path):
         draw(run, tmp_path, 6)
     assert not (tmp_path / "synthetic.json").exists()
 

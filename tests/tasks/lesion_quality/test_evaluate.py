@@ -105,8 +105,8 @@ def test_a_lesion_is_described_without_its_neighbours():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"meta": {}}, "no field 'box' or 'window'"),
-        ({"meta": {"box": [1, 2, 3], "window": [0, 0, 8, 8]}}, "no field 'box' or 'window'"),
+        ({"meta": {}}, "the field 'box' or 'window' is missing"),
+        ({"meta": {"box": [1, 2, 3], "window": [0, 0, 8, 8]}}, "the field 'box' or 'window' is missing"),
         ({"meta": {"box": [1, 2, 9, 9], "window": [0, 0, 40, 40]}}, "first box"),
         ({"boxes": np.zeros((0, 4), np.float32)}, "first box"),
     ],

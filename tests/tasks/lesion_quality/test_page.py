@@ -85,7 +85,7 @@ def test_every_measure_has_its_reference(page):
     text = plain(page)
     for row in rows.values():
         assert f"{row.name} {row.note} {row.found}".replace("  ", " ") in text
-    for words in ("Good: distances", "train split of real", "left out <b>"):
+    for words in ("Good results are: distances", "train split of real", "left out <b>"):
         assert words in text, words
 
 

@@ -91,7 +91,7 @@ def test_two_files_of_one_name_are_refused(model, tmp_path):
 def test_no_image_is_replaced_by_its_answer(model, tmp_path):
     cv2.imwrite(str(tmp_path / "x.png"), np.full((40, 40), 90, np.uint8))
     before = (tmp_path / "x.png").read_bytes()
-    with refused("replace", "--output", where=tmp_path / "x.png"):
+    with refused("overwrite", "--output", where=tmp_path / "x.png"):
         translate(model, tmp_path, tmp_path)
     assert (tmp_path / "x.png").read_bytes() == before
 
