@@ -1,15 +1,15 @@
-"""Several detectors as one: seeds and sizes of the input, whose boxes are fused, in one model folder.
+"""An ensemble of detectors in one model folder: the boxes of several seeds and input sizes are fused.
 
   python launch/train.py --config=configs/cem_ensemble.py                      embedded data, minutes on 2 CPU cores
   python launch/predict.py --workdir=runs/cem_ensemble --input=FOLDER --output=found
   python launch/train.py --config=configs/cem_ensemble.py --stages=ensemble --workdir=runs/both \\
       "--config.stages.ensemble.members=('runs/a/real/model','runs/b/real/model')" \\
-      "--config.stages.ensemble.scales=(1.0,1.25)"                             of detectors that are trained already
-The members differ in their weights at the start and in their batches (`repetition`). Detectors of any architectures and
-of any runs can be members, if they have the same classes; of a single one, boxes that overlap are merged. The
-validation split chooses from which IoU on two boxes are of one lesion, and the operating points of the fused boxes;
-with --config.detector.folds=5, the predictions of all patients outside the test split by folds that had not seen them.
-Variants: as of configs/cem_real.py.
+      "--config.stages.ensemble.scales=(1.0,1.25)"                             of detectors that are already trained
+The members differ in their initial weights and in their batches (`repetition`). Detectors of any architecture and from
+any run can be members if they have the same classes; for a single member, overlapping boxes are merged. The IoU from
+which two boxes count as the same lesion, and the operating points of the fused boxes, are chosen on the validation
+split; with --config.detector.folds=5, on predictions for all patients outside the test split by folds that had not seen
+them. Variants: as in configs/cem_real.py.
 """
 
 from configs import cem_real, variants

@@ -28,6 +28,6 @@ def get_config(variant=None):
 
 def data(size, extras):
     return {
-        "on_error": "stop",  # or skip: leave unreadable images out, count and list them
+        "on_error": "stop",  # or skip: leave out unreadable images, but count and list them
         "real": SourceSpec(phantom(size, "realistic", seed=1), patients=few(size, extras)),
     }

@@ -3,10 +3,9 @@
   python launch/train.py --config=configs/cem_synthetic.py
   python launch/train.py --config=configs/cem_synthetic.py:paper --config.data.real.spec=coco:/data/cem/cem.json \\
       --config.stages.inpainter.init_from=weights/sd15_inpainting --config.stages.synthetic.init_from=weights/dbt
-With a set that was painted before: --config.data.synthetic.spec=coco:FILE.json --stages=synthetic,evaluate
+With an existing painted set: --config.data.synthetic.spec=coco:FILE.json --stages=synthetic,evaluate
 Published (CDD-CESM test split, chosen by sensitivity): mean sensitivity 0.58 to 0.62.
-Variants beside the size: fewshot, medium, double, retinanet, efficientdet, half, lite0,
-swin.
+Variants besides the size: fewshot, medium, double, retinanet, efficientdet, half, lite0, swin.
 """
 
 from configs import variants

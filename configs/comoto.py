@@ -1,35 +1,35 @@
-"""CoMoTo: a detector of mammograms teaches one of tomosynthesis slices, of which there are few and of other patients.
+"""CoMoTo: a detector of mammograms teaches one of tomosynthesis slices, which are few and from other patients.
 
   python launch/train.py --config=configs/comoto.py                            embedded data, 10 minutes on 2 CPU cores
-  python launch/train.py --config=configs/comoto.py --config.distill.mode=pkd   another way to distil
+  python launch/train.py --config=configs/comoto.py --config.distill.mode=pkd   another distillation mode
   python launch/train.py --config=configs/comoto.py:small --config.data.mammo.spec=coco:/data/mammo.json \\
       --config.data.dbt.spec=coco:/data/dbt.json --config.data.dbt.train_share=0.1
   python launch/train.py --config=configs/comoto.py:published --config.data.mammo.spec=coco:/data/mammo.json \\
       --config.data.dbt.spec=coco:/data/dbt.json --config.stages.teacher.init_from=weights/imagenet
                                                                                the published configuration, on a GPU
   python launch/predict.py --workdir=RUN --stage=student --volumes --volume_rule=comoto --score_floor=0.05 ...
-                                                                               what it finds in volumes, as published
-Stages: a teacher learns from all mammograms, with point alignment unless --config.distill.intra_align=false. A student
-starts from its weights and learns from slices, and from the teacher by --config.distill.mode: lesion, image, classwise
-(the teacher sees its mammograms); pkd, fgd, cwd, hints, outputs (it sees the slices); pretraining (its weights alone);
-none. The student is evaluated on test slices, the teacher on test mammograms; tiny and quick end with whole volumes
-(DBTex).
-One teacher serves several students: configs/comoto.py:student --config.stages.student.teacher=RUN/teacher/model.
+                                                                               its findings in volumes, as published
+Stages: a teacher is trained on all mammograms, with point alignment unless --config.distill.intra_align=false. A
+student starts from its weights and is trained on slices, and by the teacher with --config.distill.mode: lesion, image,
+classwise (the teacher sees its mammograms); pkd, fgd, cwd, hints, outputs (it sees the slices); pretraining (only its
+weights); none. The student is evaluated on test slices, the teacher on test mammograms; tiny and quick also evaluate
+whole volumes (DBTex).
+To use one teacher for several students: configs/comoto.py:student --config.stages.student.teacher=RUN/teacher/model.
 Without a teacher: configs/comoto.py:student --config.distill.mode=none --config.stages.student.init_from=DIR.
-published repeats the published configuration for comparison, with its preprocessing and batch norms; what still
-differs, configs/recipes/distillation.py says. It starts from a ResNet-50 of ImageNet that is read as if for grey
-values of 0 to 255: launch/import_weights.py --format=torchvision --set=pixel_scale=255. With the word deep files have
-16 bits: both count to 65535, and what is 65520 or more is infinite as float16. Where images name no split,
---config.data.dbt.split_shares=0.7,0.1,0.2 deals patients out as published; of bcs_dbt:DIR,
---config.data.dbt.where='class=benign|cancer' leaves the volumes without boxes out. A student has 50 epochs of a tenth
+published repeats the published configuration for comparison, with its preprocessing and batch norms;
+configs/recipes/distillation.py lists the remaining differences. It starts from a ResNet-50 of ImageNet imported as if
+for grey values from 0 to 255: launch/import_weights.py --format=torchvision --set=pixel_scale=255. The word deep is for
+16-bit files: both then range up to 65535, and values from 65520 are infinite in float16. If images name no split,
+--config.data.dbt.split_shares=0.7,0.1,0.2 divides the patients as published; for bcs_dbt:DIR,
+--config.data.dbt.where='class=benign|cancer' leaves out the volumes without boxes. A student has 50 epochs of a tenth
 of the images; with more images, give a larger --config.distill.student_length.
-Variants beside the size (tiny, quick, small, published): student (no teacher is trained), baselines (also a student
-from random weights, and one detector of both sets), volumes (they are evaluated too), deep; half, lite0, swin (other
+Variants besides the size (tiny, quick, small, published): student (no teacher is trained), baselines (also a student
+from random weights, and one detector for both sets), volumes (also evaluated), deep; half, lite0, swin (other
 backbones; published,swin: the published Swin transformer); faster_rcnn, efficientdet (other detectors; the anchors of a
 Faster R-CNN are those of its proposals).
 Many settings: configs/comoto_table.py.
-Published: 7 points of mean sensitivity more than pretraining and image-level distillation, with 10 % of the images.
-Found here: on the embedded volumes the mode outputs gains over pretraining, lesion does not (docs/comoto.md).
+Published: with 10 % of the images, a mean sensitivity 7 points above pretraining and image-level distillation.
+Results here: on the embedded volumes the mode outputs gains over pretraining, but lesion does not (docs/comoto.md).
 """
 
 from typing import Any
@@ -44,17 +44,17 @@ from elk_jax.tasks.stages import Stage
 
 SIZES = ("tiny", "quick", "small", "published")
 DETECTORS = ("faster_rcnn", "efficientdet")
-"""In place of the RetinaNet."""
+"""Detectors instead of the RetinaNet."""
 
 
 def get_config(variant=None):
     words = ("student", "baselines", "volumes", "deep", *DETECTORS, *variants.BACKBONES)
     size, extras = variants.parse(variant, words, SIZES, rivals=(DETECTORS, variants.BACKBONES))
     published = size == "published"
-    if published and (other := extras & {*DETECTORS, "half", "lite0"}):  # of which nothing is published
+    if published and (other := extras & {*DETECTORS, "half", "lite0"}):  # for which nothing is published
         raise ValueError(f"'published' and '{min(other)}' exclude each other")
     if "deep" in extras and not published:
-        raise ValueError(f"'{size}' and 'deep' exclude each other: it is of 'published'")
+        raise ValueError(f"'{size}' and 'deep' exclude each other: 'deep' requires 'published'")
     data = "paper" if published else size
     few: dict[str, Any] = {"train_share_of": "images"} if published else {}
     slices: dict[str, Any] = {"train_on": ("dbt",), "validate_on": "dbt"}

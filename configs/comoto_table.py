@@ -1,18 +1,18 @@
-"""The comparison of CoMoTo as a table for launch/sweep.py: ways to distil, ablations, baselines, detectors, backbones.
+"""The comparison of CoMoTo as a table for launch/sweep.py: distillation modes, ablations, baselines, other networks.
 
   python launch/sweep.py --config=configs/comoto.py:small --list=configs/comoto_table.py:small --seeds=5 \\
       --workdir=runs/comoto --config.data.mammo.spec=coco:/data/mammo.json --config.data.dbt.spec=coco:/data/dbt.json
-Variants: the size of --config, for the rows of other networks, which are left out without one; published, for a GPU,
-has the published networks.
-Each setting is compared with pretraining on as many slices (few, all), by the same teacher: one without ImPA, as
-published, for image and LsKD alone, else one with it. Settings that only the student reads share a teacher.
-With a teacher from weights (--config.stages.teacher.init_from), copy the table and give START the same ones, and
-other networks theirs (STARTS).
+Variants: the size of --config, which the rows of other networks need; without one they are left out. published, for a
+GPU, has the published networks.
+Each setting is compared with pretraining on the same number of slices (few, all) with the same teacher: without ImPA,
+as published, for image and for LsKD alone; else with ImPA. Settings that only the student reads share a teacher.
+If the teacher starts from weights (--config.stages.teacher.init_from), copy the table, set START to the same weights,
+and give other networks theirs (STARTS).
 
-Published (Alberb et al. 2024): lesion, with ImPA, has 7 points of mean sensitivity more than pretraining and
-image-level distillation with 10 % of the images. The other values of its tables, those of other detectors and
-backbones too, are not known here. Those of the rivals are of COCO: AP of a RetinaNet with ResNet-50 that a ResNeXt-101
-teaches, 37.4 without, its teacher 41.0.
+Published (Alberb et al. 2024): with 10 % of the images, lesion with ImPA has a mean sensitivity 7 points above
+pretraining and image-level distillation. The other values of its tables, including those of other detectors and
+backbones, are not known here. Those of the alternatives are for COCO: AP of a RetinaNet with ResNet-50 taught by a
+ResNeXt-101 (37.4 without a teacher; the teacher has 41.0).
 """
 
 from __future__ import annotations
@@ -23,26 +23,30 @@ from configs.comoto import SIZES
 from elk_jax.sweeps.settings import Row
 
 START = ""
-"""What a student without a teacher starts from: a model folder, or random weights."""
+"""Initial weights of a student without a teacher: a model folder, or "" for random weights."""
 FEW, ALL = 0.1, 1.0
-"""Shares of the training slices: published is 0.1 of the images; here of the patients."""
+"""Shares of the training slices: as published 0.1, but of the patients instead of the images."""
 UNTAUGHT = {
     "distill.mode": "none",
     "stages.student.init_from": START,
     "stages.student.teacher": "",
     "stages.student.beside": (),
 }
-"""A student that has seen neither teacher nor mammograms, and is said to come from neither."""
+"""A student without a teacher or mammograms, which is also recorded as independent of both."""
 PLAIN = "pretraining without ImPA"
 AGAINST = {"pretraining": "", PLAIN: "pretraining", "image": PLAIN, "lesion without ImPA": PLAIN}
-"""What settings are compared with, so that both have the same teacher; others with pretraining. "": the first row."""
+"""Setting -> its baseline, with the same teacher; all others are compared with pretraining. "": the first row."""
 
 COMPARED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("pretraining", {"distill.mode": "pretraining"}, "published baseline"),
-    (PLAIN, {"distill.mode": "pretraining", "distill.intra_align": False}, "what aligning lesions costs or gains"),
-    ("none", UNTAUGHT, "slices alone"),
+    (PLAIN, {"distill.mode": "pretraining", "distill.intra_align": False}, "effect of aligning lesions"),
+    ("none", UNTAUGHT, "slices only"),
     ("both sets", {**UNTAUGHT, "stages.student.train_on": ("mammo", "dbt")}, "one detector of mammograms and slices"),
-    ("image", {"distill.mode": "image", "distill.intra_align": False}, "published rival: image-level distillation"),
+    (
+        "image",
+        {"distill.mode": "image", "distill.intra_align": False},
+        "published alternative: image-level distillation",
+    ),
     ("lesion without ImPA", {"distill.mode": "lesion", "distill.intra_align": False}, "published ablation: LsKD"),
     ("lesion", {"distill.mode": "lesion"}, "published: 0.07 more than pretraining and image"),
     ("classwise", {"distill.mode": "classwise"}, "UMMKD, adapted to detection; published for CT and MR"),
@@ -50,7 +54,7 @@ COMPARED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("fgd", {"distill.mode": "fgd"}, "published on COCO: 40.7"),
     ("cwd", {"distill.mode": "cwd"}, "published on COCO with another detector only"),
     ("hints", {"distill.mode": "hints"}, "FitNets: a learned regressor between maps of the slices"),
-    ("outputs", {"distill.mode": "outputs"}, "generalised distillation: what the teacher says of the slices"),
+    ("outputs", {"distill.mode": "outputs"}, "generalised distillation: the teacher's predictions on the slices"),
 )
 """(name, settings, note), each with few slices and with all."""
 
@@ -65,12 +69,12 @@ ABLATED = (
     Row(
         "few,lesion,cells",
         {"distill.mode": "lesion", "distill.sampling": "cell", "data.dbt.train_share": FEW},
-        note="points as published: the cell that a point lies in",
+        note="points as published: the cell that contains the point",
     ),
     Row(
         "few,lesion,with scale",
         {"distill.mode": "lesion", "distill.normalised": False, "data.dbt.train_share": FEW},
-        note="features as they are, as published: what this loss weighs depends on the level and the network",
+        note="unscaled features, as published: the weight of this loss depends on the level and the network",
     ),
     Row(
         "few,lesion,a third of the rate",
@@ -80,47 +84,47 @@ ABLATED = (
     Row(
         "few,lesion,images",
         {"distill.mode": "lesion", "data.dbt.train_share": FEW, "data.dbt.train_share_of": "images"},
-        note="10 % as published: of the images, so that most patients keep some",
+        note="10 % of the images, as published, so that most patients keep some",
     ),
 )
 
 NOT_OF_PUBLISHED = ("few,lesion,8 px a cell", "few,lesion,cells", "few,lesion,with scale", "few,lesion,images")
-"""Rows of ABLATED that `published` has already, or cannot have: its one map has 32 px a cell."""
+"""Rows of ABLATED that `published` already includes or cannot have, as its single map has 32 px per cell."""
 
 Network = tuple[str, str, dict[str, Any], str]
 """(name, word of the variant, settings, note)."""
 OTHERS: tuple[Network, ...] = (
     ("Faster R-CNN", "faster_rcnn", {}, "published detector; here with a pyramid"),
-    ("EfficientDet", "efficientdet", {}, "none of the published detectors"),
+    ("EfficientDet", "efficientdet", {}, "not among the published detectors"),
     ("ResNet-34", "", {"distill.model.backbone.depth": 34}, "published backbone; the table's own is a ResNet-18"),
     ("half a ResNet-50", "half", {}, "half the width of the published backbone"),
-    ("Lite0", "lite0", {}, "none of the published backbones"),
-    ("Swin-T", "swin", {}, "published is a smaller Swin, with one map"),
+    ("Lite0", "lite0", {}, "not among the published backbones"),
+    ("Swin-T", "swin", {}, "the published Swin is smaller, with one map"),
 )
 PUBLISHED: tuple[Network, ...] = (
     ("ResNet-18", "", {"distill.model.backbone.depth": 18}, "one map of 512 channels, 19.3 M parameters in the heads"),
     ("ResNet-34", "", {"distill.model.backbone.depth": 34}, "one map of 512 channels, 19.3 M parameters in the heads"),
-    ("Swin", "swin", {}, "one map of 576 channels, 24.4 M parameters in the heads; as published from random weights"),
+    ("Swin", "swin", {}, "one map of 576 channels, 24.4 M parameters in the heads; from random weights, as published"),
 )
-"""Beside RESNET_50, which is the configuration `published` itself."""
+"""Networks besides RESNET_50, which is the configuration `published` itself."""
 RESNET_50: Network = ("ResNet-50", "", {}, "one map of 2048 channels, 303.7 M parameters in the heads")
 STARTS: dict[str, str] = {}
-"""Name of a network -> what its teacher starts from: a model folder. Others start from random weights."""
-NO_SIZE = "has the size of --config, which the list has to name: --list=configs/comoto_table.py:small"
+"""Name of a network -> model folder with the initial weights of its teacher. Others start from random weights."""
+NO_SIZE = "depends on the size of --config, which the list must name too: --list=configs/comoto_table.py:small"
 NO_GPU = "needs a GPU: --config=configs/comoto.py:published --list=configs/comoto_table.py:published"
 
 ABSENT = (
     Row("few,lesion,1 point", not_run="the loss is 0: softmax of one point"),
     Row("few,mgd", not_run="no masked generation in elk_jax", note="published on COCO: 41.0"),
-    Row("few,ld", not_run="needs edges as distributions (GFL), which no detector here has"),
+    Row("few,ld", not_run="needs box edges as distributions (GFL), which no detector here has"),
     Row("few,crosskd", not_run="needs half of a teacher's head", note="published on COCO, another teacher: 39.7"),
-    Row("few,freekd", not_run="needs prompts that are trained beforehand", note="published on COCO: 41.0"),
+    Row("few,freekd", not_run="needs pretrained prompts", note="published on COCO: 41.0"),
 )
-"""Of the published comparison and its rivals, what is not run here."""
+"""Rows of the published comparison and its alternatives that are not run here."""
 
 
 def compared(name: str, share: float) -> tuple[Row, ...]:
-    """The settings of COMPARED with a share of the slices."""
+    """The settings of COMPARED for a share of the slices."""
     rows = []
     for own, changes, note in COMPARED:
         other = AGAINST.get(own, "pretraining")

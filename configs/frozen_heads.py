@@ -1,15 +1,15 @@
-"""Patches of two classes, by kernel heads on frozen features, and their mean: without privacy, seconds on a CPU.
+"""Classify patches into two classes with kernel heads on frozen features, and their mean: no privacy, seconds on a CPU.
 
   python launch/train.py --config=configs/frozen_heads.py                     generated patches, a minute on 2 CPU cores
   python launch/train.py --config=configs/frozen_heads.py:small \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
       --config.networks.features.lite0.weights=weights/lite0 --config.networks.features.half.weights=weights/half
-The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. Weights of frozen networks, an
-EfficientNet-Lite0 and a ResNet-50 of half the width (data_prep/public_weights.py); the small
-variant needs one of them. Trained networks join the mean: --config.stages.mean.members="('networks','DIR')", with DIR
-a model folder of configs/swin_real.py. A kernel head keeps the features of its training images, so its
-model folder is as private as these; private heads are those of configs/private_head.py. Variants: tiny (tests), quick
-(default), small (the published crops).
+The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. The frozen networks are an
+EfficientNet-Lite0 and a ResNet-50 of half the width (data_prep/public_weights.py); the small variant needs the weights
+of one of them. Trained networks can join the mean: --config.stages.mean.members="('networks','DIR')", with DIR a model
+folder of configs/swin_real.py. A kernel head keeps the features of its training images, so its model folder is as
+private as these; for private heads see configs/private_head.py. Variants: tiny (tests), quick (default), small (the
+published crops).
 Published (CBIS-DDSM test split, frozen Swin-T from ImageNet): AUROC 0.778.
 """
 
@@ -29,7 +29,7 @@ from elk_jax.tasks.classification.recipe import (
 
 PUBLISHED = (("Osuala et al. 2024", 0.0, 0.778),)
 LINEAR = (0.0,)
-"""Widths of a search for linear kernels alone."""
+"""Widths of a search for linear kernels only."""
 
 
 def get_config(variant=None):

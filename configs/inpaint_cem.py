@@ -8,8 +8,8 @@
       --config.stages.inpainter.init_from=OTHER/inpainter/model \\
       --config.data.canvases.spec=coco:/data/healthy/healthy.json             the patients of `real` are protected
 The painted set is RUN/lesions/synthetic.json, a data source for any experiment: coco:RUN/lesions/synthetic.json.
-Variants beside the size: fewshot, medium, double, private. A private training starts from an inpainter of other
-people's images: from random weights it learns too little beneath its noise. Its lesions are painted into images that
+Variants besides the size: fewshot, medium, double, private. A private training starts from an inpainter of other
+people's images, as from random weights it learns too little under its noise. Its lesions are painted into images that
 need no protection, `canvases`.
 """
 

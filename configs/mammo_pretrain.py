@@ -1,4 +1,4 @@
-"""ELK's transfer: a detector on low-energy mammograms, whose weights then start the fine-tuning on enhanced ones.
+"""ELK's transfer: a detector trained on low-energy mammograms provides the initial weights for contrast-enhanced ones.
 
   python launch/train.py --config=configs/mammo_pretrain.py --workdir=runs/mammo
   python launch/train.py --config=configs/cem_real.py --config.stages.real.init_from=runs/mammo/mammo/model

@@ -9,12 +9,12 @@
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)"
                                                                               128 px, as published, a GPU
 The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. RUN/samples/images is a folder of
-drawn patches by class, RUN/samples/synthetic.json the same as COCO. The stages `fidelity` and `held_out` ask a
-classifier of real patches whether the classes of drawn and of unseen real patches hold. Variants: tiny (tests), quick
-(default), small, paper; and transposed or resize (how maps are enlarged), lsgan or wgan (other objectives), private.
-With `private` the patients of the training patches are protected (privacy: elk_jax/privacy/settings.py): the gradients
-of the discriminator are clipped and noised, and drawn patches are compared with the validation split. The stage
-`classifier` is not private: leave it out, with `fidelity` and `held_out`, where its scores would tell too much.
+drawn patches by class, RUN/samples/synthetic.json the same as COCO. The stages `fidelity` and `held_out` check with a
+classifier of real patches whether the classes of drawn and of unseen real patches are recognisable. Variants: tiny
+(tests), quick (default), small, paper; and transposed or resize (upsampling of maps), lsgan or wgan (other objectives),
+private. With `private` the patients of the training patches are protected (privacy: elk_jax/privacy/settings.py): the
+gradients of the discriminator are clipped and noised, and drawn patches are compared with the validation split. The
+stage `classifier` is not private: leave it out, with `fidelity` and `held_out`, if its scores would reveal too much.
 """
 
 from configs import variants
@@ -35,7 +35,7 @@ def get_config(variant=None):
         recipe["model"]["upsampling"] = word
     for word in extras & set(OBJECTIVES):
         recipe["objective"] = variants.settings(OBJECTIVES[word])
-        if word == "wgan":  # published: five updates of the critic, which sees no instance norms in its slope
+        if word == "wgan":  # published: five updates of the critic, whose gradient penalty excludes instance norms
             recipe = variants.merge(recipe, WGAN | {"images": {"batch_size": 5 * (4 if size == "tiny" else 16)}})
     private = "private" in extras
     if private:

@@ -1,19 +1,19 @@
-"""Private patches by class: public patches, weighted by what private ones say of them once, with noise.
+"""Private patches by class: public patches, weighted by a single noisy release of statistics of private ones.
 
   python launch/train.py --config=configs/private_generator.py                generated patches, minutes on 2 CPU cores
   python launch/train.py --config=configs/private_generator.py:small \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
       --config.data.public.spec=coco:/data/mammograms/lesions.json --config.data.labelled.spec=folders:/data/other
 The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. `public` are images of other
-people with boxes, that nobody has to protect: what is drawn are patches of them, and their classes are not read.
-Features of a frozen network are optional: pool.features.lite0.weights and head.features.lite0.weights. Each
-generator is judged by a head on frozen features that is fitted on its drawn patches alone. `public_only` is the same
-without anything private: a head on `labelled`, patches whose classes are public; `real` the same on the private patches
-themselves, without privacy. `NAME_looks` compare each set, and `labelled`, with the validation split, by radiomics too;
-`NAME_fidelity` ask `real` whether their classes hold. None of them reads a training patch, but `real` is not private:
-leave it and what asks it out (--stages) where its scores would tell too much. Variants: tiny (tests), quick (default),
-small (the published crops: 128 px, lesions off centre); and votes, which releases votes for the most alike patches
-instead of mean features.
+people with boxes, which need no protection: the drawn patches are cut from them, and their classes are not read.
+Features of a frozen network are optional: pool.features.lite0.weights and head.features.lite0.weights. Each generator
+is evaluated with a head on frozen features that is fitted only on its drawn patches. `public_only` is the same without
+private data: a head on `labelled`, patches whose classes are public; `real` is the same on the private patches
+themselves, without privacy. `NAME_looks` compare each set, and `labelled`, with the validation split, also by
+radiomics; `NAME_fidelity` check with `real` whether the classes are recognisable. None of them reads a training patch,
+but `real` is not private: leave out `real` and the stages that use it (--stages) if its scores would reveal too much.
+Variants: tiny (tests), quick (default), small (the published crops: 128 px, lesions off centre); and votes, which
+releases votes for the most similar patches instead of mean features.
 """
 
 from dataclasses import replace
@@ -30,9 +30,9 @@ BUDGETS = {"without_privacy": 0.0, "epsilon_10": 10.0, "epsilon_1": 1.0}
 PER_CLASS = {"tiny": 20, "quick": 500, "small": 500, "paper": 1500}
 """Variant -> drawn patches of a class."""
 RELEASES = {"means": Means(), "votes": Votes()}
-"""Words of a variant -> what the private patches say, in place of a classifier."""
+"""Words of a variant -> the kind of release, instead of a classifier."""
 COMPONENTS = {"tiny": 8, "quick": 16}
-"""Variant -> components of the features; else the default of the recipe."""
+"""Variant -> components of the features; others use the default of the recipe."""
 
 
 def get_config(variant=None):
@@ -78,7 +78,7 @@ def get_config(variant=None):
 
 
 def phantoms(size, head):
-    """Embedded patches, with the lesion where a recipe cuts it."""
+    """Embedded patches, with the lesion at the position used by the recipe."""
     pixels, count = PHANTOMS[size]
     spec = f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1"
     if head.centre == HeadRecipe().centre:

@@ -1,11 +1,11 @@
-"""Patches of two classes, by a linear head on frozen features: with differential privacy, and without.
+"""Classify patches into two classes with a linear head on frozen features, with and without differential privacy.
 
   python launch/train.py --config=configs/private_head.py                     generated patches, a minute on 2 CPU cores
   python launch/train.py --config=configs/private_head.py:small \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
       --config.data.public.spec=coco:/data/mammograms/lesions.json --config.head.features.lite0.weights=weights/lite0
-The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. The features are whitened by
-`public`, images of other people with boxes, that nobody has to protect: patches are cut around the boxes. Weights of a
+The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. The features are whitened with
+`public`, images of other people with boxes, which need no protection: patches are cut around the boxes. Weights of a
 frozen network are optional: launch/import_weights.py. Variants: tiny (tests), quick (default), small (the published
 crops: 128 px, lesions off centre); and image, which protects images instead of patients.
 Published (CBIS-DDSM test split, epsilon per image, delta 1e-4): AUROC 0.661, 0.677, 0.712 at epsilon 1, 6, 60; 0.778

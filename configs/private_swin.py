@@ -1,4 +1,4 @@
-"""Synthetic patches, then privacy: a generator, a network that learns from its patches, private training on real ones.
+"""Synthetic patches, then privacy: a generator, a network trained on its patches, private training on real ones.
 
   python launch/train.py --config=configs/private_swin.py                     generated patches, minutes on 2 CPU cores
   python launch/train.py --config=configs/private_swin.py:cpu,published \\
@@ -9,25 +9,25 @@
   python launch/train.py --config=configs/private_swin.py:paper \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
       --config.stages.first.init_from=weights/swin_t                          Swin-T, as published, a GPU
-The chain: `gan` (or `denoiser`) learns from the patches, `samples` are drawn from it, `first` is a network that learns
-from these with all its layers, and the stages behind it train the layer of the classes on the real patches: without
-privacy, and with an epsilon each. In `cpu` such a layer is a linear head on frozen features of `first`, whitened by
-`public`, images of other people, and `first` trains its coarse stages alone.
+The chain: `gan` (or `denoiser`) is trained on the patches, `samples` are drawn from it, `first` is a network with all
+layers trained on the samples, and the following stages train the class layer on the real patches, without privacy and
+with one epsilon each. In `cpu` the class layer is a linear head on frozen features of `first`, whitened with `public`,
+images of other people, and only the coarse stages of `first` are trained.
 
-The generator has seen the protected patients, as the published one has, so that no epsilon holds for the whole chain;
-the private stages are `exposed`, and their models and reports say so. Behind a generator that protects them, or one of
-other people's patches (--config.stages.samples.model=DIR), set exposed=False of these stages, and it is checked. The
-promises of both have one epsilon together where both protect the same unit. Here that is an image, as published; the
-generators of this project protect patients, and so does all of the variant `protected`.
+The generator has seen the protected patients, as has the published one, so no epsilon holds for the whole chain; the
+private stages are `exposed`, and their models and reports say so. With a generator that protects the patients, or one
+of other people's patches (--config.stages.samples.model=DIR), set exposed=False for these stages, which is then
+checked. If generator and training protect the same unit, their promises have a joint epsilon. The unit here is an
+image, as published; the generators of this project protect patients, and so do all stages of the variant `protected`.
 
-Variants: tiny (tests), quick (default), cpu (real patches on 2 cores), paper; what `first` learns from: synthetic
+Variants: tiny (tests), quick (default), cpu (real patches on 2 cores), paper; training data of `first`: synthetic
 (default), real, mixed (both), nothing (there is no `first`; the last training starts from public weights: in `cpu`
-those of head.features.lite0.weights, else init_from of its stages); what the last training learns from beside real
-patches: beside (synthetic ones too), alone (synthetic ones only; noise on them protects nobody); and where synthetic
-patches are from in place of `gan`: denoiser (configs/patch_denoiser.py); published, for patches of another program;
+those of head.features.lite0.weights, else init_from of its stages); training data of the last training besides real
+patches: beside (synthetic ones too), alone (synthetic ones only; noise on them protects nobody); and the source of
+synthetic patches instead of `gan`: denoiser (configs/patch_denoiser.py); published, for patches of another program;
 drawn, for those of an earlier run (launch/synthesize.py, --config.data.drawn.spec=coco:DIR/synthetic.json); and
-protected, for a generator that protects the patients, patches of `public` that are weighted by what the real ones say
-once (`pool`, configs/private_generator.py).
+protected, for a generator that protects the patients: patches of `public`, weighted by a single release of the real
+ones (`pool`, configs/private_generator.py).
 Published (CBIS-DDSM test split, epsilon per image of the last training, delta 1e-4): AUROC 0.661, 0.677, 0.688, 0.697,
 0.712 at epsilon 1, 6, 12, 20, 60, and 0.639 of `first`. The whole table: configs/private_table.py.
 """
@@ -57,25 +57,25 @@ from elk_jax.tasks.generation.recipe import FitPoolStage, SampleStage, TrainGene
 
 SIZES = ("quick", "tiny", "cpu", "paper")
 LEARNED = ("synthetic", "real", "mixed", "nothing")
-"""What the first network learns from."""
+"""Training data of the first network."""
 LAST = ("beside", "alone")
-"""Where synthetic patches are in the last training."""
+"""Use of synthetic patches in the last training."""
 OTHERS = ("published", "drawn", "denoiser", "protected")
-"""Where synthetic patches are from in place of the GAN."""
+"""Sources of synthetic patches instead of the GAN."""
 READY = ("published", "drawn")
-"""Those of them that are not made in the run."""
+"""Those that are not made in the run."""
 UNPROTECTED = ("real", "mixed", "nothing", *LAST)
-"""Words with which something else has seen the patients, or no patches are made."""
+"""Words with which another model has seen the patients, or no patches are made."""
 RIVALS = (LEARNED, LAST, OTHERS, *(("protected", word) for word in UNPROTECTED))
 EPSILONS = {"tiny": (6,), "quick": (1, 6, 60), "cpu": (1, 6, 12, 20, 60), "paper": (1, 6, 12, 20, 60)}
 ALONE = (6, 60)
-"""Published budgets of the last training on synthetic patches alone, of those of a variant."""
+"""Published budgets of the last training on synthetic patches only, among those of a variant."""
 OF_POOL = 1.0
-"""Epsilon of the generator that protects the patients, alone."""
+"""Epsilon of the generator alone, if it protects the patients."""
 DELTA = 1e-4
 OPEN = "without_privacy"
 PER_CLASS = {**DRAWN, "cpu": DRAWN["paper"]}
-"""Variant -> drawn patches of a class; as many as are published where the patches may be real."""
+"""Variant -> drawn patches per class; the published number in variants for real patches."""
 PUBLISHED = {1: 0.661, 6: 0.677, 12: 0.688, 20: 0.697, 60: 0.712}
 WORK = "Osuala et al. 2024, of the last training alone"
 
@@ -137,13 +137,13 @@ def patches(size, seed):
 
 
 def stand_in(size):
-    """In the place of patches that another program has made of the training patients, until their place is given."""
+    """A placeholder for patches that another program made from the training patients, until their path is given."""
     return SourceSpec(patches(size, seed=9), made_from=("patches",))
 
 
 def ready():
-    """Patches of an earlier run, which count as made of `patches` without protection. If their generator was private,
-    or saw other people only, set made_from=()."""
+    """Patches of an earlier run, which are assumed to be made from `patches` without protection. If their generator was
+    private, or saw only other people, set made_from=()."""
     return SourceSpec("coco:drawn/synthetic.json", made_from=("patches",))
 
 
@@ -167,7 +167,7 @@ def generator(size, kind):
 
 
 def first(size, read):
-    """The recipe of the network that learns from synthetic patches."""
+    """The recipe of the network that is trained on synthetic patches."""
     if size != "cpu":
         recipe = network(size)
         if size == "paper":
@@ -187,17 +187,17 @@ def first(size, read):
 
 
 def last_layer(size, epsilon, frozen, count, unit):
-    """The recipe of a last training by steps. frozen: whether the layer of the classes alone is trained. count:
-    published patches that it learns from. unit: whom it protects."""
+    """The recipe of a last training by steps. frozen: whether only the class layer is trained. count: number of
+    published training patches. unit: of protection."""
     recipe = network(size)
     recipe["model"]["drop_path"] = 0.0
     if frozen or size == "paper":
         recipe["optimizer"]["frozen"] = HEAD_ONLY
-    if size == "quick" and frozen:  # that of all layers hardly moves a new one
+    if size == "quick" and frozen:  # the rate for all layers hardly changes a new one
         variants.merge(recipe, {"schedule": {"base": 3e-3}})
     if size == "paper":
         recipe["steps"] = published_steps(count)
-        recipe["images"]["batch_size"] = round(count / -(-count // FULL))  # 9, 24 or 33 batches are an epoch
+        recipe["images"]["batch_size"] = round(count / -(-count // FULL))  # an epoch has 9, 24 or 33 batches
     if epsilon:
         accountant: Any = "rdp" if size == "paper" else "pld"
         recipe["privacy"] = variants.settings(Privacy(epsilon=epsilon, delta=DELTA, unit=unit, accountant=accountant))

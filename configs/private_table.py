@@ -7,17 +7,17 @@
       --config.head.features.lite0.weights=weights/lite0
   python launch/sweep.py --config=configs/private_swin.py:paper,published --list=configs/private_table.py:paper ... \\
       --config.stages.first.init_from=weights/swin_t                          Swin-T, a GPU
-A row is what the networks learn from; an evaluated model is a budget, `without_privacy`, `epsilon_1` to `epsilon_60`,
-or `first`, the network that learned from synthetic patches. In `paper`, rows without a first network start from SWIN.
-Variants: tiny (tests), cpu (a linear head on a frozen EfficientNet-Lite0 in place of the layer of the classes of a
-Swin-T), paper. "Our" patches are those of the generator that each such row trains; behind a comma stands a ready set
-that is read in its place: --list=configs/private_table.py:cpu,coco:drawn/synthetic.json (launch/synthesize.py
---count=1500: as many as are published).
-Rates are tuned by the reader: of the rows of several rates, the one counts, at each epsilon, whose network has the
-largest validation AUROC ("Networks" in the report of a run). The epsilons do not count that choice.
+A row stands for the training data; an evaluated model stands for a budget, `without_privacy`, `epsilon_1` to
+`epsilon_60`, or is `first`, the network trained on synthetic patches. In `paper`, rows without a first network start
+from SWIN. Variants: tiny (tests), cpu (a linear head on a frozen EfficientNet-Lite0 instead of the class layer of a
+Swin-T), paper. "Our" patches come from the generator that each such row trains; to use an existing set instead, give it
+after a comma: --list=configs/private_table.py:cpu,coco:drawn/synthetic.json (launch/synthesize.py --count=1500, the
+published number).
+The reader tunes the rates: among rows with several rates, use at each epsilon the one whose network has the largest
+validation AUROC ("Networks" in the report of a run). The epsilons do not include that choice.
 
-Published (Osuala et al. 2024, CBIS-DDSM test split, mean of three seeds; epsilon of the last training alone, per image,
-delta 1e-4). Average precision is that of benign as the positive class.
+Published: Osuala et al. 2024, CBIS-DDSM test split, mean of three seeds; epsilon of the last training only, per image,
+at delta 1e-4. Average precision has benign as the positive class.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from configs.recipes.network import HIDDEN, published_steps
 from elk_jax.sweeps.settings import Row
 
 SWIN = "weights/swin_t"
-"""A model folder of launch/import_weights.py."""
+"""A model folder written by launch/import_weights.py."""
 NO_GPU = "needs a GPU: --list=configs/private_table.py:paper"
 
 Values = dict[str, tuple[float, float]]
@@ -57,7 +57,7 @@ PUBLISHED: dict[str, Values] = {
         "epsilon_6": (0.549, 0.662),
         "epsilon_60": (0.583, 0.681),
     },
-    "synthetic, then real": {  # in private_swin.PUBLISHED too, for the page of a run
+    "synthetic, then real": {  # also in private_swin.PUBLISHED, for the page of a run
         "first": (0.639, 0.733),
         "epsilon_1": (0.661, 0.741),
         "epsilon_6": (0.677, 0.752),
@@ -74,14 +74,14 @@ TUNED: Values = {
     "epsilon_20": (0.741, 0.806),
     "epsilon_60": (0.764, 0.825),
 }
-"""Exploratory runs of the same workbook, real patches alone at 200 times the rate: epsilon 1, 5, 10, 19 and 50 at delta
-1e-3, most of one seed."""
+"""Exploratory runs in the same workbook, on real patches only, at 200 times the rate: epsilon 1, 5, 10, 19 and 50 at
+delta 1e-3, mostly with one seed."""
 ODD: dict[str, Values] = {
     "private, then synthetic (dbr3)": {"epsilon_6": (0.591, 0.685)},
     "synthetic head, then real (dbr5)": {"epsilon_6": (0.557, 0.656)},
     "private synthetic head, then real (dbr11)": {"epsilon_6": (0.557, 0.656)},
 }
-"""Rows whose published runs were not what their names say: dbr5 and dbr11 have the same numbers."""
+"""Rows whose published runs do not match their names: dbr5 and dbr11 have the same numbers."""
 
 
 def get_rows(variant: str = "cpu") -> tuple[Row, ...]:
@@ -98,13 +98,13 @@ def config(words: str) -> str:
 
 
 def our(size: str, spec: str, settings: dict[str, Any], alone: dict[str, Any]) -> list[Row]:
-    """The rows of our own patches. settings: of the whole chain. alone: of a network that learns from nothing else."""
+    """The rows of our own patches. settings: of the whole chain. alone: of a network trained on nothing else."""
     if spec:
         word, source, what = "drawn", {"data.drawn.spec": spec}, f"patches of {spec}"
     else:
         recipe, _ = private_swin.generator(size, "gan")
         side, steps = recipe["model"]["size"], recipe["steps"]
-        word, source, what = "", {}, f"patches of {side} px of our GAN, {steps:,} steps; published ones have 128 px"
+        word, source, what = "", {}, f"patches of {side} px from our GAN, {steps:,} steps; published ones have 128 px"
         what += f"; {2 * private_swin.PER_CLASS[size]:,} are drawn"
     words = lambda *some: config(",".join(filter(None, (size, *some, word))))
     return [
@@ -114,13 +114,13 @@ def our(size: str, spec: str, settings: dict[str, Any], alone: dict[str, Any]) -
 
 
 def values(published: Values) -> dict[str, float]:
-    """As a row has them."""
+    """Published values in the form of a row."""
     found = {f"{model}/auroc": auroc for model, (auroc, _) in published.items()}
     return found | {f"{model}/average_precision/benign": precision for model, (_, precision) in published.items()}
 
 
 def odd() -> list[Row]:
-    why = "its published configuration is not what its name says"
+    why = "its published configuration does not match its name"
     return [Row(name, published=values(found), not_run=why) for name, found in ODD.items()]
 
 
@@ -139,7 +139,7 @@ def of_cpu(spec: str) -> list[Row]:
             "real + synthetic",
             public,
             values(PUBLISHED["real + synthetic"]),
-            "all patches are clipped and noised, steps and noise as in `real`",
+            "all patches are clipped and noised, with steps and noise as in `real`",
             config=config("cpu,nothing,beside,published"),
         ),
         Row(
@@ -170,17 +170,17 @@ def of_cpu(spec: str) -> list[Row]:
 
 
 SLOW = 0.5
-"""Far below the rates that are tried elsewhere. A head starts from 0 here, so that a small rate leaves it a direction:
-unlike the published one, which starts from random weights, it does not stay at chance."""
+"""Far below the rates tried elsewhere. A head starts from 0 here, so even a small rate gives it a direction: unlike the
+published one, which starts from random weights, it does not stay at chance."""
 
 
 # ---- As published ----------------------------------------------------------------------------------------------------
 
 
 def of_paper(spec: str) -> list[Row]:
-    """Swin-T, the layers of the classes in the last training; and controls with its steps and noise.
+    """Swin-T with only the class layers in the last training, and controls with its steps and noise.
 
-    As published, these are two where the network behind them is that of ImageNet, and one in a chain.
+    As published, there are two such layers on the network from ImageNet, and one in a chain.
     """
     names = [f"epsilon_{e}" for e in private_swin.EPSILONS["paper"]]
     models = (private_swin.OPEN, *names)
@@ -217,15 +217,15 @@ def of_paper(spec: str) -> list[Row]:
             config=config("paper,published"),
         ),
         *our("paper", spec, start("first"), alone),
-        Row("control: linear layer", linear, real, "real alone, at the published rate", config=bare),
+        Row("control: linear layer", linear, real, "real only, at the published rate", config=bare),
         *tuned("two layers", two, models, values(TUNED)),
         *tuned("linear layer", linear, models, {}),
-        Row("control: equal steps", two | longer, real, "real alone, with the steps of real + synthetic", config=bare),
+        Row("control: equal steps", two | longer, real, "real only, with the steps of real + synthetic", config=bare),
         Row(
             "control: equal noise",
             two | {f"{n}.privacy.noise_multiplier": z for n, z in zip(names, NOISE)} | unbounded(names),
             real,
-            "real alone, its steps, with the noise of real + synthetic: a larger epsilon than its model's name says",
+            "real only, with its own steps and the noise of real + synthetic; epsilon exceeds that in the model's name",
             config=bare,
         ),
     ]
@@ -234,18 +234,18 @@ def of_paper(spec: str) -> list[Row]:
 EXPLORED = 2e-3
 """The rate of exploratory runs with another protocol (`TUNED`)."""
 RATES = (2e-4, EXPLORED, 2e-2)
-"""Beside the published 1e-5."""
+"""Rates besides the published 1e-5."""
 
 
 def tuned(name: str, settings: dict[str, Any], models: Sequence[str], explored: dict[str, float]) -> list[Row]:
-    """Controls on real patches alone, a row for each rate. name: of the head. explored: published at the rate
+    """Controls on real patches only, a row for each rate. name: of the head. explored: published values at the rate
     EXPLORED."""
     return [
         Row(
             f"control: {name}, rate {rate:g}",
             settings | of_all(models, "schedule.base", rate),
             explored if rate == EXPLORED else {},
-            "real alone; at each epsilon the rate with the best validation counts"
+            "real only; use the rate with the best validation at each epsilon"
             + ("; published: exploratory runs" if explored and rate == EXPLORED else ""),
             config=config("paper,nothing"),
         )

@@ -7,7 +7,8 @@ PHANTOMS = {"tiny": (128, 24), "quick": (256, 400), "small": (512, 400), "paper"
 
 
 SCARCE = 3
-"""Patients with lesions of the embedded data whose detector painted lesions help: with 4 it is as good as with 60."""
+"""Number of patients with lesions in the embedded data such that painted lesions help; with 4 a detector is as good as
+with 60."""
 
 
 def phantom(size: str, lesions: str, seed: int, modality: str = "subtracted") -> str:
@@ -32,5 +33,6 @@ def phantom_volumes(size: str, seed: int, modality: str = "dbt") -> str:
 
 
 def few(size: str, extras: frozenset[str]) -> int:
-    """Training patients of the few-shot variant: ELK's 26, fewer where the embedded data is small; else 0, all."""
+    """Training patients of the few-shot variant: ELK's 26, fewer if the embedded data are small; otherwise 0 for
+    all."""
     return {"tiny": 2, "quick": SCARCE, "small": 8, "paper": 26}[size] if "fewshot" in extras else 0

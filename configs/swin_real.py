@@ -1,4 +1,4 @@
-"""Patches of two classes, by a network that is trained on them: a Swin transformer, or an EfficientNet.
+"""Classify patches into two classes with a trained network: a Swin transformer, or an EfficientNet.
 
   python launch/train.py --config=configs/swin_real.py                        generated patches, minutes on 2 CPU cores
   python launch/train.py --config=configs/swin_real.py:small \\
@@ -8,9 +8,9 @@
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
       --config.stages.network.init_from=weights/swin_t                        Swin-T, a GPU
 The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. Weights: launch/import_weights.py;
-without them a network starts from random numbers. Variants: tiny (tests), quick (default), small, paper; and head,
-which trains the linear classifier alone and needs weights.
-Published (CBIS-DDSM test split, Swin-T from ImageNet): AUROC 0.825, and 0.778 with a head alone that has two layers
+without them a network starts from random weights. Variants: tiny (tests), quick (default), small, paper; and head,
+which trains only the linear classifier and needs weights.
+Published (CBIS-DDSM test split, Swin-T from ImageNet): AUROC 0.825, and 0.778 when only a head of two layers is trained
 (paper,head with --config.network.model.hidden=384).
 """
 

@@ -1,15 +1,15 @@
-"""What misaligned pairs cost the unified regime, as a table for launch/sweep.py, on the embedded tomosynthesis.
+"""The effect of misaligned pairs on the unified regime, as a table for launch/sweep.py, on the embedded tomosynthesis.
 
   python launch/sweep.py --config=configs/unified.py --list=configs/unified_misaligned.py --seeds=5 \\
       --models_against=capacity,sm --workdir=runs/misaligned
-The mammogram is moved by up to SHIFTS pixels of an image 1024 high, and scaled by up to 5 % at the largest shift, at
-random, as by another compression; the synthetic one stays. The similarity compares cell with cell (mse), the best of
-the neighbouring cells (tolerance), or images as a whole (contrastive). The page draws every metric over the shift: of
-unified, the whole regime, in which A is joined with B; of B (borrowed) and C (ffdm), shown SM; of the bounds. The gain
-of the regime is unified - capacity; no shift changes capacity itself.
-For another variant, a file with: ROWS = rows(partial(phantom_volumes, "small", SEED)). evaluated=() leaves the models
-that are evaluated to the configuration: what B alone loses, without the stages after it, is measured so.
-Real pairs are misplaced by data_prep/paired_images.py --shift=PX --zoom=SHARE.
+The mammogram is randomly shifted by up to SHIFTS pixels of an image 1024 pixels high, and scaled by up to 5 % at the
+largest shift, as if compressed differently; the synthetic mammogram is unchanged. The similarity compares cell by cell
+(mse), with the best of the neighbouring cells (tolerance), or images as a whole (contrastive). The page plots every
+metric over the shift: for unified, the whole regime, which joins A and B; for B (borrowed) and C (ffdm), applied to SM;
+and for the bounds. The gain of the regime is unified - capacity; shifts do not change capacity itself.
+For another variant, write a file with: ROWS = rows(partial(phantom_volumes, "small", SEED)). With evaluated=() the
+configuration selects the evaluated models, for example to measure the loss of B alone, without the later stages.
+For real pairs use data_prep/paired_images.py --shift=PX --zoom=SHARE.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from elk_jax.sweeps.settings import Row
 
 SHIFTS = (0, 8, 16, 32, 64)
 MOST_ZOOM = 0.05
-"""Of the largest shift; others in proportion."""
+"""The zoom at the largest shift; proportional at others."""
 SEED = 7
-"""Of the phantom in configs/unified.py."""
+"""The seed of the phantom in configs/unified.py."""
 AXIS = "shift of the mammogram, pixels of 1024"
 
 LOSSES: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ def rows(volumes: Callable[[str], str] = QUICK, evaluated: Sequence[str] = EVALU
 
 
 def misplaced(volumes: Callable[[str], str], shift: int) -> dict[str, Any]:
-    """The sources with a moved mammogram."""
+    """The sources with a misaligned mammogram."""
     zoom = MOST_ZOOM * shift / max(SHIFTS)
     ending = f",shift={shift},zoom={zoom:g}" if shift else ""
     return {

@@ -1,18 +1,18 @@
-"""The unified regime where few synthetic mammograms have boxes, as a table for launch/sweep.py.
+"""The unified regime with boxes on few synthetic mammograms, as a table for launch/sweep.py.
 
   python launch/sweep.py --config=configs/unified.py:scarce --list=configs/unified_scarce.py --seeds=5 \\
       --workdir=runs/scarce
-A (sm) and everything that follows the trunks learn from the boxes of a share of the SM patients, drawn by the seed. C
-(ffdm) has the boxes of all of its images, and B (borrowed) the pairs of all patients, without boxes: so B carries into
-the SM what the boxes of the FFDM taught. The bound (base_ub) and dropout are shown both images of the few patients.
-Lines, by the trunks of unified, of which the first gives the heads that it starts with:
-  A, B          as the paper joins them, at the rate of a detector that starts as a trained one
-  A, B, faster  at the rate at which A was trained: where A knows little, it has little to lose
-  B, A          it starts as B with the heads of C, which know more than those of A
-  C, A          C itself, shown SM, in the place of B: what its weights bring without the similarity
-Compare unified with capacity, whose second trunk knows the few alone. B and C, shown SM, are evaluated alone as well.
-The page draws every metric over the share. scarce: A has its own recipe (--config.few.steps=200).
-For real pairs, a file with: from configs.unified_scarce import rows; ROWS = rows("partner", rate=3e-4)
+A (sm) and the layers after the trunks are trained on the boxes of a share of the SM patients, drawn by the seed. C
+(ffdm) uses the boxes of all of its images, and B (borrowed) the pairs of all patients, without boxes, so B transfers
+the knowledge from the boxes of the FFDM to the SM. The bound (base_ub) and dropout see both images of the few patients.
+Lines, by the trunks of unified; the first trunk provides the initial heads:
+  A, B          as joined in the paper, at the learning rate for trained detectors
+  A, B, faster  at the learning rate of A, which has learned little and so has little to lose
+  B, A          starts as B with the heads of C, which have learned more than those of A
+  C, A          C itself, applied to SM, instead of B: the effect of its weights without the similarity
+Compare unified with capacity, whose second trunk has seen only the few. B and C are also evaluated alone, on SM. The
+page plots every metric over the share. scarce: A has its own recipe (--config.few.steps=200).
+For real pairs, write a file with: from configs.unified_scarce import rows; ROWS = rows("partner", rate=3e-4)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AXIS = "share of the SM patients with boxes"
 EVALUATED = ("sm", "unified", "base_ub", "capacity", "dropout", "borrowed", "ffdm")
 
 RATE = 1.2e-3
-"""At which A is trained in configs/unified.py, size quick."""
+"""The rate at which A is trained in configs/unified.py, size quick."""
 FASTER = "A, B, faster"
 TRUNKS: dict[str, tuple[str, str]] = {
     "A, B": ("sm", "borrowed"),
@@ -53,7 +53,7 @@ def rows(partner: str = "mammogram", rate: float = RATE, shares: Sequence[float]
 
 
 def scarce(partner: str, share: float) -> dict[str, Any]:
-    """Boxes of few patients, in the SM alone. B starts from C, as A knows little."""
+    """Boxes of few patients, only in the SM. B starts from C, as A has learned little."""
     few = ("sm",)
     return {
         "data.sm.partner": partner,

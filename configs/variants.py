@@ -1,4 +1,4 @@
-"""The variants of the experiments, and the frame that they share. An experiment file overrides only what differs.
+"""The variants of the experiments, and their common frame. An experiment file overrides only what differs.
 
 Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several are joined by commas):
   quick     default: ResNet-18-FPN of half the width, with GroupNorm, from scratch on the embedded data: minutes on 2
@@ -6,16 +6,16 @@ Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several 
   tiny      seconds, for tests
   small     ResNet-18-FPN at 384 px for a few hundred real images: about half an hour on 2 CPU cores
   paper     the published recipe: ResNet-101-FPN, frozen batch norm, SGD, 800 x 1333; for a GPU and imported weights
-  fewshot   only the lesions of a few training patients (ELK: 26 patients, 104 lesions), drawn by the seed. Data with
-            its own subset, such as ELK's, which data_prep marks: take paper without fewshot, and
+  fewshot   only the lesions of a few training patients (ELK: 26 patients, 104 lesions), drawn by the seed. With data
+            that have their own subset, such as ELK's, which data_prep marks, use paper without fewshot, and
             --config.data.real.train_where=fewshot=true
   half      a ResNet-50 of half the width, to start from weights of such a network (data_prep/public_weights.py):
             faster than a ResNet-18 on a CPU
   lite0     an EfficientNet-Lite0, to start from public weights (launch/import_weights.py)
   swin      a Swin-T, to start from public weights as well
-  retinanet a RetinaNet in place of the Faster R-CNN
-  efficientdet  an EfficientDet in place of it; paper: D0
-  medium    painted lesions of the middle half of the real sizes only (ELK's medium area)
+  retinanet a RetinaNet instead of the Faster R-CNN
+  efficientdet  an EfficientDet instead of it; paper: D0
+  medium    only painted lesions of the middle half of the real sizes (ELK's medium area)
   double    two painted lesions for each real one (ELK's 200 %)
   private   the training data are protected by differential privacy (elk_jax/privacy/settings.py)
 """
@@ -32,10 +32,10 @@ from ml_collections import ConfigDict, FieldReference
 SIZES = ("quick", "tiny", "small", "paper")
 BACKBONES = ("half", "lite0", "swin")
 KINDS = ("retinanet", "efficientdet")
-"""Detectors beside the Faster R-CNN."""
+"""Detectors besides the Faster R-CNN."""
 DETECTORS = (*KINDS, *BACKBONES)
 RIVALS = (KINDS, BACKBONES)
-"""Words of which a variant has one at most."""
+"""Groups of words; a variant has at most one of each."""
 DETECTOR_EXTRAS = ("fewshot", *DETECTORS)
 PAINTING_EXTRAS = ("fewshot", "medium", "double")
 
@@ -46,10 +46,10 @@ def parse(
     sizes: tuple[str, ...] = SIZES,
     rivals: tuple[tuple[str, ...], ...] = RIVALS,
 ) -> tuple[str, frozenset[str]]:
-    """'paper,fewshot' -> ('paper', {'fewshot'}). extras, sizes: those that the experiment knows. rivals: groups of
-    words that exclude each other.
+    """'paper,fewshot' -> ('paper', {'fewshot'}). extras, sizes: those of the experiment. rivals: groups of words that
+    exclude each other.
 
-    Raises ValueError for a word that is not a variant of it, and for two that exclude each other.
+    Raises ValueError for an unknown word, and for two that exclude each other.
     """
     words = [word for word in (variant or "quick").split(",") if word]
     known = (*sizes, *extras)
@@ -86,7 +86,7 @@ def _setting(value: Any, hint: Any) -> Any:
 
 
 def merge(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Change a nested dict in place and return it; a section that names another kind (`name`) replaces the old one."""
+    """Change a nested dict in place and return it; a section with another kind (`name`) replaces the old one."""
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(recipe.get(key), dict) and "name" not in value:
             merge(recipe[key], value)

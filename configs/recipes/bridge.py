@@ -1,4 +1,4 @@
-"""The recipe of a translator at the size of each variant. Defaults stand in elk_jax/tasks/translation/recipe.py."""
+"""The recipe of a translator at the size of each variant. Defaults are in elk_jax/tasks/translation/recipe.py."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def tiny() -> dict[str, Any]:
 
 
 def small() -> dict[str, Any]:
-    """For real images in their hundreds."""
+    """For hundreds of real images."""
     return {"steps": 2000, "checkpoint_every": 500, "eval_every": 500, "sampler": {"steps": 50}}
 
 
 def published() -> dict[str, Any]:
     """The published template for 256 px (LBBDM-f4) at 512: widths, bridge, loss, rate, EMA, 200 steps of sampling.
 
-    What differs: patches of 4 px take the place of its VQGAN, which reduces an image as much and was trained on
-    photographs; the U-Net of Stable Diffusion halves by a strided convolution and adds the time, where the published
-    one halves in residual blocks and scales and shifts by it; one rate, where the published one falls on a plateau;
-    bfloat16. The published attention is at factors 8 to 32, which three blocks do not reach: in the middle alone, as
-    here.
+    Differences: patches of 4 px replace its VQGAN, which has the same reduction and was trained on photographs; the
+    U-Net of Stable Diffusion downsamples with strided convolutions and adds the time, where the published one
+    downsamples in residual blocks and uses the time as scale and shift; a constant rate, where the published one falls
+    on a plateau; bfloat16. The published attention is at factors 8 to 32, which three blocks do not reach, so it is
+    only in the middle, as here.
     """
     return {
         "model": {

@@ -17,7 +17,7 @@ def denoiser(size: str) -> dict[str, Any]:
 
 
 def tiny() -> dict[str, Any]:
-    """For tests: attention in the middle alone, which halves the time of compilation."""
+    """For tests: attention only in the middle, which halves the time of compilation."""
     return {
         "model": {
             **blocks(16, 8),
@@ -71,7 +71,7 @@ def small() -> dict[str, Any]:
 
 
 def large() -> dict[str, Any]:
-    """For a GPU; not tried yet. Nothing of this kind is published for these patches."""
+    """For a GPU; not tried yet. Nothing comparable is published for these patches."""
     return {
         "model": {
             "block_out_channels": (128, 256, 384),
@@ -89,5 +89,5 @@ def large() -> dict[str, Any]:
 
 
 def protected() -> dict[str, Any]:
-    """What changes where the patients of the patches are protected."""
+    """Changes if the patients of the patches are protected."""
     return {"privacy": settings(Privacy(epsilon=EPSILON, delta=DELTA))}

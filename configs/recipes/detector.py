@@ -1,4 +1,4 @@
-"""The recipe of a detector at the size of each variant. Defaults stand in elk_jax/tasks/detection/recipe.py."""
+"""The recipe of a detector at the size of each variant. Defaults are in elk_jax/tasks/detection/recipe.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from elk_jax.training.schedules import WarmupCosine, WarmupMultistep
 def detector(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The recipe of a detector: model, input, augmentation, optimisation, evaluation."""
     recipe = settings(DetectionRecipe(model=quick_model()))
-    quick = {} if extras & ONE_STAGE.keys() else small_images()  # of 128 px, where lesions are smaller than their cells
+    quick = {} if extras & ONE_STAGE.keys() else small_images()  # at 128 px, lesions are smaller than their cells
     merge(recipe, {"quick": quick, "tiny": tiny(), "small": small(), "paper": published()}[size])
     for name in extras & ONE_STAGE.keys():
         merge(recipe, {**ONE_STAGE[name](size, recipe["model"]), "plan_anchors": False})
@@ -31,7 +31,7 @@ def detector(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
 
 
 def quick_model():
-    """A ResNet-18-FPN of half the width: as good on the embedded data, in half the time."""
+    """A ResNet-18-FPN of half the width: equally good on the embedded data, in half the time."""
     return detectron2(
         backbone=resnet.detectron2(
             depth=18,
@@ -39,7 +39,7 @@ def quick_model():
             norm_groups=16,
             width=32,
             stride_in_1x1=False,
-            pixel_mean=(60.0,),  # one channel: about the mean and spread of a mammogram on black
+            pixel_mean=(60.0,),  # one channel: approximate mean and standard deviation of a mammogram on black
             pixel_std=(60.0,),
         ),
         fpn_channels=128,
@@ -78,9 +78,9 @@ def tiny() -> dict[str, Any]:
 
 
 def small_images() -> dict[str, Any]:
-    """A network for images of 128 px, of which two CPU cores read thousands in minutes.
+    """A network for images of 128 px, thousands of which take minutes on two CPU cores.
 
-    On the embedded data it finds more after these steps than one for 256 px after the fewer steps of the same time.
+    On the embedded data it finds more than a network for 256 px trained for the same time, with fewer steps.
     """
     return {
         "model": {
@@ -104,7 +104,7 @@ def small_images() -> dict[str, Any]:
 
 
 def small() -> dict[str, Any]:
-    """For real images in their hundreds, from scratch or from another modality's weights."""
+    """For hundreds of real images, from scratch or from another modality's weights."""
     return {
         "model": {"backbone": {"width": 64, "norm_groups": 32}},
         "loader": {
@@ -128,8 +128,8 @@ def retinanet(size: str, two_stages: dict[str, Any]) -> dict[str, Any]:
     """A RetinaNet on the backbone and pyramid of the size's Faster R-CNN; paper: torchvision's, for its weights.
 
     Its anchors are not planned: one size per level would put small lesions on coarse levels, whose anchors are further
-    apart than the lesions are large. The anchors of a level are 1 to 2.8 of its strides long, so that every lesion of
-    two strides of the finest level (16 px) or more has an anchor, wherever it is.
+    apart than the size of the lesions. The anchors of a level are 1 to 2.8 strides long, so every lesion of at least
+    two strides of the finest level (16 px) has an anchor, wherever it is.
     """
     if size == "paper":
         network = resnet.ResNetConfig(norm="affine_bn", num_classes=0, dtype="bfloat16")
@@ -143,15 +143,15 @@ def retinanet(size: str, two_stages: dict[str, Any]) -> dict[str, Any]:
 def efficient_det(size: str, two_stages: dict[str, Any]) -> dict[str, Any]:
     """An EfficientDet on the backbone of the size's Faster R-CNN; paper: D0, for weights of effdet.
 
-    Its anchors are those of the published ones, but 1.4 instead of 4 strides long, for the same reason as the
-    RetinaNet's. The learning rate of quick is three times that of the others: with theirs, 300 steps are too few.
+    Its anchors are the published ones, but 1.4 instead of 4 strides long, for the same reason as the RetinaNet's. The
+    learning rate of quick is three times that of the others: with theirs, 300 steps are too few.
     """
     if size == "paper":
         network = efficientnet.named(
             "b0", head=False, num_classes=0, norm="affine_bn", dtype="bfloat16", frozen_stages=2
         )
         changes = spared(network, settings(efficientdet_config.named("d0", norm="affine_bn")))
-        # In multiples of 128, without which effdet's strides are fractions and ours are not.
+        # Multiples of 128, without which effdet's strides are fractional, unlike ours.
         return merge(changes, {"loader": {"buckets": ((896, 896), (1408, 896), (896, 1408))}})
     sizes = efficientdet_config.octaves(2**0.5, len(PYRAMID))
     depth = 1 if size == "tiny" else 3
@@ -165,7 +165,8 @@ ONE_STAGE = {"retinanet": retinanet, "efficientdet": efficient_det}
 
 
 def half_resnet50() -> dict[str, Any]:
-    """The ResNet-50 of half the width that data_prep/public_weights.py prepares, and what spares its weights."""
+    """The ResNet-50 of half the width prepared by data_prep/public_weights.py, with settings that preserve its
+    weights."""
     network = resnet.detectron2(depth=50, width=32, stem_width=64, norm="frozen_bn", pixel_mean=(104.0, 117.0, 123.0))
     return {
         "model": {"backbone": settings(network)},
@@ -177,25 +178,26 @@ def half_resnet50() -> dict[str, Any]:
 
 
 def lite0() -> dict[str, Any]:
-    """EfficientNet-Lite0 with the weights of its public package; the stem and the first two stages stay as they are."""
+    """EfficientNet-Lite0 with the weights of its public package; the stem and the first two stages are frozen."""
     network = efficientnet.named("lite0", num_classes=0, head=False, frozen_stages=2)
     return spared(network)
 
 
 def swin_tiny() -> dict[str, Any]:
-    """Swin-T with the weights of torchvision or timm; the stem and the first stage stay as they are."""
+    """Swin-T with the weights of torchvision or timm; the stem and the first stage are frozen."""
     network = swin.named("tiny", num_classes=0, frozen_stages=2)
     return spared(network)
 
 
 def spared(network: Any, model: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A backbone that says itself which of its stages are frozen; the others learn slowly. model: what is around it."""
+    """A backbone with its own list of frozen stages; the others have a low learning rate. model: the settings around
+    it."""
     optimizer = {"frozen": (), "multipliers": ((r"^backbone/", 0.3),)}
     return {"model": {**(model or {}), "backbone": settings(network)}, "optimizer": optimizer}
 
 
 BACKBONES = {"half": half_resnet50, "lite0": lite0, "swin": swin_tiny}
-"""Variants that change the backbone, and what spares its weights; one of them at a time."""
+"""Variants that change the backbone, with settings that preserve its weights; at most one at a time."""
 
 
 def published() -> dict[str, Any]:
@@ -236,14 +238,14 @@ def published() -> dict[str, Any]:
 # ---- For private training --------------------------------------------------------------------------------------------
 
 OUTPUTS = r"rpn/(objectness|deltas)/|box_head/(class_logits|box_deltas|deltas)/|class_head/logits/"
-"""Of the Faster R-CNN, and of detectors of one stage."""
+"""Output layers of the Faster R-CNN, and of one-stage detectors."""
 ALL_BUT_FEW = (rf"^(?!.*/(scale|bias)$|{OUTPUTS})",)
-"""Parameters that are frozen where scales, biases and output layers alone are trained: noise grows with the root of the
-number of trained ones, and these reach every layer."""
+"""Parameters that are frozen if only scales, biases and output layers are trained: noise grows with the square root of
+the number of trained parameters, and these affect every layer."""
 
 
 ALL_BUT_SOME = (r"^(?!.*/(scale|bias)$|rpn/|box_head/(fc2|class_logits|box_deltas)/|backbone/(stem|res2|res3)|fpn/)",)
-"""The same with more layers: an eighth of all parameters are trained, which is enough for all that fine-tuning gains.
+"""The same with more layers: an eighth of all parameters are trained, which is enough for the full gain of fine-tuning.
 The norm of their noise is five times as large, so they need many patients."""
 
 
@@ -266,8 +268,8 @@ def detector_for_privacy(size: str, extras: frozenset[str] = frozenset()) -> dic
 def private_detector(size: str, extras: frozenset[str], privacy: Privacy | None) -> dict[str, Any]:
     """The recipe that fine-tunes few parameters of every layer privately, or without privacy.
 
-    Few parameters change little with the rates of all layers, so theirs are higher. With `many` patients more are
-    trained, by ten times larger batches.
+    Few parameters change little at the rates for all layers, so theirs are higher. With `many` patients more parameters
+    are trained, with ten times larger batches.
     """
     recipe = detector_for_privacy(size, extras)
     many = "many" in extras
@@ -276,7 +278,7 @@ def private_detector(size: str, extras: frozenset[str], privacy: Privacy | None)
     if privacy is None:
         return merge(recipe, {"schedule": {"base": 2e-3 if many else 5e-3}}) if size == "quick" else recipe
     changes = {
-        # of patients; few steps with many of them, so that the mean of their gradients is larger than its noise
+        # of patients: few steps with large batches, so that the mean gradient exceeds its noise
         "loader": {"batch_size": {"tiny": 2, "quick": 2000 if many else 200}.get(size, 32), "lesion_share": None},
         "steps": 4 if size == "tiny" else 80 if many else 60,
         "optimizer": settings(OptimizerConfig(name="adamw", b2=0.99, weight_decay=0.0, frozen=frozen)),

@@ -1,4 +1,4 @@
-"""The recipe of a teacher and its student at the size of each variant; of detection where the two agree."""
+"""The recipe of a teacher and its student at the size of each variant, with settings of detection where they agree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.schedules import WarmupMultistep
 
 EPOCH = 450
-"""Steps of an epoch of the teacher, if its data have 3,600 images in batches of 8; their number is not published."""
+"""Steps of an epoch of the teacher, assuming 3,600 images in batches of 8; the number of images is not published."""
 STUDENT_EPOCH = 3
 """Steps of an epoch of the student: 275 volumes of BCS-DBT's training and validation splits have boxes, in as many
 slices or a few more; a tenth of 70 % of these are about 20 images."""
@@ -34,7 +34,7 @@ TWICE = {
 
 
 def distillation(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The recipe of teacher and student. published: that of CoMoTo's code."""
+    """The recipe of teacher and student. published: as in CoMoTo's code."""
     if size == "published":
         white = 65535 if "deep" in extras else 255
         model = published_swin(white) if "swin" in extras else published_model(white)
@@ -53,16 +53,17 @@ def distillation(size: str, extras: frozenset[str] = frozenset()) -> dict[str, A
 def published_model(white: int):
     """torchvision's RetinaNet on the last map of a ResNet-50, 303.7 million parameters in its heads.
 
-    As published, batch norms read the batch, and the mean and spread of ImageNet, which are of [0, 1], are applied to
-    the numbers of the files, from 0 to `white`: of 255 the input reaches (255 - 0.406) / 0.225, about 1130.
+    As published, batch norms use the statistics of the batch, and the mean and standard deviation of ImageNet for [0,
+    1] are applied to the values of the files, from 0 to `white`: for 255 the input reaches (255 - 0.406) / 0.225, about
+    1130.
     """
     backbone = ResNetConfig(norm="batch_bn", num_classes=0, pixel_scale=float(white))
     return plain(backbone=backbone, background="first")
 
 
 def published_swin(white: int):
-    """On the last map of a Swin transformer with random weights instead: 32 px a cell, 576 channels, 24.4 million
-    parameters in its heads. White images count as in `published_model`."""
+    """The same on the last map of a Swin transformer with random weights: 32 px per cell, 576 channels, 24.4 million
+    parameters in its heads. Grey values are as in `published_model`."""
     mean, std = (tuple(one / white for one in ends) for ends in (IMAGENET_MEAN, IMAGENET_STD))
     backbone = MonaiSwinConfig(
         embed=36,
@@ -78,25 +79,25 @@ def published_swin(white: int):
 
 def published(white: int) -> dict[str, Any]:
     """The published configuration: 1024 x 2048 px whatever the aspect, then torchvision's resize to 666 x 1333, on a
-    canvas of 672 x 1344; anchors in px of that. Boxes are drawn as ellipses in whole px, and come back of those of
-    1024 x 2048. One map, of 32 px a cell; points in the frame of 1024 x 2048. Slices of whole volumes have 8 bits from
-    their own darkest to their own brightest pixel. Only images with lesions are trained on. white: the largest number
-    in the files, which are read as float16.
+    canvas of 672 x 1344; anchors in px of that canvas. Boxes are rasterised as ellipses in whole px and recovered from
+    those at 1024 x 2048. One map with 32 px per cell; points in the frame of 1024 x 2048. Slices of whole volumes have
+    8 bits from their own darkest to their own brightest pixel. Only images with lesions are used for training. white:
+    the largest value in the files, which are read as float16.
 
-    Still other than published:
+    Remaining differences from the publication:
 
-    - All lesions of an image are in one record, so that none is background. Images without a lesion, or of which every
-      box was lost, are left out of the points, where they gave NaN. A box that MONAI refuses is cut.
-    - Metrics are of the boxes as they are annotated, where those of the validation images were ellipses too, and lost
-      ones counted as nothing. Mammograms are evaluated by their lesions, which were the matched detections alone, and
-      a volume counts once, which counted as often as it had boxes.
+    - All lesions of an image are in one record, so that none is background. Images without a lesion, or for which every
+      box was lost, are left out of the points, where they gave NaN. A box that MONAI refuses is cropped.
+    - Metrics use the annotated boxes; as published, those of the validation images were ellipses too, and lost ones
+      counted as nothing. Mammograms are evaluated by all their lesions instead of only the matched detections, and a
+      volume counts once instead of once per box.
     - The slices of a volume are read under its window before each gets its own range; theirs were stored values. At
       most 300 findings of a volume are kept.
-    - All files count up to one white. Of files of 8 and of 16 bits together, each would count up to its own. Whole
-      volumes do: their slices have 8 bits and are nearly black to a detector of 16.
-    - Batches are whole, where the last of an epoch was smaller. The share of images is rounded, not cut off. Lengths
-      of epochs are estimates (EPOCH, STUDENT_EPOCH). Splits and draws are of another random generator.
-    - The stages scratch and joint are not published; they have the steps of the teacher.
+    - All files share one white. As published, files of 8 and of 16 bits together would each have their own. Whole
+      volumes do: their slices have 8 bits and are nearly black to a detector for 16 bits.
+    - Batches are complete, where the last of an epoch was smaller. The share of images is rounded, not truncated.
+      Lengths of epochs are estimates (EPOCH, STUDENT_EPOCH). Splits and draws come from another random generator.
+    - The stages scratch and joint are not published; they have as many steps as the teacher.
     """
     resize = {**TWICE, "float16_white": white}
     return {

@@ -1,4 +1,4 @@
-"""What every generator of patches by class learns from, and what is done with it: patches are drawn, and judged."""
+"""The training data of every generator of patches by class, and the later stages: patches are drawn and evaluated."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from elk_jax.tasks.generation.recipe import EvaluateSamplesStage, SampleStage
 from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
 
 PER_CLASS = {"tiny": 6, "quick": 100, "small": 500, "paper": 1500}
-"""Variant -> drawn patches of a class."""
+"""Variant -> drawn patches per class."""
 
 
 def patches_and_samples(size: str) -> dict[str, Any]:
-    """The data: real patches, and those that the stage `samples` draws."""
+    """The data: real patches, and those drawn by the stage `samples`."""
     pixels, count = PHANTOMS[size]
     return {
         "on_error": "stop",
@@ -49,7 +49,7 @@ def drawn_and_judged(generator: str, size: str, private: bool) -> dict[str, Any]
 
 
 def head(size: str) -> HeadRecipe:
-    """The recipe of the classifier: a kernel head on scattering coefficients, which looks at both classes alike."""
+    """The recipe of the classifier: a kernel head on scattering coefficients, which treats both classes alike."""
     base = private_head.head(size)
     scattering = {name: one for name, one in base.features.items() if isinstance(one, ScatteringFeatures)}
     return replace(base, features=scattering, search=KernelSearch())

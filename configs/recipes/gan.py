@@ -1,4 +1,4 @@
-"""The recipe of a generator at the size of each variant. Defaults stand in elk_jax/tasks/generation/recipe.py."""
+"""The recipe of a generator at the size of each variant. Defaults are in elk_jax/tasks/generation/recipe.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tiny() -> dict[str, Any]:
 
 
 def quick() -> dict[str, Any]:
-    """Patches of 32 px: 2,000 steps, each of 0.15 s of processor time when they were measured (generation.md)."""
+    """Patches of 32 px: 2,000 steps, each measured at 0.15 s of processor time (generation.md)."""
     return {
         **for_few_patches(32),
         "steps": 2000,
@@ -45,7 +45,8 @@ def quick() -> dict[str, Any]:
 
 
 def small() -> dict[str, Any]:
-    """For hundreds of real patches: 64 px, half of the published width. It has not learned them yet (generation.md)."""
+    """For hundreds of real patches: 64 px, half of the published width. No training has succeeded yet
+    (generation.md)."""
     return {
         **for_few_patches(64),
         "steps": 20000,
@@ -55,8 +56,8 @@ def small() -> dict[str, Any]:
 
 
 def for_few_patches(side: int) -> dict[str, Any]:
-    """Half of the published width, without a checkerboard; patches are changed, as the discriminator would soon know
-    all of them by heart."""
+    """Half of the published width, without a checkerboard; patches are augmented, as the discriminator would soon
+    memorise all of them."""
     return {
         "model": {"size": side, "generator_width": 32, "discriminator_width": 32, "upsampling": "resize"},
         "images": {"batch_size": 32, "transpose": 0.5},
@@ -68,11 +69,11 @@ def for_few_patches(side: int) -> dict[str, Any]:
 
 
 def published() -> dict[str, Any]:
-    """Osuala et al. 2024, to epoch 1750 of 1,104 patches, the one whose weights are published.
+    """Osuala et al. 2024, up to epoch 1750 on 1,104 patches, whose weights are published.
 
-    8 patches for each of the two updates of the discriminator that go with one of the generator. What differs: patches
-    are scaled to the generator's range, the kept weights are averaged, and patches are turned by what is drawn for each
-    epoch, not once.
+    8 patches for each of the two updates of the discriminator per update of the generator. Differences: patches are
+    scaled to the generator's range, the kept weights are averaged, and rotations of patches are drawn for each epoch,
+    not once.
     """
     return {
         "images": {"batch_size": 16, "threads": 8},
@@ -84,9 +85,9 @@ def published() -> dict[str, Any]:
 
 
 def protected(size: str, objective: str) -> dict[str, Any]:
-    """What changes where the discriminator descends privately. objective: the name of the recipe's.
+    """Changes if the discriminator is trained privately. objective: the name of the recipe's objective.
 
-    paper: as in the configuration that Osuala et al. 2024 released, but that it protects patients, not images: 3,000
+    paper: as in the configuration released by Osuala et al. 2024, except that patients are protected, not images: 3,000
     epochs of 1,104 patches, plain targets, which only the published objective has.
     """
     privacy = Privacy(epsilon=PUBLISHED_EPSILON if size == "paper" else EPSILON, delta=DELTA)

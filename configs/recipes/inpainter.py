@@ -1,6 +1,6 @@
 """The recipe of an inpainter at the size of each variant, and the stages that lead to painted lesions.
 
-Every default stands in elk_jax/tasks/inpainting/recipe.py.
+All defaults are in elk_jax/tasks/inpainting/recipe.py.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from elk_jax.training.schedules import Constant
 
 
 def inpainter(size: str, private: bool = False, scarce: bool = False) -> dict[str, Any]:
-    """The recipe of a lesion inpainter. scarce: of a few lesions, which fewer steps show often enough.
+    """The recipe of a lesion inpainter. scarce: for few lesions, which need fewer steps.
 
-    A small model in pixel space, trained from scratch; `paper`: Stable Diffusion 1.5 inpainting, fine-tuned as
-    published, which init_from brings (launch/import_weights.py --format=diffusers).
+    A small model in pixel space, trained from scratch; `paper`: Stable Diffusion 1.5 inpainting, loaded with init_from
+    (launch/import_weights.py --format=diffusers) and fine-tuned as published.
     """
     changes = {"quick": {}, "tiny": tiny(), "small": small(), "paper": published()}
     recipe = merge(settings(InpaintingRecipe()), changes[size])
@@ -28,7 +28,7 @@ def inpainter(size: str, private: bool = False, scarce: bool = False) -> dict[st
 
 
 def tiny() -> dict[str, Any]:
-    """For tests: attention in the middle alone, as that of the denoiser."""
+    """For tests: attention only in the middle, as in the denoiser."""
     return {
         "model": {
             "size": 32, "down_block_types": ("DownBlock2D",), "block_out_channels": (8,), "norm_num_groups": 4,
@@ -46,14 +46,14 @@ def tiny() -> dict[str, Any]:
 
 
 def small() -> dict[str, Any]:
-    """For real images in their hundreds."""
+    """For hundreds of real images."""
     return {"closeups": {"window": 96}, "sampler": {"steps": 30}, "steps": 2500}
 
 
 def published() -> dict[str, Any]:
     """ELK's fine-tuning of Stable Diffusion 1.5 inpainting. A GPU with 40 GB (bfloat16, remat)."""
     return {
-        "model": None,  # init_from brings it
+        "model": None,  # loaded with init_from
         "networks": {"dtype": "bfloat16", "remat": True, "attention": "auto"},
         "guidance": 2.0,
         "sampler": {"steps": 50, "lambda_min": None},
@@ -73,9 +73,9 @@ def published() -> dict[str, Any]:
 def painting_stages(size: str, extras: frozenset[str], scarce: bool = False) -> dict[str, Any]:
     """Stages that lead from the source `real` to the source `synthetic` ('stage:lesions'): train, paint, compare.
 
-    scarce: many times as many lesions as there are, painted into the source `canvases`. `paper` pastes whole windows,
-    as published; the others only the lesion, with a soft border and grain. `private` paints into the source `canvases`,
-    and compares with validation lesions: no stage shows a protected image.
+    scarce: paint many times the number of real lesions, into the source `canvases`. `paper` pastes whole windows, as
+    published; the others only the lesion, with a soft border and grain. `private` paints into the source `canvases` and
+    compares with validation lesions, so no stage shows a protected image.
     """
     private = "private" in extras
     times = 2 if "double" in extras else 1

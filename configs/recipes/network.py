@@ -1,4 +1,4 @@
-"""The recipe of a network that classifies, at the size of each variant. Defaults stand in
+"""The recipe of a network that classifies, at the size of each variant. Defaults are in
 elk_jax/tasks/classification/recipe.py."""
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from elk_jax.tasks.classification.recipe import NetworkRecipe
 from elk_jax.training.schedules import Constant
 
 HEAD_ONLY = (r"^(?!hidden/|classifier/)",)
-"""Parameters that are frozen where the layers of the classes alone are trained."""
+"""Parameters that are frozen if only the class layers are trained."""
 HIDDEN = 384
 """Width of the published head of a frozen Swin-T: 768-384-2, 296,066 parameters. The linear one has 1,538."""
 FULL = 128
-"""Patches of a published batch."""
+"""Number of patches in a published batch."""
 
 
 def network(size: str) -> dict[str, Any]:
@@ -51,9 +51,9 @@ def tiny() -> dict[str, Any]:
 
 
 def fine_tuned() -> dict[str, Any]:
-    """An imported EfficientNet on a thousand patches: coarse stages alone, slower than the layers of the classes.
+    """An imported EfficientNet on a thousand patches: only the coarse stages are trained, slower than the class layers.
 
-    At a rate of 3e-4 for all layers it forgets what it knew within 50 steps.
+    At a rate of 3e-4 for all layers it forgets its pretraining within 50 steps.
     """
     return {
         "label_smoothing": 0.1,
@@ -81,6 +81,6 @@ def published() -> dict[str, Any]:
 
 
 def published_steps(count: int) -> int:
-    """Of 300 epochs of `count` patches. The last batch of a published epoch has the patches that are left; here all
-    batches are full, so that as many steps see a few patches more."""
+    """The number of steps for 300 epochs of `count` patches. The last batch of a published epoch has the remaining
+    patches; here all batches are full, so the same number of steps sees a few more patches."""
     return 300 * -(-count // FULL)

@@ -1,5 +1,5 @@
-"""The recipes of the unified regime at the size of each variant: of the detectors of one image, of the one that learns
-what the other image shows, and of those that fuse both. Of detection where they agree."""
+"""The recipes of the unified regime at the size of each variant: for the detectors of one image, for the one that
+learns from the other image, and for those that fuse both; with the settings of detection where they agree."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ def lighter() -> dict[str, Any]:
 
 
 def borrowing(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """An EfficientDet that learns to see what the detector of the partners sees: its maps, and not detection."""
+    """An EfficientDet that learns the maps of the detector of the partners, and not detection."""
     resembling: dict[str, Any] = {"mode": "mse", "detection_weight": 0.0, "best_metric": SIMILARITY}
     recipe = merge(settings(DistillationRecipe(**resembling)), single(size, extras))
     return merge(halved(recipe), resembling)
 
 
 def fused(size: str, extras: frozenset[str] = frozenset(), **model: Any) -> dict[str, Any]:
-    """Two trained trunks that stay as they are, and what follows them. model: settings of `FusedConfig`."""
+    """Two trained trunks, which are frozen, and the layers after them. model: settings of `FusedConfig`."""
     recipe = of_two_trunks(size, extras, **model)
-    # It starts as a trained detector, which the rate of a training from scratch would undo.
+    # It starts as a trained detector, which the learning rate for random weights would destroy.
     merge(recipe, {"schedule": {"base": recipe["schedule"]["base"] / 6}})
-    if "tuned" in extras:  # the trunks follow, slowly
+    if "tuned" in extras:  # the trunks are trained too, slowly
         return merge(recipe, {"optimizer": {"frozen": (), "multipliers": ((TRUNKS, 0.1),)}})
-    if "drop_path" in recipe["model"]["backbone"]:  # what follows the trunks sees their maps as in testing
+    if "drop_path" in recipe["model"]["backbone"]:  # the layers after the trunks see their maps as in testing
         merge(recipe, {"model": {"backbone": {"drop_path": 0.0}}})
     return merge(halved(recipe), {"optimizer": {"frozen": (TRUNKS,), "multipliers": ()}})
 
 
 def dropout(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Two trunks that are trained at once, on pairs of which half lack the partner (modality dropout)."""
+    """Two trunks that are trained at once, on pairs, half of which lack the partner (modality dropout)."""
     recipe = of_two_trunks(size, extras, second="partner", drop=0.5)
     return merge(recipe, {"optimizer": {"frozen": (), "multipliers": ()}})
 
@@ -61,6 +61,6 @@ def of_two_trunks(size: str, extras: frozenset[str], **model: Any) -> dict[str, 
 
 
 def halved(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Half the steps: what starts from trained networks, and trains a part, is done sooner."""
+    """Half the steps, as training only a part of trained networks needs fewer."""
     intervals = {name: recipe[name] // 2 for name in ("steps", "checkpoint_every", "eval_every")}
     return merge(recipe, intervals)
