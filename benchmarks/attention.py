@@ -1,10 +1,10 @@
-"""Attention of the U-Net: a kernel (cuDNN on a GPU), blocks of the matrix, and the whole matrix, forward and backward.
+"""Attention of the U-Net, forward and backward: a kernel (cuDNN on a GPU), blocks of the matrix, and the whole matrix.
 
     python benchmarks/attention.py --model=sd15 --size=512 --batch=8 --dtype=bfloat16
     python benchmarks/attention.py --topology=v5e:1x1 --model=sd15 --size=512 --batch=1 --dtype=bfloat16
 
-Every layer of the U-Net with attention is one case: to itself, and to the text. With --topology nothing is run: every
-form is compiled with its gradient for a slice of TPUs that nobody has, `flash` beside them, with --batch images a chip.
+Every attention layer of the U-Net gives two cases: self-attention, and attention to the text. With --topology nothing
+is run: every form, including `flash`, is compiled with its gradient for a slice of TPUs, with --batch images per chip.
 The last line of the output is one JSON object.
 """
 
@@ -43,7 +43,7 @@ FORMS: dict[str, Callable[..., jax.Array]] = {
     "blocks": lambda q, k, v: attend(q, k, v, "xla"),
     "matrix": lambda q, k, v: jax.nn.dot_product_attention(q, k, v, implementation="xla"),
 }
-"""flash: the kernel of a TPU. matrix: all scores at once, as plain code has them."""
+"""flash: the TPU kernel. matrix: all scores at once, as in plain code."""
 
 
 class Case(NamedTuple):
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def cases(work: painter.Workload) -> list[Case]:
-    """The layers of the U-Net's way down, each to itself and to the text."""
+    """The layers of the downward path of the U-Net, each with attention to itself and to the text."""
     config, side = work.unet, work.size // painter.FACTOR
     found = []
     for level, (block, width) in enumerate(zip(config.down_block_types, config.block_out_channels)):
@@ -107,7 +107,8 @@ def benchmark(work: painter.Workload, forms: list[str], repetitions: int, least_
 
 
 def compiled(work: painter.Workload, forms: list[str], target: topology.Slice) -> dict[str, Any]:
-    """The content of the JSON line: what every form with its gradient reads, writes and needs on each chip."""
+    """The content of the JSON line: bytes read and written, and memory, of every form with its gradient on each
+    chip."""
     mesh = meshes.make_mesh(devices=target.devices)
     sharding = meshes.batch_sharding(mesh)
 
@@ -138,9 +139,9 @@ def compiled(work: painter.Workload, forms: list[str], target: topology.Slice) -
 def measured(
     case: Case, work: painter.Workload, forms: list[str], repetitions: int, least_seconds: float
 ) -> dict[str, Any]:
-    """A case by every form, in turn; a form that the device lacks memory for has `error` instead of times.
+    """A case with every form, in turn; a form that does not fit in the device's memory has `error` instead of times.
 
-    difference: the largest one from the whole matrix in float32, relative to its largest entry.
+    difference: the largest difference from the whole matrix in float32, relative to its largest entry.
     ratio: time of a form / time of the first, in the same round: above 1, the first is faster.
     """
     random = np.random.default_rng(0)

@@ -1,14 +1,14 @@
-"""How often intervals of a classifier's operating points hold: the value on fresh patients, in intervals of 95 %.
+"""How often 95 % intervals of a classifier's operating points contain the value on new patients.
 
     python benchmarks/classifier_thresholds.py --patients 11 30 60
 
-Thresholds are chosen on a few simulated patients, whose images resemble each other, by rules of
-`elk_jax/evaluation/thresholds.py`, and tried on 20,000 others. Methods, of the same resamples:
+Thresholds are chosen on a few simulated patients, each with similar images, by rules of
+`elk_jax/evaluation/thresholds.py`, and tried on 20,000 others. Methods, on the same resamples:
   present   of the model folder (`bootstrap.on_others`)
-  fixed     the threshold as it is, as if it had been chosen elsewhere
+  fixed     with a fixed threshold, as if it had been chosen elsewhere
   shifted   that interval, less the optimism (Harrell)
   632       thresholds chosen on each resample: 0.368 of the value there and 0.632 of that on the patients not drawn
-  left out  the latter alone
+  left out  only the latter
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from elk_jax.evaluation.thresholds import Rule, at_corner, called, chosen_corner
 
 RULES = ("youden", "f1", "sensitivity:0.9", "specificity:0.9")
 OWN = {"youden": "balanced_accuracy", "f1": "f1"}
-"""What a rule makes large, beside sensitivity and specificity."""
+"""The quantity that a rule maximises, besides sensitivity and specificity."""
 ILL = {"common": 0.6, "rare": 0.25}
-"""Share of the patients who have images of the positive class, four of five of theirs."""
+"""Share of the patients with images of the positive class, which are four of five of their images."""
 FRESH = 20_000
-"""Patients on whom a threshold is tried."""
+"""Number of patients on whom a threshold is tried."""
 POSITIVE = "malignant"
 METHODS = ("present", "fixed", "shifted", "632", "left out")
 
@@ -64,7 +64,7 @@ def others(chosen: Predictions, rule: Rule, threshold: float, resamples: int, se
 
 
 def trial(patients: int, ill: float, separation: float, fresh: Predictions, resamples: int, rng: np.random.Generator):
-    """Of one choice: {(rule, measure, method): (what comes, low, high)}, and (.., "value") of what is said to come."""
+    """One choice: {(rule, measure, method): (later value, low, high)}, and (.., "value") with the predicted value."""
     chosen = simulated(patients, ill, separation, rng)
     while len(set(chosen.labels)) < 2:
         chosen = simulated(patients, ill, separation, rng)
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=400)
     parser.add_argument("--resamples", type=int, default=500)
     flags = parser.parse_args()
-    print("share of intervals that hold what comes / their mean width; those that are not given are left out")
+    print("share of intervals that contain the later value / their mean width; missing intervals are left out")
     for separation in flags.separation:
         for kind, ill in ILL.items():
             fresh = simulated(FRESH, ill, separation, np.random.default_rng(0))
@@ -105,8 +105,8 @@ def main() -> None:
 
 
 def summary(trials: list[dict], rule: str, name: str) -> str:
-    """One line of `main`: each method, how often the present one gives an interval, and the mean error of the value
-    where the threshold was chosen and of the one that is expected."""
+    """One line of `main`: each method, how often the present one gives an interval, and the mean errors of the value
+    where the threshold was chosen and of the expected one."""
     cells = []
     for method in METHODS:
         real, low, high = np.array([one[rule, name, method] for one in trials]).T

@@ -40,7 +40,7 @@ Config = FasterRCNNConfig | RetinaNetConfig | EfficientDetConfig
 DETECTORS = ("faster_rcnn", "retinanet", "retinanet_v2", "efficientdet")
 
 TRAINABLE_STAGES = 3
-"""Of the backbone, from the top; `workload.RECIPE` freezes the others."""
+"""Trainable stages of the backbone, from the top; `workload.RECIPE` freezes the others."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,18 +69,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="512x512", help="image height x width, for example 512x512")
     parser.add_argument("--detector", default="faster_rcnn", choices=DETECTORS)
-    parser.add_argument("--variant", default="d0", choices=tuple(VARIANTS), help="of the EfficientDet")
+    parser.add_argument("--variant", default="d0", choices=tuple(VARIANTS), help="variant of the EfficientDet")
     parser.add_argument(
-        "--depth", type=int, default=50, choices=tuple(BLOCKS), help="layers of the ResNet of the others"
+        "--depth", type=int, default=50, choices=tuple(BLOCKS), help="layers of the ResNet of the other detectors"
     )
     parser.add_argument("--tiny", action="store_true", help="a few channels instead of --depth, for tests")
     parser.add_argument("--batch", type=int, default=2, help="images per step")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
     parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
-    parser.add_argument("--loop_steps", type=int, default=10, help="steps of the real loop; 0: none")
+    parser.add_argument("--loop_steps", type=int, default=10, help="steps of the actual training loop; 0: none")
     parser.add_argument(
-        "--torch_python", default="auto", help="a Python with torch and torchvision, or effdet; or auto, none"
+        "--torch_python", default="auto", help="a Python with torch and torchvision or effdet; or auto or none"
     )
     parser.add_argument("--torch_layout", default="auto", choices=("auto", "channels_last", "contiguous"),
                         help="memory format of torch; auto: channels_last on a GPU, contiguous on a CPU")  # fmt: skip
@@ -94,7 +94,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def configure(options: argparse.Namespace) -> Config:
-    """The settings of the detector that is asked for."""
+    """The settings of the requested detector."""
     if options.detector == "efficientdet":
         return workload.efficientdet(options.variant, options.dtype, tiny=options.tiny)
     if options.detector == "faster_rcnn":
@@ -104,7 +104,7 @@ def configure(options: argparse.Namespace) -> Config:
 
 
 def library(config: Config) -> str:
-    """Which has the same detector."""
+    """The library with the same detector."""
     return "effdet" if isinstance(config, EfficientDetConfig) else "torchvision"
 
 
@@ -233,7 +233,7 @@ def rival_settings(
     }
     if isinstance(config, EfficientDetConfig):
         inputs = {"pixel_mean": config.backbone.pixel_mean, "pixel_std": config.backbone.pixel_std}
-        ratios = [1 / ratio for ratio in config.anchor_ratios]  # there they are width / height
+        ratios = [1 / ratio for ratio in config.anchor_ratios]  # there, ratios are width / height
         return {**settings, **inputs, "name": f"tf_efficientdet_{variant}", "aspect_ratios": ratios}
     version = version_of(config)
     return {**settings, "depth": config.backbone.depth, "version": version, "trainable_layers": TRAINABLE_STAGES}
@@ -245,7 +245,7 @@ def version_of(config: FasterRCNNConfig | RetinaNetConfig) -> int:
 
 
 def limits(config: Config, canvas: tuple[int, int]) -> dict[str, Any]:
-    """How much the library's detector does with an image of the canvas, by the names of its arguments."""
+    """The amount of work of the library's detector for an image of the canvas, by the names of its arguments."""
     if isinstance(config, RetinaNetConfig):
         return {
             "score_thresh": config.score_floor,

@@ -2,7 +2,7 @@
 
     python benchmarks/distillation.py --size=384x256 --batch=2 --modes=lesion,image,classwise,pkd,fgd,cwd
 
-Every program is timed in every round; a ratio is of one round. The last line of the output is one JSON object;
+Every program is timed in every round; ratios are within a round. The last line of the output is one JSON object;
 benchmarks/README.md explains it.
 """
 
@@ -56,10 +56,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--stride", type=int, default=32, help="pixels per cell of the level that lesion and image read"
     )
-    parser.add_argument("--modes", default=",".join(MODES), help="of configs/comoto.py, joined by commas")
+    parser.add_argument("--modes", default=",".join(MODES), help="modes of configs/comoto.py, separated by commas")
     parser.add_argument("--tiny", action="store_true", help="a few channels, for tests")
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
-    parser.add_argument("--least_seconds", type=float, default=0.5, help="a program is called for so long in a round")
+    parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
     parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
                         help="cpu: processor time of all threads, for a busy CPU")  # fmt: skip
     options = parser.parse_args(arguments)
@@ -135,7 +135,7 @@ def benchmark(
 
 
 def parts(times: Mapping[str, Sequence[float]], mode: str) -> list[float]:
-    """Of every round, the student's own step and what the teacher has to compute for the mode."""
+    """For every round, the student's own step and the teacher's computation for the mode."""
     teacher = times[LOGITS if mode in READS_LOGITS else MAPS]
     return [own + other for own, other in zip(times[PLAIN], teacher, strict=True)]
 

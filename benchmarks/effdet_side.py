@@ -89,7 +89,7 @@ def main():
     about = {
         "precision": "bfloat16 autocast" if side.bfloat16 else "float32",
         "matmul_flops_per_second": torch_side.matmul_rate(device),
-        "compiled": False,  # as torchvision's detectors
+        "compiled": False,  # as in torchvision's detectors
     }
     count = lambda: {"detections": [int((found[:, 4] > 0).sum()) for found in side.infer()]}
     versions = {"effdet": version("effdet"), "timm": version("timm")}

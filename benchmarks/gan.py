@@ -1,10 +1,10 @@
-"""One step of two players, MCGAN's generator and discriminator, and the same of torch in the same rounds.
+"""One step of MCGAN's generator and discriminator, and the same step in torch in the same rounds.
 
     python benchmarks/gan.py --size=128 --batch=8 --ratio=2 --torch_python=PATH
 
-A step is `ratio` updates of the discriminator, on `batch` real patches each, and one of the generator. With a Python
-that has torch, the same networks, loss and optimisers take their step there in turn. The last line of the output is one
-JSON object; benchmarks/README.md explains it.
+A step consists of `ratio` updates of the discriminator, on `batch` real patches each, and one of the generator. With a
+Python that has torch, the same step with the same networks, loss and optimisers is timed there in turn. The last line
+of the output is one JSON object; benchmarks/README.md explains it.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=128, help="side of the patches in pixels")
     parser.add_argument("--width", type=int, default=64, help="channels of the largest maps; 64 as published")
-    parser.add_argument("--batch", type=int, default=8, help="real patches of an update of the discriminator")
-    parser.add_argument("--ratio", type=int, default=2, help="its updates for one of the generator")
+    parser.add_argument("--batch", type=int, default=8, help="real patches per update of the discriminator")
+    parser.add_argument("--ratio", type=int, default=2, help="updates of the discriminator per update of the generator")
     parser.add_argument("--upsampling", default="transposed", choices=("transposed", "resize"),
-                        help="of ours; torch's is transposed")  # fmt: skip
+                        help="upsampling of our generator; torch's is transposed")  # fmt: skip
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times both sides once")
-    parser.add_argument("--least_seconds", type=float, default=1.0, help="a side is called for so long in a round")
-    parser.add_argument("--torch_python", default="auto", help="a Python with torch; or auto, none")
+    parser.add_argument("--least_seconds", type=float, default=1.0, help="least time per side and round")
+    parser.add_argument("--torch_python", default="auto", help="a Python with torch; or auto or none")
     parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
                         help="cpu: processor time of all threads, for a busy CPU")  # fmt: skip
     options = parser.parse_args(arguments)

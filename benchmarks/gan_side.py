@@ -3,8 +3,8 @@
     python gan_side.py FOLDER      FOLDER/settings.json, FOLDER/batch.npz
 
 gan.py starts it. The protocol is that of `torch_side.serve`. The networks are those of arXiv:2407.12669: transposed
-convolutions of 4, convolutions of 6, instance norms; a step is `ratio` updates of the discriminator by Adam, and one of
-the generator, whose last patches are scored again.
+convolutions of 4, convolutions of 6, instance norms; a step consists of `ratio` updates of the discriminator with Adam,
+and one of the generator, whose last patches are scored again.
 """
 
 import torch_side  # isort: skip  corrects the path before the libraries are imported

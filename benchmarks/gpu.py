@@ -1,7 +1,7 @@
 """Runs the parts of benchmarks/gpu.sh one after another, each with a time limit, and merges their results.
 
-It needs only Python itself: it makes the environments that the parts run in. A part that fails, or takes too long, has
-an `error` instead of a `result`, and does not end the others.
+It needs only Python itself and creates the environments for the parts. A part that fails or takes too long has an
+`error` instead of a `result`, and does not stop the others.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".gpu"
 TORCH = ("torch", "torchvision", "effdet", "diffusers", "opacus", "safetensors", "numpy")
-"""What the other side of a comparison needs."""
+"""Packages for the other side of a comparison."""
 CUDA_13 = 580
 """Major version of the first driver for CUDA 13."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A benchmark. full, tiny: its arguments on a GPU, and in a dry run. seconds: it may take so long.
+    """A benchmark. full, tiny: its arguments on a GPU, and in a dry run. seconds: its time limit.
 
-    torch: the library of torch that it is compared with. data: it is given --data if there are real images.
+    torch: the torch library for comparison. data: pass --data if there are real images.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Part:
 SD15 = ("--model=sd15", "--size=512", "--batch=8", "--dtype=bfloat16")
 SHORT = ("--repetitions=1", "--least_seconds=0.001")
 DETECTOR = ("--size=800x1333", "--depth=50", "--dtype=bfloat16")
-WHOLE_CELLS = ("--detector=efficientdet", "--size=768x1280")  # multiples of the coarsest level's 128 px a cell
+WHOLE_CELLS = ("--detector=efficientdet", "--size=768x1280")  # multiples of the coarsest level's cells of 128 px
 TINY_DETECTOR = ("--tiny", "--size=64x64", "--batch=2", *SHORT)
 TINY_UNET = ("--model=tiny", "--size=32", "--batch=2", *SHORT)
 PARTS = (
@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found["set_up"] = run(["bash", "launch/setup.sh", extra], left(600), environment | place)
         write(options.output, found)
         if "error" in found["set_up"]:
-            fail(f"set-up failed: {found['set_up']['error']}. Its output is in {options.output}")
-    if card is not None:  # JAX would use the CPU instead, without a word
+            fail(f"set-up failed: {found['set_up']['error']}. See its output in {options.output}")
+    if card is not None:  # JAX would silently use the CPU instead
         code = "import jax; assert jax.default_backend() == 'gpu', jax.devices()"
         probe = run([python, "-c", code], 120, environment)
         if "error" in probe:
@@ -117,7 +117,7 @@ def measure(
     seconds: float,
     environment: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The entry of a part: `run`, and `not_compared` with the reason where torch lacks its library or the GPU."""
+    """The entry of a part: `run`, and `not_compared` with the reason if torch lacks its library or the GPU."""
     command = [python, f"benchmarks/{part.script}", *(part.tiny if options.dry_run else part.full)]
     noted = {}
     if part.torch and torch_python != "none":
@@ -131,7 +131,7 @@ def measure(
         command.append(f"--data={options.data}")
     print(f"{part.name}: {' '.join(command)}", flush=True)
     if seconds < 1:
-        return {"command": command, "seconds": 0.0, "error": f"no time is left of {options.minutes:g} minutes"}
+        return {"command": command, "seconds": 0.0, "error": f"no time left of {options.minutes:g} minutes"}
     done = run(command, seconds, environment) | noted
     return done if "result" in done or "error" in done else done | {"error": "its last line is not a JSON object"}
 
@@ -142,9 +142,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", default=",".join(names), help="default: all, in this order: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu.json"), help="default: %(default)s")
     parser.add_argument("--data", default="", help="CDD-CESM as a COCO file, or a folder with subtracted.json")
-    parser.add_argument("--minutes", type=float, default=25, help="of all parts together; default: %(default)s")
+    parser.add_argument(
+        "--minutes", type=float, default=25, help="time limit for all parts together; default: %(default)s"
+    )
     parser.add_argument("--python", default="", help="a Python with jax for this GPU and what elk_jax needs")
-    parser.add_argument("--torch_python", default="", help="one with torch and its libraries; none: no comparison")
+    parser.add_argument("--torch_python", default="", help="a Python with torch and its libraries; none: no comparison")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, tiny, in this Python")
     options = parser.parse_args(arguments)
     words = options.parts.split(",")
@@ -158,14 +160,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def graphics_card() -> dict[str, Any]:
-    """Name, memory and driver of the first GPU. Ends the program where there is none."""
+    """Name, memory and driver of the first GPU. Ends the program if there is none."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         done = None
     if done is None or done.returncode or not done.stdout.strip():
-        fail("no NVIDIA GPU is found (nvidia-smi). To try the parts on a CPU, add --dry-run")
+        fail("no NVIDIA GPU found (nvidia-smi). To try the parts on a CPU, add --dry-run")
     name, memory, driver = (field.strip() for field in done.stdout.splitlines()[0].split(","))
     return {
         "name": name,
@@ -177,13 +179,13 @@ def graphics_card() -> dict[str, Any]:
 
 
 def previous(path: Path, card: Mapping[str, Any] | None, dry_run: bool) -> dict[str, Any]:
-    """The results at `path` that are added to, or empty ones.
+    """The existing results at `path`, or empty ones.
 
-    Ends the program where they are of another card, or none can be written.
+    Ends the program if they are from another card, or if the file cannot be written.
     """
     there = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
-        fail(f"no file can be written there ({path}). Choose another --output")
+        fail(f"cannot write the file ({path}). Choose another --output")
     fresh: dict[str, Any] = {"benchmark": "gpu", "dry_run": dry_run, "card": card, "parts": {}}
     if not path.exists():
         return fresh
@@ -192,10 +194,10 @@ def previous(path: Path, card: Mapping[str, Any] | None, dry_run: bool) -> dict[
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or found.get("benchmark") != "gpu":
-        fail(f"not a result of this program ({path}). Choose another --output")
+        fail(f"not a result file of this program ({path}). Choose another --output")
     if (found["dry_run"], found["card"]) != (dry_run, card):
         of = "a dry run" if found["dry_run"] else f"{found['card']['name']}, driver {found['card']['driver_version']}"
-        fail(f"these results are of {of} ({path}). Choose another --output")
+        fail(f"the existing results are from {of} ({path}). Choose another --output")
     return found
 
 
@@ -207,7 +209,7 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def set_up_torch(seconds: float, environment: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """What was done, and a Python with TORCH: 'none' where it cannot be set up."""
+    """The record of the set-up, and a Python with TORCH; 'none' if it cannot be set up."""
     folder = ENVIRONMENTS / "torch"
     python, complete = str(folder / "bin" / "python"), folder / ".complete"
     if complete.exists():
@@ -223,7 +225,7 @@ def set_up_torch(seconds: float, environment: Mapping[str, str]) -> tuple[dict[s
 def run(command: Sequence[str], seconds: float, environment: Mapping[str, str]) -> dict[str, Any]:
     """Run a command in the repository: its last line as `result` if that is a JSON object.
 
-    `error` instead, with the end of its output, where it fails or takes longer than `seconds`. What it started ends
+    `error` instead, with the end of its output, if it fails or takes longer than `seconds`. Its child processes end
     with it.
     """
     start = time.monotonic()
@@ -269,7 +271,7 @@ def explained(done: Mapping[str, Any]) -> str:
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a process with all that it started."""
+    """End a process and all its child processes."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 

@@ -3,11 +3,11 @@
     python benchmarks/halves.py divide --data=subtracted.json --where=is_mass=true --output=FOLDER
     python benchmarks/halves.py compare base=RUN_A,RUN_B larger=RUN_A2,RUN_B2
 
-`divide` writes first.json and second.json: the images of the training and validation splits, of which one half of the
-patients trains and the other is the split `val`, and the reverse. Lay `images` beside them. Train each setting on both,
-with --config.stages.evaluate.split=val and one evaluation at the end of the training, so that nothing is chosen on the
-patients that it is measured on. `compare` joins the evaluations of both runs, whose patients differ, and compares each
-setting with the first one, paired over patients. The last line of the output is one JSON object.
+`divide` writes first.json and second.json with the images of the training and validation splits: one half of the
+patients is for training and the other becomes the split `val`, and vice versa. Put `images` next to them. Train each
+setting on both, with --config.stages.evaluate.split=val and a single evaluation at the end of the training, so that
+nothing is chosen on the evaluated patients. `compare` joins the evaluations of both runs, whose patients differ, and
+compares each setting with the first one, paired over patients. The last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     one.add_argument("--seed", type=int, default=0)
     other = commands.add_parser("compare", help="compare the settings")
     other.add_argument("settings", nargs="+", metavar="NAME=RUN,RUN", help="run folders of both halves")
-    other.add_argument("--model", default="real", help="which model of the evaluations")
+    other.add_argument("--model", default="real", help="the model of the evaluations to compare")
     other.add_argument("--resamples", type=int, default=2000)
     options = parser.parse_args(arguments)
     if options.command == "divide":
@@ -60,14 +60,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def divide(data: Path, where: str, output: Path, seed: int) -> None:
-    """Write both files: patients are dealt out alike in their numbers of lesions. UserError for files that exist."""
+    """Write both files, with patients balanced by their numbers of lesions. UserError for existing files."""
     source = list_source(SourceSpec(f"coco:{data}", where=where))
     infos = [info for info in source.infos if info.split in ("train", "val")]
     content = files.read_object(data, "images", "annotations")
     given = {info.image_id: info.patient_id for info in infos}
     paths = [output / f"{name}.json" for name in HALVES]
     for path in filter(Path.exists, paths):
-        raise UserError("the file exists already", where=path, todo="remove it, or name another folder")
+        raise UserError("the file already exists", where=path, todo="remove it, or name another folder")
     for path, trains in zip(paths, deal(infos, len(HALVES), seed, data), strict=True):
         images = [
             {**image, "split": "train" if given[str(image["id"])] in trains else "val"}
@@ -98,8 +98,8 @@ def read_setting(text: str, model: str) -> tuple[str, list[ImageResult]]:
 
 
 def compare(runs: Mapping[str, Sequence[ImageResult]], resamples: int) -> dict[str, dict[str, Any]]:
-    """Of every setting: SHOWN, how many lesions of each size are found at one false positive an image, and paired
-    differences to the first setting. UserError for settings that were not measured on the same images."""
+    """For every setting: SHOWN, the number of lesions of each size found at one false positive per image, and paired
+    differences from the first setting. UserError for settings that were not evaluated on the same images."""
     first = next(iter(runs.values()))
     found: dict[str, dict[str, Any]] = {}
     for name, results in runs.items():

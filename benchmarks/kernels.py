@@ -57,10 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
         "--conventions",
         default="torchvision",
         choices=sorted(workload.CONVENTIONS),
-        help="among others: ROIAlign with 2 samples a bin (torchvision), or as many as it has pixels, up to 8",
+        help="sets, among others, ROIAlign: 2 samples per bin (torchvision), or as many as it has pixels, up to 8",
     )
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--least_seconds", type=float, default=0.5, help="a program is called for so long in a round")
+    parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
     parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS), help="see detector.py")
     options = parser.parse_args(arguments)
     config = workload.faster_rcnn(options.depth, options.dtype, conventions=options.conventions, tiny=options.tiny)

@@ -1,11 +1,11 @@
-"""How thresholds transfer: false positives an image that a threshold promises, and what comes on fresh patients.
+"""How thresholds transfer: the false positives per image that a threshold promises, and those on new patients.
 
     python benchmarks/operating_points.py --patients 11 30 60
 
-Patients are simulated: they differ in how many false positives they have and in how high those score, as people do.
-Beside the rule of `elk_jax/evaluation/operating.py` stands the one before it, the lowest score of a found lesion that
-keeps the rate. Then: how often the 95 % intervals of the model folder hold the false positives an image and the
-sensitivity that come, and how far the sensitivity where the threshold was chosen is too good.
+Patients are simulated: like real ones they differ in the number of false positives and in their scores.
+The rule of `elk_jax/evaluation/operating.py` is compared with the previous one, the lowest score of a found lesion that
+keeps the rate. Then: how often the 95 % intervals of the model folder contain the later false positives per image and
+sensitivity, and how optimistic the sensitivity is on the patients for whom the threshold was chosen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from elk_jax.evaluation.hits import ELK_RULE
 
 RATES = (0.5, 1.0, 2.0)
 FRESH = 4000
-"""Patients on which a threshold is tried."""
+"""Number of patients on whom a threshold is tried."""
 LESION, ELSEWHERE = (0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 60.0, 60.0)
 
 
@@ -29,7 +29,7 @@ def _logistic(x: np.ndarray) -> np.ndarray:
 
 
 def simulated(patients: int, rng: np.random.Generator) -> list[ImageResult]:
-    """Images of one lesion each, 2 to 6 of a patient, with the predictions of a detector."""
+    """Images with one lesion each, 2 to 6 per patient, with the predictions of a detector."""
     results = []
     for patient in range(patients):
         often, high = rng.gamma(1.5, 1 / 1.5), rng.normal(0, 0.5)
@@ -54,24 +54,24 @@ def simulated(patients: int, rng: np.random.Generator) -> list[ImageResult]:
 
 
 def false_positives(results: list[ImageResult]) -> tuple[np.ndarray, int]:
-    """(the scores of all false positives of `simulated` images, ascending; how many images)."""
+    """(the scores of all false positives of `simulated` images, ascending; the number of images)."""
     return np.sort(np.concatenate([result.scores[1:] for result in results])), len(results)
 
 
 def actual(fresh: tuple[np.ndarray, int], threshold: float | None) -> float:
-    """False positives an image at a threshold; NaN without one."""
+    """False positives per image at a threshold; NaN without a threshold."""
     scores, images = fresh
     return np.nan if threshold is None else (len(scores) - np.searchsorted(scores, threshold)) / images
 
 
 def sensitivity(results: list[ImageResult], threshold: float | None) -> float:
-    """The share of the lesions of `simulated` images that score at least a threshold; NaN without one."""
+    """The share of the lesions of `simulated` images with a score of at least a threshold; NaN without a threshold."""
     return np.nan if threshold is None else float(np.mean([result.scores[0] >= threshold for result in results]))
 
 
 def held(point: operating.OperatingPoint, rate: float, found: float) -> tuple[float, float, float]:
-    """(1 where the interval of the rate holds what comes, the same of the sensitivity, how far the latter is too good);
-    rate, found: what comes."""
+    """(1 if the interval of the rate contains the later value, the same for the sensitivity, the optimism of the
+    sensitivity); rate, found: the later values."""
     inside = lambda low, value, high: np.nan if low is None else float(low <= value <= high)
     return (
         inside(point.rate_low, rate, point.rate_high),
@@ -81,7 +81,7 @@ def held(point: operating.OperatingPoint, rate: float, found: float) -> tuple[fl
 
 
 def described(found: np.ndarray) -> str:
-    """found: what came, as a share of what was promised."""
+    """found: the later values, as shares of the promised ones."""
     found = found[np.isfinite(found)]
     within = np.mean((found >= 1 / operating.TOLERATED) & (found <= operating.TOLERATED))
     spread = np.std(np.log(np.maximum(found, 1e-3)))
@@ -113,13 +113,15 @@ def main() -> None:
                 by_rule[rule].append([actual(fresh, t) / rate for t, rate in zip(own, RATES)])
         for rule, found in by_rule.items():
             for column, rate in enumerate(RATES):
-                print(f"{patients} patients, {rate:g} an image, scores {rule}: {described(np.array(found)[:, column])}")
+                print(
+                    f"{patients} patients, {rate:g} per image, scores {rule}: {described(np.array(found)[:, column])}"
+                )
         for rate, (of_rate, of_sensitivity, too_good) in zip(RATES, np.nanmean(intervals, axis=0)):
             print(
-                f"{patients} patients, {rate:g} an image: intervals hold the rate {of_rate:.0%} and the sensitivity "
-                f"{of_sensitivity:.0%}, which is too good by {too_good:+.3f}"
+                f"{patients} patients, {rate:g} per image: intervals contain the rate in {of_rate:.0%} of trials "
+                f"and the sensitivity in {of_sensitivity:.0%}; the sensitivity is optimistic by {too_good:+.3f}"
             )
-        print(f"{patients} patients: {np.median(needed):.0f} needed, by the median trial")
+        print(f"{patients} patients: {np.median(needed):.0f} needed in the median trial")
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def training(work: Workload, mesh: Mesh | None = None) -> Program:
 
 
 def fine_tuning_memory(work: Workload) -> dict[str, Any]:
-    """What one update needs, by the compiler's account for this kind of device; nothing is run or allocated."""
+    """The memory of one update, estimated by the compiler for this kind of device; nothing is run or allocated."""
     program = training(work)
     batch = jax.eval_shape(lambda: {name: jnp.asarray(x) for name, x in random_batch(work).items()})
     start = time.perf_counter()

@@ -2,7 +2,7 @@
 
     python benchmarks/privacy.py --model=swin_t --batch=4 --ways=per_example/1,per_example/4,ghost/4 --torch_python=PATH
 
-Every program is timed in every round; a ratio is private over plain of one round. With a Python that has torch and
+Every program is timed in every round; ratios are private over plain within a round. With a Python that has torch and
 Opacus, the private steps of torch.func and of Opacus are timed over their own plain steps in the same rounds.
 The last line of the output is one JSON object; benchmarks/README.md explains it.
 """
@@ -52,7 +52,8 @@ CLASSES = 2
 
 @dataclass(frozen=True)
 class Subject:
-    """What is trained. example: name -> shape and type of its arrays. torch: the same network in torchvision, or ''."""
+    """The subject of training. example: name -> shape and type of its arrays. torch: the same network in torchvision,
+    or ''."""
 
     model: Model
     example: Mapping[str, tuple[tuple[int, ...], str]]
@@ -109,15 +110,15 @@ MODELS = {
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="swin_t", choices=tuple(MODELS))
-    parser.add_argument("--size", type=int, default=0, help="side of the images in pixels; 0: that of the model")
+    parser.add_argument("--size", type=int, default=0, help="side of the images in pixels; 0: the model's own")
     parser.add_argument("--tiny", action="store_true", help="a few channels in a few blocks, for tests")
     parser.add_argument("--batch", type=int, default=4, help="units per step, of one image each")
     parser.add_argument("--ways", default="per_example/1,per_example/2,per_example/4,ghost/4",
-                        help="`gradients` and `micro_batch` of the privacy of a recipe, of every way")  # fmt: skip
+                        help="the ways to time: `gradients` and `micro_batch` of a recipe's privacy")  # fmt: skip
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
-    parser.add_argument("--least_seconds", type=float, default=0.5, help="a program is called for so long in a round")
-    parser.add_argument("--torch_python", default="auto", help="a Python with torch and Opacus; or auto, none")
+    parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
+    parser.add_argument("--torch_python", default="auto", help="a Python with torch and Opacus; or auto or none")
     parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
                         help="cpu: processor time of all threads, for a busy CPU")  # fmt: skip
     options = parser.parse_args(arguments)
@@ -141,13 +142,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse_ways(text: str, batch: int) -> dict[str, Privacy]:
-    """'ghost/4,...' -> the settings by that name. UserError for another way, and for what does not divide the batch."""
+    """'ghost/4,...' -> the settings by that name. UserError for an unknown way, and for a size that does not divide the
+    batch."""
     found = {}
     for word in text.split(","):
         way, _, size = word.partition("/")
         if way not in CLIPPED_SUMS or not size.isdigit() or not int(size) or batch % int(size):
-            todo = f"give {' or '.join(CLIPPED_SUMS)}, a slash and a divisor of the batch of {batch}, joined by commas"
-            raise UserError(f"the way {word!r}", where="--ways", todo=todo)
+            todo = (
+                f"give {' or '.join(CLIPPED_SUMS)}, a slash and a divisor of the batch of {batch}, separated by commas"
+            )
+            raise UserError(f"unknown way {word!r}", where="--ways", todo=todo)
         found[word] = Privacy(noise_multiplier=1.0, micro_batch=int(size), gradients=way)  # type: ignore[arg-type]
     return found
 
@@ -185,7 +189,7 @@ def benchmark(
     }
     with rival.start(python if subject.torch else "", rival_settings, plain, "opacus") as other:
         timed = {name: partial(_seconds, program.step, clock) for name, program in programs.items()}
-        theirs: dict[str, str] = {}  # their program -> that which it is compared with
+        theirs: dict[str, str] = {}  # their program -> the program it is compared with
         if other is not None:
             theirs = other.description["programs"]
             timed |= {name: partial(other.seconds, name) for name in theirs}
@@ -224,7 +228,7 @@ def benchmark(
 
 
 def examples(subject: Subject, batch: int) -> dict[str, np.ndarray]:
-    """Random images, and labels in turn."""
+    """Random images, with alternating labels."""
     rng = np.random.default_rng(0)
     return {
         name: (np.arange(batch) % CLASSES if kind == "int32" else rng.random((batch, *shape))).astype(kind)

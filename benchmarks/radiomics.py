@@ -1,8 +1,8 @@
-"""Features of the Frechet radiomics distance: ours beside PyRadiomics', on the same images, in one run.
+"""Features of the Frechet radiomics distance: ours compared with PyRadiomics, on the same images in one run.
 
     python benchmarks/radiomics.py [--version=v1|v0] [--size=128] [--images=48] [--rounds=5] [--pyradiomics_python=PATH]
 
---pyradiomics_python is a Python with PyRadiomics and frd-score (tests/golden/make_radiomics.py says how to make one).
+--pyradiomics_python is a Python with PyRadiomics and frd-score (tests/golden/make_radiomics.py describes its set-up).
 Both sides are timed in turn, A B A B: PyRadiomics in one process on --reference images, ours on all, in threads. The
 last line is a JSON object.
 """
@@ -53,7 +53,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--reference", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", default="", help="Take the images from here, *.png; default: made ones.")
+    parser.add_argument("--folder", default="", help="Folder of the images, *.png; default: generated images.")
     parser.add_argument("--pyradiomics_python", default="")
     arguments = parser.parse_args(given)
     for name in ("size", "images", "reference", "rounds"):

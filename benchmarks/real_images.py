@@ -41,11 +41,13 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="", help="a COCO file, or a folder with subtracted.json; default: embedded")
-    parser.add_argument("--variant", default="small", help="of configs/cem_real.py; tiny: its ResNet-18, for tests")
+    parser.add_argument(
+        "--variant", default="small", help="variant of configs/cem_real.py; tiny: its ResNet-18, for tests"
+    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, default=0, help="images per step; default: the variant's")
     parser.add_argument("--steps", type=int, default=0, help="default: the variant's")
-    parser.add_argument("--threads", type=int, default=0, help="that load images; default: the variant's")
+    parser.add_argument("--threads", type=int, default=0, help="processes that load images; default: the variant's")
     return parser.parse_args(arguments)
 
 
@@ -86,7 +88,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         evaluation = json.loads((Path(folder) / "evaluate" / "real" / "evaluation.json").read_text())
     recipe = config.detector
     batch = recipe.loader.batch_size
-    later = records[1:] or records  # the first has the compilation and the first filling of the loader's queue
+    later = records[1:] or records  # the first one includes compilation and the initial filling of the loader's queue
     return {
         "benchmark": "real_images",
         "settings": {

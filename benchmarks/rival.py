@@ -31,7 +31,8 @@ class Rival:
         return self.folder / "weights.pth"
 
     def seconds(self, what: str, calls: int) -> float:
-        """Mean time of `calls` calls in a row of 'train' (one update), 'infer' (one batch), or what the side names."""
+        """Mean time of `calls` calls in a row of 'train' (one update), 'infer' (one batch), or another name of the
+        side."""
         return self.ask(f"{what} {calls}")["seconds"]
 
     def ask(self, line: str) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def start(
 ) -> Iterator[Rival | None]:
     """SIDE_side.py, started by `python` on this batch and ready to be timed; None if `python` is ''.
 
-    library: that it needs beside torch. side: "" for one that is called like the library.
+    library: required besides torch. side: "" if it has the name of the library.
     """
     if not python:
         yield None

@@ -4,9 +4,9 @@
     python benchmarks/scaling.py --workload=inpainter --model=sd15 --size=512 --dtype=bfloat16 --remat --devices=1,4,8
     python benchmarks/scaling.py --workload=inpainter --size=64 --simulated=8                       on a CPU
 
-Several processes are started as launch/train.py is: under SLURM, on a Cloud TPU slice, or with ELK_COORDINATOR. A table
-comes first; the last line of the output is one JSON object; benchmarks/README.md explains both. The exit code is 2 if
-runs with the same batch on different devices do not find the same losses.
+Start several processes as for launch/train.py: under SLURM, on a Cloud TPU slice, or with ELK_COORDINATOR. The output
+is a table, followed by one JSON object as the last line; benchmarks/README.md explains both. The exit code is 2 if runs
+with the same batch on different devices do not have the same losses.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from elk_jax.training.step.step import on_mesh  # noqa: E402
 KINDS = ("strong", "weak")
 LAYOUTS = ("data", "fsdp")
 TOLERANCE = {"float64": 1e-7, "float32": 1e-3, "bfloat16": 5e-2}
-"""Largest relative difference of the losses of the same batches: rounding, which detection amplifies, where the order
-of two nearly equal scores decides which regions are trained on."""
+"""Largest relative difference of the losses of the same batches: due to rounding, which detection amplifies when the
+order of two nearly equal scores decides which regions are trained on."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", default="detector", choices=("detector", "inpainter"))
-    parser.add_argument("--simulated", type=int, default=0, help="simulate so many devices on the CPU (per process)")
+    parser.add_argument("--simulated", type=int, default=0, help="simulate this many devices on the CPU (per process)")
     parser.add_argument("--devices", default="", help="such as 1,2,4; default: powers of two up to all")
     parser.add_argument("--scaling", default="strong,weak", help="strong: one global batch; weak: one batch per device")
     parser.add_argument("--layouts", default="data,fsdp", help="fsdp: parameters and optimiser state are split")
@@ -87,9 +87,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", default="", help="detector: HEIGHTxWIDTH (512x512); inpainter: a side (256)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--remat", action="store_true", help="recompute activations in the backward pass")
-    parser.add_argument("--depth", type=int, default=50, choices=tuple(BLOCKS), help="of the detector's ResNet")
+    parser.add_argument("--depth", type=int, default=50, choices=tuple(BLOCKS), help="layers of the detector's ResNet")
     parser.add_argument("--model", default="", choices=("", "tiny", *painter.MODELS),
-                        help="of the inpainter: sd15 is Stable Diffusion 1.5; tiny, of both, is for tests")  # fmt: skip
+                        help="size of the inpainter; sd15: Stable Diffusion 1.5; tiny: for tests of both")  # fmt: skip
     parser.add_argument("--updates", type=int, default=5, help="updates whose losses are compared")
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every run once, in turn")
     parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per run and round")
@@ -133,13 +133,13 @@ def plan(
 ) -> dict[str, dict[str, list[Point]]]:
     """kind -> layout -> its points by number of devices. Points that curves share are equal.
 
-    UserError where the batch of strong scaling does not divide.
+    UserError if the batch of strong scaling is not divisible.
     """
     whole = batch * counts[-1]
     uneven = [count for count in counts if "strong" in kinds and whole % count]
     if uneven:
         raise UserError(
-            f"the global batch of {whole} does not divide over {uneven[0]} devices",
+            f"the global batch of {whole} is not divisible by {uneven[0]} devices",
             where="--batch, --devices",
             todo="choose a multiple of every number of devices, or --scaling=weak",
         )
@@ -251,11 +251,11 @@ def benchmark(
 def relative(
     point: Point, base: Point, times: Mapping[Point, Mapping[str, np.ndarray]], measured: str | None
 ) -> dict[str, dict[str, float] | None]:
-    """The spread over rounds of what is `measured`, relative to `base` in the same round; None for the others.
+    """The spread over rounds of `measured`, relative to `base` in the same round; None for the others.
 
-    efficiency: images per second and device. Not of simulated devices, which share the cores of a machine.
-    work: processor time per image, of all threads. Of simulated devices of one process: the work of real ones is not
-    the processor's, and processes take processor time while they wait for each other.
+    efficiency: images per second and device. Not for simulated devices, which share the cores of a machine.
+    work: processor time per image, of all threads. Only for simulated devices of one process: real devices do not work
+    on the processor, and processes use processor time while they wait for each other.
     """
 
     def per_image(each: Point, clock: str) -> np.ndarray:
@@ -271,9 +271,9 @@ def relative(
 
 
 def compare_losses(losses: Mapping[Point, Sequence[float]], tolerance: float) -> dict[str, Any]:
-    """The largest relative difference between points with the same global batch, and which points they are.
+    """The largest relative difference between points with the same global batch, and these points.
 
-    `largest_relative_difference` is None where a loss is not finite, or nothing can be compared.
+    `largest_relative_difference` is None if a loss is not finite, or if there is nothing to compare.
     """
     found: dict[str, Any] = {
         "largest_relative_difference": None, "between": None, "compared": 0, "tolerance": tolerance, "agree": True
@@ -336,10 +336,12 @@ def print_table(result: Mapping[str, Any]) -> None:
     console.print(", ".join(f"{name} {value}" for name, value in result["settings"].items()))
     console.print(f"{result['devices']} x {kind}; processes: {result['processes']}")
     console.print(table)
-    console.print("state: on each device; collectives: what a device reduces and gathers in an update.")
+    console.print("state: on each device; collectives: data that a device reduces and gathers in an update.")
     if simulated:
         console.print("Simulated devices share the cores of a machine, so these seconds say nothing about scaling.")
-        console.print("work: processor time per image, all threads, relative to the fewest devices (of one process).")
+        console.print(
+            "work: processor time per image over all threads, relative to the fewest devices (of one process)."
+        )
     else:
         console.print("efficiency: images per second and device, relative to the fewest devices.")
     losses = result["losses"]

@@ -22,7 +22,7 @@ from elk_jax.training.step.step import Program
 
 
 class Training(NamedTuple):
-    """What is trained. batches: (count, batch size) -> host batches, the same in every process."""
+    """The subject of training. batches: (count, batch size) -> host batches, the same in every process."""
 
     settings: dict[str, Any]
     program: Callable[[Mesh], Program]
@@ -32,7 +32,7 @@ class Training(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One measured run: a layout, a number of devices and a global batch. layout: of one device, 'data'."""
+    """One measured run: a layout, a number of devices and a global batch. layout: 'data' for one device."""
 
     layout: str
     devices: int
@@ -74,21 +74,21 @@ class Run:
         return found
 
     def calls(self, least_seconds: float) -> int:
-        """Updates in a row that take `least_seconds`. Every process makes two."""
+        """The number of updates in a row that take `least_seconds`. Every process runs two."""
         with self._steps() as step:
             measure.times_per_call(step, 1)
             seconds = measure.times_per_call(step, 1)["wall"]
         return max(1, min(200, round(least_seconds / max(seconds, 1e-6))))
 
     def timed(self, calls: int) -> dict[str, float]:
-        """Seconds of an update by each of measure.CLOCKS, after one that is not counted."""
+        """Seconds of an update by each of measure.CLOCKS, after one uncounted update."""
         with self._steps() as step:
             measure.times_per_call(step, 1)
             return measure.times_per_call(step, calls)
 
     @contextlib.contextmanager
     def _steps(self) -> Iterator[Callable[[], Any]]:
-        """A function that makes an update of a fresh state."""
+        """A function that runs an update of a fresh state."""
         state = jax.block_until_ready(self._fresh())
 
         def step() -> Any:
@@ -112,14 +112,15 @@ class Run:
 def mesh_of(point: Point) -> Mesh:
     """The mesh of a point: its devices are the first of all, process after process.
 
-    UserError where they form none (a TPU's must be a box of its slice), or processes have unequal parts of it.
+    UserError if they form no mesh (those of a TPU must be a box of its slice), or if processes have unequal parts of
+    it.
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))[: point.devices]
     if len(set(Counter(device.process_index for device in devices).values())) > 1:
         raise UserError(
-            f"{point.devices} devices are not equally many of each process",
+            f"{point.devices} devices are not divided equally among the processes",
             where="--devices",
-            todo="choose fewer than a process has, or multiples of that",
+            todo="choose at most the devices of one process, or multiples of that number",
         )
     try:
         return meshes.make_mesh(fsdp=point.devices if point.layout == "fsdp" else 1, devices=devices)

@@ -1,10 +1,10 @@
-"""Whether a second stage helps a detector: boxes merged, suppressed, or scored again by what lies around them.
+"""Whether a second stage helps a detector: boxes are merged, suppressed, or rescored by their surroundings.
 
     python benchmarks/second_stage.py --evaluation=RUN/evaluate --model=real
 
-The predictions are those of images that the detector was not trained on, as an evaluation stage leaves them. All that a
-second stage learns, or chooses, comes from the other folds of patients; differences are paired over patients. The last
-line of the output is one JSON object.
+The predictions come from an evaluation stage, on images that the detector was not trained on. A second stage is trained
+and tuned only on the other folds of patients; differences are paired over patients. The last line of the output is one
+JSON object.
 
 Shapes: K boxes of an image, F features.
 """
@@ -36,23 +36,25 @@ from elk_jax.images.boxes import area, intersection, iou  # noqa: E402
 from elk_jax.tasks.detection.evaluate import TRUTH  # noqa: E402
 
 MOST, FLOOR = 40, 0.01
-"""Boxes of an image that are looked at, and their lowest score."""
+"""Number of boxes of an image that are considered, and their lowest score."""
 OVERLAPS = (0.5, 0.4, 0.3, 0.2)
-"""IoUs from which boxes are merged, or suppressed; 0.5 is that of the detectors' own suppression."""
+"""IoUs from which boxes are merged, or suppressed; the detectors' own suppression uses 0.5."""
 PENALTY = 3.0
 SHOWN = ("mean_sensitivity", "sensitivity_at_1", "ap30", "ap50")
 
 Results = list[ImageResult]
 Stage = Callable[[Results], Callable[[ImageResult], ImageResult]]
-"""Images to learn from -> what is done to an image."""
+"""Training images -> the function applied to an image."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluation", required=True, help="folder of an evaluation stage")
-    parser.add_argument("--model", default="real", help="which of its models")
+    parser.add_argument("--model", default="real", help="one of its models")
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--divisions", type=int, default=5, help="into folds; the first one has the intervals")
+    parser.add_argument(
+        "--divisions", type=int, default=5, help="divisions into folds; the first one has the intervals"
+    )
     parser.add_argument("--resamples", type=int, default=2000)
     options = parser.parse_args(arguments)
     folder = Path(options.evaluation)
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def benchmark(results: Results, folds: int, divisions: int, resamples: int) -> dict[str, Any]:
-    """Of every second stage: mean sensitivity in each division, and paired differences of SHOWN in the first."""
+    """For every second stage: mean sensitivity in each division, and paired differences of SHOWN in the first one."""
     before = [_best(result) for result in results if result.has_lesions]
     found: dict[str, Any] = {"images": len(before), "as_they_are": sensitivity(before), "stages": {}}
     for name, stage in STAGES.items():
@@ -92,7 +94,7 @@ def _only(result: ImageResult, chosen: Sequence[int] | np.ndarray) -> ImageResul
 
 
 def _out_of_fold(results: Results, stage: Stage, folds: int, seed: int) -> Results:
-    """Every image after a second stage that has learned from other patients; patients stay in one fold."""
+    """Every image after a second stage trained on other patients; each patient is in one fold."""
     names = {patient: number for number, patient in enumerate(sorted({r.patient_id for r in results}))}
     patients = np.array([names[result.patient_id] for result in results])
     fold = assign_folds(np.ones(len(results), bool), patients, folds, seed)
@@ -104,12 +106,12 @@ def _out_of_fold(results: Results, stage: Stage, folds: int, seed: int) -> Resul
 
 
 def merged(result: ImageResult, same: float) -> ImageResult:
-    """Boxes that overlap, as their mean weighted by score, with the best score."""
+    """Overlapping boxes replaced by their mean weighted by score, with the best score."""
     return fusion.fuse([[result]], same)[0]
 
 
 def suppressed(result: ImageResult, most: float) -> ImageResult:
-    """Without boxes that overlap a better one by at least `most`, whatever their class."""
+    """The boxes without those that overlap a better one by at least `most`, whatever their class."""
     kept: list[int] = []
     for number in np.argsort(-result.scores, kind="stable"):
         if not (iou(result.boxes[[number]], result.boxes[kept]) >= most).any():
@@ -118,7 +120,7 @@ def suppressed(result: ImageResult, most: float) -> ImageResult:
 
 
 def chosen(change: Callable[[ImageResult, float], ImageResult]) -> Stage:
-    """A change of boxes by the overlap that is best for the images to learn from."""
+    """A change of boxes with the overlap that is best on the training images."""
 
     def stage(results: Results) -> Callable[[ImageResult], ImageResult]:
         best = max(OVERLAPS, key=lambda overlap: sensitivity([change(result, overlap) for result in results]))
@@ -146,7 +148,7 @@ def rescored(target: Callable[[ImageResult], np.ndarray]) -> Stage:
 
 
 def hits(result: ImageResult) -> np.ndarray:
-    """Which boxes [K] hit a lesion, of detectors of one class."""
+    """Which boxes [K] hit a lesion, for detectors of one class."""
     if not len(result.scores):
         return np.zeros(0, bool)
     (one,) = froc.match(result, ELK_RULE)
@@ -162,13 +164,13 @@ def first_hits(result: ImageResult) -> np.ndarray:
 
 
 def features(result: ImageResult) -> np.ndarray:
-    """Of every box [K, F]: score, size and shape, and how it overlaps, contains and is contained in better and worse
-    boxes, with their scores and numbers."""
+    """Features of every box [K, F]: score, size and shape, and how it overlaps, contains and is contained in better and
+    worse boxes, with their scores and numbers."""
     boxes, scores, count = result.boxes, result.scores, len(result.scores)
     if not count:
         return np.zeros((0, 20))
     overlap, sizes = iou(boxes, boxes), np.maximum(area(boxes), 1e-9)
-    within = intersection(boxes, boxes) / sizes[:, None]  # share of the first that lies in the second
+    within = intersection(boxes, boxes) / sizes[:, None]  # share of the first inside the second
     np.fill_diagonal(overlap, 0)
     np.fill_diagonal(within, 0)
     better = scores[None] > scores[:, None]

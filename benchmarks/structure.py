@@ -1,11 +1,11 @@
-"""How the code hangs together: what a setting crosses, and what a new task, detector or key of a data source touches.
+"""Structure of the code: files that a setting crosses, and files touched by a new task, detector or data source key.
 
     python benchmarks/structure.py [--static]
 
-It prints a table: each measure on the code before the tasks became packages, now, and the bound to keep. "18 (12)": as
-counted by hand then, and what this script gives for that code. Most figures come from the syntax trees of elk_jax/,
-configs/ and launch/; docstrings and comments do not count. The others need a run: launch/train.py starts
-`cem_real:tiny` on a few COCO images. `--static` leaves them out.
+It prints a table: each measure for the code before the tasks became packages, for the current code, and the bound to
+keep. "18 (12)": as counted by hand then, and as computed by this script for that code. Most figures come from the
+syntax trees of elk_jax/, configs/ and launch/; docstrings and comments do not count. The others need a run:
+launch/train.py starts `cem_real:tiny` on a few COCO images. `--static` leaves them out.
 
 depth crosses a file: until the training step is compiled, a function of the file takes the settings of the model (a
     mapping, dataclass or module with the entry `depth`) as an argument, or it calls one that does, directly or not, and
@@ -47,7 +47,7 @@ DETECTOR = "faster_rcnn"
 
 
 class Row(NamedTuple):
-    """One measure. before: of the code before; to_reach: the largest value that is fine; files: what was counted."""
+    """One measure. before: for the earlier code; to_reach: the largest acceptable value; files: the counted files."""
 
     measure: str
     before: str
@@ -186,7 +186,7 @@ def _naming_detector(every: list[Module]) -> tuple[str, ...]:
 
 
 def _reach(package: Mapping[str, Module], path: str) -> set[str]:
-    """The files that a file of `package` (by path) imports, at first hand or through others."""
+    """The files that a file of `package` (by path) imports, directly or through others."""
     found: set[str] = set()
     waiting = [path]
     while waiting:
@@ -204,7 +204,7 @@ def _reach(package: Mapping[str, Module], path: str) -> set[str]:
 
 def traced_rows() -> list[Row]:
     """The rows that need a run of `cem_real:tiny` by launch/train.py. Call it once per process: flags are global."""
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # few calls of what is compiled
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # few calls of compiled functions
     sys.path.insert(0, str(ROOT / "launch"))
     import command_line  # type: ignore[import-not-found]
     import jax
@@ -217,7 +217,7 @@ def traced_rows() -> list[Row]:
     list_source, check_readable = runs.list_source, runs.check_readable
 
     def instead_of_compiling(lowered: Any) -> Any:
-        """A training step that learns nothing, which saves the minute that compiling takes."""
+        """A training step that does nothing, which saves a minute of compilation."""
         sys.setprofile(None)
         metrics = jax.tree.map(lambda x: jax.numpy.ones(x.shape, x.dtype), lowered.out_info[1])
         return lambda state, constants, batch: (state, metrics)
@@ -268,7 +268,8 @@ def _flags(folder: Path) -> list[str]:
 
 
 class Trace:
-    """A profile function (sys.setprofile): see the top. settings: the dataclass of the model's settings."""
+    """A profile function (sys.setprofile): see the module docstring. settings: the dataclass of the model's
+    settings."""
 
     DEPTH = 18
     STEPS = 3

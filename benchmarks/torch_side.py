@@ -1,4 +1,4 @@
-"""Shared by all that is written LIBRARY_side.py: set-up, clock, training, and the protocol with the benchmark.
+"""Shared by all LIBRARY_side.py: set-up, clock, training, and the protocol with the benchmark.
 
 Import it before the library: it removes this folder from the path, whose kernels.py would shadow a library of that
 name. It requires only torch.
@@ -61,7 +61,7 @@ def begin():
 
 
 def sgd(model, settings):
-    """The optimiser of what is trained of a model."""
+    """The optimiser for the trained parameters of a model."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.SGD(
         trainable, lr=settings["rate"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
@@ -92,7 +92,7 @@ def serve(side, versions, about, answers, calls=None):
 
     `train N`, `infer N`: {"seconds": mean of N calls in a row}; `memory`: {"bytes": peak}; `loss`: that of one update.
     versions: of the library; about: further items of the first line; answers: command -> function that answers it.
-    calls: what is timed by its name, instead of `train` and `infer`.
+    calls: timed functions by name, instead of `train` and `infer`.
     """
     say(
         device=torch.cuda.get_device_name() if side.device == "cuda" else "cpu",

@@ -45,7 +45,7 @@ from elk_jax.training import mesh as meshes  # noqa: E402
 
 SYNTAXES = ("uncompressed", "jpeg2000")
 PER_SLICE = 112
-"""Detections of a slice that the search along z has room for: the detector's 100, as `detect_volumes` rounds them."""
+"""Largest number of detections per slice in the search along z: the detector's 100, as rounded by `detect_volumes`."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,10 +57,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, default=70)
     parser.add_argument("--size", default="2457x1890", help="rows x columns of a slice")
-    parser.add_argument("--syntax", default="uncompressed", choices=SYNTAXES, help="how the file is compressed")
-    parser.add_argument("--short_side", type=int, default=800, help="px that the detector sees of the shorter side")
-    parser.add_argument("--depth", type=int, default=18, choices=(18, 34, 50, 101), help="of the detector's ResNet")
-    parser.add_argument("--tiny", action="store_true", help="a detector of a few channels, for tests")
+    parser.add_argument("--syntax", default="uncompressed", choices=SYNTAXES, help="compression of the file")
+    parser.add_argument("--short_side", type=int, default=800, help="shorter side of the detector's input in px")
+    parser.add_argument(
+        "--depth", type=int, default=18, choices=(18, 34, 50, 101), help="layers of the detector's ResNet"
+    )
+    parser.add_argument("--tiny", action="store_true", help="a detector with few channels, for tests")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
                         help="cpu: processor time of all cores, for a busy CPU; wall: elapsed time")  # fmt: skip
@@ -79,7 +81,9 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "volume.dcm"
         job = (path, options.slices, options.size, options.syntax)
-        writer = multiprocessing.get_context("spawn").Process(target=write, args=job)  # its memory is not counted
+        writer = multiprocessing.get_context("spawn").Process(
+            target=write, args=job
+        )  # the memory of the writer is not counted
         writer.start()
         writer.join()
         if writer.exitcode:
@@ -91,7 +95,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         peak["reading"] = _peak()
         found: list[VolumeDetections] = []
         detect = detecting(path, trained, found)
-        first = seconds(detect)  # with the compilation
+        first = seconds(detect)  # includes compilation
         both = [seconds(detect) for _ in range(options.repetitions)]
         peak["detecting"] = _peak()
         megabytes = path.stat().st_size / 1e6
@@ -117,7 +121,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def detecting(path: Path, trained: Trained, found: list[VolumeDetections]) -> Callable[[], None]:
-    """What launch/predict.py does with a volume, compiled once; puts the findings into `found`."""
+    """The processing of a volume by launch/predict.py, compiled once; puts the findings into `found`."""
     mesh, (built, params, description) = meshes.make_mesh(), trained
     predictor, placed = predict.compile_predictor(trainable(built), mesh), meshes.place(params, mesh)
 
@@ -141,7 +145,7 @@ def detector(options: argparse.Namespace) -> Trained:
 
 
 def write(path: Path, slices: int, size: tuple[int, int], syntax: str) -> None:
-    """A left breast of smooth noise, another in every slice."""
+    """A left breast of smooth noise, different in every slice."""
     rng, (rows, columns) = np.random.default_rng(0), size
     header = Header("P1", "S1", "L", "CC", 0.085, 1.0)
     dataset = volume_dataset(np.zeros((slices, 1, 1)), header)
@@ -173,7 +177,7 @@ def _read_all(path: Path) -> None:
 
 
 def _peak() -> int:
-    """Bytes of the process at most, so far."""
+    """Peak memory of the process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

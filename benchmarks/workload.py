@@ -52,14 +52,14 @@ TINY = {
     "rpn_samples": 32, "rpn_pre_nms_train": 64, "rpn_pre_nms_test": 64, "rpn_post_nms_train": 32,
     "rpn_post_nms_test": 32,
 }  # fmt: skip
-"""Settings of a detector of a few channels, for tests."""
+"""Settings of a detector with few channels, for tests."""
 CONVENTIONS = {"torchvision": faster_rcnn_config.torchvision, "detectron2": faster_rcnn_config.detectron2}
 
 
 def faster_rcnn(
     depth: int, dtype: str, *, conventions: str = "torchvision", tiny: bool = False, remat: tuple[int, ...] = ()
 ) -> FasterRCNNConfig:
-    """A detector of one class with a ResNet. tiny: of few channels and 18 layers, for tests."""
+    """A detector of one class with a ResNet. tiny: few channels and 18 layers, for tests."""
     preset = CONVENTIONS[conventions]
     backbone = dataclasses.replace(preset().backbone, depth=depth, dtype=dtype, remat=remat)
     if tiny:
@@ -70,7 +70,7 @@ def faster_rcnn(
 def retinanet(depth: int, dtype: str, *, version: int = 1, tiny: bool = False) -> RetinaNetConfig:
     """torchvision's RetinaNet of this version with one class.
 
-    Random weights score low: all scores are let through to the NMS.
+    Random weights give low scores, so all scores enter the NMS.
     """
     preset = retinanet_config.torchvision_v2 if version == 2 else retinanet_config.torchvision
     backbone = dataclasses.replace(preset().backbone, depth=depth, dtype=dtype)
@@ -89,7 +89,7 @@ def efficientdet(variant: str, dtype: str, *, tiny: bool = False) -> EfficientDe
 
 
 def recipe_of(config: Any) -> TrainingRecipe:
-    """RECIPE; of an EfficientDet everything is trained, as in effdet."""
+    """RECIPE; for an EfficientDet all parameters are trained, as in effdet."""
     if not isinstance(config, EfficientDetConfig):
         return RECIPE
     return dataclasses.replace(RECIPE, optimizer=dataclasses.replace(RECIPE.optimizer, frozen=()))
@@ -115,14 +115,14 @@ def parse_size(text: str) -> tuple[int, int]:
 def phantom_loader(
     size: tuple[int, int], batch_size: int, threads: int, images: int = 40
 ) -> tuple[sources.ImageSource, loader.LoaderConfig]:
-    """Phantoms of the shorter side, and how they are loaded: as the recipes do."""
+    """Phantoms with the shorter side, loaded as in the recipes."""
     source = open_source(SourceSpec(f"phantom:size={min(size)},count={images},seed=5"), "train")
     canvas = (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32)
     return source, loader.LoaderConfig(batch_size=batch_size, buckets=(canvas,), threads=threads)
 
 
 def phantom_data(size: tuple[int, int], batch_size: int, threads: int, images: int = 40) -> Data:
-    """Phantoms, and one batch of them with a lesion in every image; all of `size` counts as image there."""
+    """Phantoms, and one batch of them with a lesion in every image, whose whole canvas of `size` counts as image."""
     source, config = phantom_loader(size, batch_size, threads, images)
     batches = loader.train_batches(source, dataclasses.replace(config, lesion_share=1.0), seed=0)
     batch = next(batch for batch in batches if batch["gt_valid"].any(1).all())
@@ -152,7 +152,7 @@ class Subject:
         program = on_mesh(self.training, mesh)
         self.batch = meshes.put_batch(data.batch, mesh)
         self.params = meshes.place(model.init(jax.random.key(0)) if params is None else params, mesh)
-        self.state: TrainState = program.init(meshes.place(self.params, mesh))  # a copy: the step takes its buffers
+        self.state: TrainState = program.init(meshes.place(self.params, mesh))  # a copy, as the step takes its buffers
         start = time.perf_counter()
         lowered = program.update.lower(self.state, {}, self.batch)
         self.compiled_update = lowered.compile()
@@ -173,7 +173,7 @@ class Subject:
 
 
 def run_loop(subject: Subject, data: Data, steps: int) -> dict[str, Any]:
-    """Train with the real loop and loader: share of the time spent waiting for data, and compilations of the step.
+    """Train with the actual loop and loader: share of the time spent waiting for data, and compilations of the step.
 
     The first `steps` steps warm up, the next `steps` count.
     """

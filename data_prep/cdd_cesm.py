@@ -6,8 +6,8 @@
 
 The input is the download from TCIA: the folders "Low energy images of CDD-CESM" and "Subtracted images of
 CDD-CESM", the table of images (XLSX or CSV) and the table of hand-drawn regions (CSV), anywhere below
---input. Images may be JPG, PNG, TIFF or DICOM. Images that are in the tables but not in the folder are
-counted and listed.
+--input. Images may be JPG, PNG, TIFF or DICOM. Images that are in the tables but not in the folder are counted and
+listed.
 
 To train a detector on the output:
   python launch/train.py --config=configs/cem_real.py \\
@@ -52,7 +52,7 @@ CITATION = (
 
 
 def find_images(folder: Path, wanted: set[str]) -> dict[str, Path]:
-    """Name -> file below `folder`, ignoring extension and spaces. UserError for two files of one image."""
+    """Name -> file below `folder`, ignoring extension and spaces. UserError for two files of the same image."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         name = squeeze(path.stem)
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
     if not formats or not set(formats) <= {"coco", "tfds"}:
         raise UserError(f"unknown formats {flags.formats!r}", where="--formats", todo="give coco, tfds or coco,tfds")
     if not flags.table_only and not flags.output:
-        raise UserError("no output folder", where="--output", todo="give the folder to build, or add --table_only")
+        raise UserError("no output folder", where="--output", todo="give --output=FOLDER, or add --table_only")
     rows = read_tables(flags.input)
     plan = make_plan(rows, options)
     print_filter(console, plan)

@@ -53,7 +53,7 @@ class Plan:
 def make_plan(rows: tuple[ImageRow, ...], options: Options) -> Plan:
     """Filter, clean and split.
 
-    The split extends the published one; the split of a patient does not depend on filter and modality.
+    The split extends the published one; that of a patient does not depend on filter and modality.
     """
     modalities = ("subtracted", "low_energy") if options.modality == "both" else (options.modality,)
     elk_lesions: Counter[str] = Counter()
@@ -84,7 +84,7 @@ def make_plan(rows: tuple[ImageRow, ...], options: Options) -> Plan:
 
 
 def counts(images: list[Planned] | tuple[Planned, ...]) -> dict[str, dict[str, int]]:
-    """Patients, images, lesions and lesion-free images: per split, of all, and of the few-shot part."""
+    """Numbers of patients, images, lesions and lesion-free images: per split, in total, and for the few-shot subset."""
     groups = {name: [image for image in images if image.split == name] for name in SPLITS}
     groups |= {
         "all": list(images),

@@ -4,8 +4,8 @@ The published split of 131 patients (80 / 19 / 32) is a stratified group K-fold 
 the test split. The rest is split into 5 folds; the first fold with more than 10 % of all patients is the validation
 split. The training patients are split into 3 folds; the first is the few-shot subset. The class of a box is the number
 of lesions of its patient. In the release that was used, the shuffle separated the patients from their lesion counts, so
-the split is in fact random in the number of lesions; `stratified_split` does what was intended. `published_split`
-reproduces the published sizes exactly.
+the split is in fact random with respect to the number of lesions; `stratified_split` implements the intention.
+`published_split` reproduces the published sizes exactly.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def stratified_split(lesions: Mapping[str, int], seed: int = 42) -> tuple[dict[s
 def extended_split(split: Mapping[str, str], others: Mapping[str, int], seed: int = 42) -> dict[str, str]:
     """`split` plus the patients of `others` (id -> regions) in the same proportions.
 
-    One split holds for every filter and modality, so that a model pretrained on low-energy images has not seen the test
-    patients of the subtracted images.
+    The same split is used for every filter and modality, so a model pretrained on low-energy images has not seen the
+    test patients of the subtracted images.
     """
     rest = {patient: count for patient, count in others.items() if patient not in split}
     return dict(split) | (

@@ -49,10 +49,10 @@ _IMAGE_COLUMNS = (
 )
 _REGION_COLUMNS = ("#filename", "region_id", "region_shape_attributes")
 OBJECTS_OF_XML = 8
-"""Bytes that a spreadsheet takes in memory for each byte of its XML."""
+"""Bytes of memory that a spreadsheet takes for each byte of its XML."""
 _MODALITIES = {"CESM": "subtracted", "DM": "low_energy"}
 _CODES = {"CESM": "CM", "DM": "DM"}
-"""By the column Type: what the image is, and what its name says."""
+"""Column Type -> the kind of image, and its code in the file name."""
 _EXCLUDED_FINDINGS = ("non enhancement", "focus enhancement", "rim enhancement")
 
 
@@ -108,7 +108,7 @@ def join_tables(
             points[name] += 1
         else:
             boxes[name].append(box)
-    density = {}  # of a breast, from its low-energy images
+    density = {}  # density of a breast, from its low-energy images
     for row in image_rows:
         grade = row["Breast density (ACR)"].strip().upper()
         if grade in ("A", "B", "C", "D"):
@@ -130,7 +130,7 @@ def join_tables(
         for (what, value), other in zip(said.items(), [patient_key(named[0]), *named[1:]]):
             second = what == "view" and value and other.startswith(value)  # a second image is called MLO2
             if value != other and not second:
-                raise UserError(f"the row says {what} '{value}', the image's name '{other}'", where=where,
+                raise UserError(f"the row has {what} '{value}', but the image's name has '{other}'", where=where,
                                 todo="correct one of them")  # fmt: skip
         if name in result:
             raise UserError("the image occurs twice", where=where, todo="keep one of the rows")
@@ -288,7 +288,8 @@ def _read_csv(path: Path) -> list[list[str]]:
 
 
 def _read_xlsx(path: Path) -> list[list[str]]:
-    """The lines of the sheet 'all'. What the archive and its rows ask for is drawn from a budget before it is made."""
+    """The lines of the sheet 'all'. The sizes declared by the archive and its rows are checked against a budget before
+    allocation."""
     import openpyxl
 
     content = files.read_bytes(path)
@@ -301,11 +302,11 @@ def _read_xlsx(path: Path) -> list[list[str]]:
             raise UserError("the sheet 'all' is missing", where=path, todo=f"it has {', '.join(book.sheetnames)}")
         lines = []
         for line in book["all"].iter_rows(values_only=True):
-            budget.spend(64 * len(line), "its rows")  # a row is as wide as the sheet says
+            budget.spend(64 * len(line), "its rows")  # the sheet declares the width of a row
             lines.append(["" if cell is None else str(cell) for cell in line])
     except UserError:
         raise
-    except Exception as error:  # a damaged archive of damaged XML can fail in any way
+    except Exception as error:  # damaged archives and damaged XML can fail in any way
         what = f"not an XLSX table: {error or type(error).__name__}"
         raise UserError(" ".join(what.split()), where=path, todo="download it again") from error
     return lines
@@ -326,7 +327,7 @@ def _checked(lines: list[list[str]], columns: Iterable[str], path: Path) -> list
             raise UserError(f"the column '{column}' {what}", where=path, todo=f"it has {', '.join(header)}")
     for number, line in rows:
         if any(cell.strip() for cell in line[len(header) :]):
-            what = f"{len(line)} cells below a header of {len(header)}: a comma in a text moves those after it"
+            what = f"{len(line)} cells below a header of {len(header)}: a comma in a text shifts the following cells"
             raise UserError(what, where=f"{path}, line {number}", todo="put the text in quotes")
     blank = dict.fromkeys(columns, "")
     return [blank | dict(zip(header, line)) | {"line": str(number)} for number, line in rows]

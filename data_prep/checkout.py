@@ -1,4 +1,4 @@
-"""Imported first by the scripts of this folder, so that elk_jax is that of this checkout."""
+"""Imported first by the scripts of this folder, so that they use the elk_jax of this checkout."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 
 Images are in `images/` beside the JSON file, as PNG, JPG, TIFF or DICOM. `patient_id`, `split` and all other fields of
 an image are preserved; with `bit_depth` (significant bits of a 16-bit file) the values are scaled to 16 bits, and
-`frame` chooses that of a multi-frame DICOM file. The result is read as tfds:mine/tfds.
+`frame` selects a frame of a multi-frame DICOM file. The result is read as tfds:mine/tfds.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{flags.name!r} is not a valid name", where="--name", todo="use lower-case letters, digits, _")
     infos, classes, _, seen, promises = read_coco(flags.input)
     if seen or promises != ():
-        what = "the images are of a model that has learned from patients, and TFDS has no place to say of whom"
-        raise UserError(what, where=flags.input, todo="read the COCO file itself, as coco:FILE")
+        what = "the images were made by a model that has seen patients, and TFDS cannot record them"
+        raise UserError(what, where=flags.input, todo="use the COCO file directly, as coco:FILE")
     folder = image_folder(flags.input)
     options = {}
     for info in infos:
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
         new_folder(flags.output, flags.overwrite) as built,
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
-        wide = [  # read all images before writing: errors show early, and the bit depth is known
+        wide = [  # read all images before writing, to report errors early and to know the bit depth
             decode_pixels(folder / info.file_name, **options[info.image_id])[0].dtype != np.uint8
             for info in progress.track(infos, description="reading images")
         ]
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
             os.replace(path, built / path.name)
         (built / "tfds").rmdir()
     lesions = sum(len(info.boxes) for info in infos)
-    print(f"built {flags.output}: {len(infos)} images, {lesions} boxes, {16 if any(wide) else 8} bits a pixel")
+    print(f"built {flags.output}: {len(infos)} images, {lesions} boxes, {16 if any(wide) else 8} bits per pixel")
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from elk_jax.files import make_folder
 def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a hidden folder beside `path` to write into; it is renamed to `path` when the block succeeds.
 
-    After an error, Ctrl-C or on a full disk, the hidden folder is removed and `path` is unchanged. UserError if `path`
-    exists and is not an empty folder (unless `overwrite`), or is not writable.
+    After an error or Ctrl-C, or if the disk is full, the hidden folder is removed and `path` is unchanged. UserError if
+    `path` exists and is not an empty folder (unless `overwrite`), or is not writable.
     """
     path = Path(os.path.abspath(path))
     if path.exists() and not path.is_dir():
-        raise UserError("a file, not a folder", where=path, todo="choose another folder")
+        raise UserError("this is a file, not a folder", where=path, todo="choose another folder")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise UserError("the output folder is not empty", where=path, todo="choose another one, or add --overwrite")
     make_folder(path.parent)

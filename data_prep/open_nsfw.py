@@ -1,13 +1,14 @@
-"""The ResNet-50 of half the width in open_nsfw, out of its ONNX file, with torchvision's names.
+"""Extract the ResNet-50 of half the width of open_nsfw from its ONNX file, with torchvision's names.
 
-The file is read here, since only its tensors are wanted: a protobuf message is fields of (number, wire type, content),
-of which these matter:
+The file is parsed here, as only its tensors are needed. A protobuf message consists of fields (number, wire type,
+content), of which these matter:
 
   model: 7 graph.  graph: 1 nodes, 5 tensors.  node: 1 inputs, 2 outputs, 4 operation.
   tensor: 1 dimensions, 2 type (1: float32), 8 name, 9 its bytes, little endian.
 
-Batch norms are folded into the convolutions there: they come out as norms of mean 0 and variance 1 that add the bias.
-Its max-pool pads below and right alone; ours, like torchvision's, on all sides: features lie 2 px of the image aside.
+The file has its batch norms folded into the convolutions; they become norms of mean 0 and variance 1 that add the bias.
+Its max-pool pads only below and on the right; ours, like torchvision's, on all sides, so features are shifted by 2 px
+of the image.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from elk_jax.errors import UserError
 
 EPS = 1e-5
-"""Of torchvision's norms, which would scale by it."""
+"""Epsilon of torchvision's norms, which would otherwise change the scale."""
 NAMES = {
     "proj_shortcut": ("downsample.0", "downsample.1"),
     "branch2a": ("conv1", "bn1"),
@@ -72,7 +73,7 @@ def convolutions(model: bytes) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
 
 
 def named_array(tensor: dict[int, list]) -> tuple[str, np.ndarray]:
-    """The name and the content of a tensor; of other types than float32 no content."""
+    """The name and the content of a tensor; no content for types other than float32."""
     name = text(tensor[8][0])
     if tensor[2][0] != FLOAT32:
         return name, np.empty(0, np.float32)
@@ -81,7 +82,7 @@ def named_array(tensor: dict[int, list]) -> tuple[str, np.ndarray]:
 
 
 def message(content: memoryview) -> dict[int, list]:
-    """Field number -> its values, in their order: int, or the bytes of what has a length."""
+    """Field number -> its values in order: int, or bytes for types with a length."""
     fields: dict[int, list] = defaultdict(list)
     at = 0
     while at < len(content):
@@ -104,7 +105,7 @@ def message(content: memoryview) -> dict[int, list]:
 
 
 def varint(content: memoryview, at: int) -> tuple[int, int]:
-    """(a number of seven bits a byte, the lowest first; where the next field starts)."""
+    """(a number stored with seven bits per byte, lowest first; the position of the next field)."""
     value = shift = 0
     while True:
         byte = content[at]
@@ -115,7 +116,7 @@ def varint(content: memoryview, at: int) -> tuple[int, int]:
 
 
 def packed(content: memoryview) -> Iterator[int]:
-    """Numbers that share a field."""
+    """The numbers packed into a field."""
     at = 0
     while at < len(content):
         value, at = varint(content, at)
@@ -123,5 +124,5 @@ def packed(content: memoryview) -> Iterator[int]:
 
 
 def text(content: memoryview) -> str:
-    """What stands in a field of text."""
+    """The content of a text field."""
     return bytes(content).decode()

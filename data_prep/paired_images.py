@@ -5,21 +5,21 @@
       --second=phantom_volumes:modality=mammogram,shift=24,zoom=0.03
   python data_prep/paired_images.py --first=... --second=... --output=... --register=none --shift=16 --zoom=0.02
 
-Images that agree in patient_id, laterality, view and, where it is given, study_date are a pair; of several images of a
-view, the first in the order of `acquisition` (else of ids) belongs to the first of the other source. Boxes and all
-other fields are those of the first image. The second one is moved onto it:
+Images that agree in patient_id, laterality, view and, if given, study_date form a pair. If a view has several images,
+they are matched in the order of `acquisition` (else of ids). Boxes and all other fields are those of the first image.
+The second image is aligned to it:
   --register=affine   by the skin line and the edges of tissue (elk_jax/data/registration.py)
   --register=breast   so that the rectangles around the breasts match
-  --register=none     not at all; images of different size are brought to one pixel size, by their field
+  --register=none     not at all; images of different sizes are rescaled to the same pixel size, by their field
                       pixel_spacing (row, column, mm), which the others need where it differs by more than a third
-What is left of the misalignment is measured: `overlap` of the breast masks (intersection over union) and `likeness` of
-the edges (their correlation), fields of every image. Pairs that overlap less than --least_overlap or could not be
-registered are dropped, counted and listed in summary.json. overlays/ shows some: the second image in green, the first
-in magenta.
---shift and --zoom misplace the second image again, at random but by known amounts (`moved`, `zoomed`), to see what
-misalignment costs.
-The output is read as coco:data/pairs/pairs.json with --config.data.NAME.partner=partner, and without it as the first
-images alone:
+The remaining misalignment is measured in two fields of every image: `overlap` of the breast masks (intersection over
+union) and `likeness` of the edges (their correlation). Pairs that overlap less than --least_overlap or could not be
+registered are dropped, counted and listed in summary.json. overlays/ shows some pairs: the second image in green, the
+first in magenta.
+--shift and --zoom misalign the second image again, at random but by known amounts (`moved`, `zoomed`), to measure the
+effect of misalignment.
+Read the output as coco:data/pairs/pairs.json with --config.data.NAME.partner=partner; without it, only the first images
+are read:
   python launch/train.py --config=configs/unified.py:small --config.data.sm.spec=coco:data/pairs/pairs.json \\
       --config.data.pairs.spec=coco:data/pairs/pairs.json --config.data.pairs.partner=partner \\
       --config.data.ffdm.spec=coco:ffdm.json
@@ -56,16 +56,16 @@ from elk_jax.spread import spread
 
 INDEX, SUMMARY = "pairs.json", "summary.json"
 FIELD = "partner"
-"""Of the images in the index: the file of the second image."""
+"""Field of the images in the index: the file of the second image."""
 
 ROUNDING = 1.0
-"""Pixels by which two images of one field of view may differ after they were brought to one pixel size."""
+"""Pixels by which two images of the same field of view may differ after rescaling to the same pixel size."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A pair that was tried. info: its entry in the index; None where it is dropped. failure: why it could not be
-    registered, or ""."""
+    """A processed pair. info: its entry in the index; None if it is dropped. failure: why it could not be registered,
+    or ""."""
 
     file: str
     found: Agreement
@@ -93,9 +93,9 @@ def main(argv: list[str]) -> None:
         infos = [result.info for result in results if result.info is not None]
         if not infos:
             raise UserError(
-                f"no pair is left of {len(pairs)}; the first: {reason(results[0])}",
+                f"none of {len(pairs)} pairs is left; the first: {reason(results[0])}",
                 where=flags.second,
-                todo="check the images of a pair, or give another --register, or a smaller --least_overlap",
+                todo="check the images of a pair, choose another --register, or give a smaller --least_overlap",
             )
         description = f"{flags.second} in the frame of {flags.first}"
         seen = first.seen_patients | second.seen_patients
@@ -117,16 +117,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
         prog="paired_images.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     text = "coco:FILE.json, tfds:DIR, phantom_volumes:KEY=VALUE,... or another source of images"
-    parser.add_argument("--first", required=True, metavar="SPEC", help=f"{text}: the frame, and the boxes")
+    parser.add_argument("--first", required=True, metavar="SPEC", help=f"{text}: provides the frame and the boxes")
     parser.add_argument("--second", required=True, metavar="SPEC", help="the partners")
     parser.add_argument("--output", required=True, help="folder to build; it appears once it is complete")
     parser.add_argument("--register", choices=ALIGN, default="affine", help="(default: %(default)s)")
     parser.add_argument(
-        "--least_overlap", type=float, default=0.85, help="of the breasts; 0 keeps all (default: %(default)s)"
+        "--least_overlap",
+        type=float,
+        default=0.85,
+        help="least overlap of the breasts; 0 keeps all (default: %(default)s)",
     )
-    parser.add_argument("--shift", type=float, default=0.0, help="misplace by up to this many px (default: 0)")
-    parser.add_argument("--zoom", type=float, default=0.0, help="misplace by a factor of up to 1 +- this (default: 0)")
-    parser.add_argument("--seed", type=int, default=0, help="of --shift and --zoom (default: %(default)s)")
+    parser.add_argument("--shift", type=float, default=0.0, help="misalign by up to this many px (default: 0)")
+    parser.add_argument("--zoom", type=float, default=0.0, help="misalign by a factor of up to 1 +- this (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of --shift and --zoom (default: %(default)s)")
     parser.add_argument("--bit_depth", type=int, default=0, help="significant bits of 16-bit files, for example 12")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder once the new one is complete")
     flags = parser.parse_args(argv)
@@ -151,7 +154,7 @@ def prepared(
     built: Path,
     drawn: bool,
 ) -> Prepared:
-    """Register one pair and write its images below `built`. number: of its misplacement."""
+    """Register one pair and write its images below `built`. number: selects its misalignment."""
     fixed, moving = (source[at].image[..., 0] for source, at in zip((first, second), pair))
     info, other = first.infos[pair[0]], second.infos[pair[1]]
     alignment = ALIGN[flags.register](moving, fixed, (other, info))
@@ -178,37 +181,38 @@ def prepared(
         "matrix": [rounded(row) for row in matrix],
         **displaced,
     }
-    kept = {key: value for key, value in info.meta.items() if key not in DECODING}  # the files are written anew
+    kept = {key: value for key, value in info.meta.items() if key not in DECODING}  # the files are new
     return Prepared(info.file_name, found, replace(info, file_name=f"first/{name}.png", meta=kept | fields))
 
 
 def unregistered(moving: np.ndarray, fixed: np.ndarray, infos: tuple[ImageInfo, ImageInfo]) -> Alignment:
-    """Images of one size as they are; others by the size of their pixels, if both then show as much."""
+    """Images of equal size are unchanged; others are rescaled by pixel size, if both then have the same field of
+    view."""
     if moving.shape == fixed.shape:
         return Alignment(np.eye(2, 3), 0.0)
     sizes = " and ".join(f"{shape[1]} x {shape[0]} px" for shape in (moving.shape, fixed.shape))
     factor = pixels_for_one(infos)
     if factor is None:
-        return Alignment(np.eye(2, 3), 0.0, f"{sizes}, and no pixel_spacing to bring them to one")
+        return Alignment(np.eye(2, 3), 0.0, f"{sizes}, without a pixel_spacing to rescale them")
     if (np.abs(np.array(moving.shape) / factor - fixed.shape) > ROUNDING).any():
-        return Alignment(np.eye(2, 3), 0.0, f"{sizes}, which are not one field of view")
+        return Alignment(np.eye(2, 3), 0.0, f"{sizes}, which are not the same field of view")
     return Alignment(registration.scaling(factor[::-1]), 0.0)
 
 
 def pixels_for_one(infos: tuple[ImageInfo, ImageInfo]) -> np.ndarray | None:
-    """(rows, columns): pixels of the moving image for one of the fixed image; None where it is not known."""
+    """(rows, columns): pixels of the moving image per pixel of the fixed image; None if unknown."""
     moving, fixed = (spacing(info) for info in infos)
     return None if moving is None or fixed is None else fixed / moving
 
 
 def scale_of(infos: tuple[ImageInfo, ImageInfo]) -> float:
-    """As `pixels_for_one`, the mean of both axes; 1 where it is not known."""
+    """As `pixels_for_one`, averaged over both axes; 1 if unknown."""
     factor = pixels_for_one(infos)
     return 1.0 if factor is None else float(factor.mean())
 
 
 def spacing(info: ImageInfo) -> np.ndarray | None:
-    """(row, column), mm, of a pixel; None where it is not known."""
+    """(row, column) size of a pixel in mm; None if unknown."""
     value = info.meta.get("pixel_spacing")
     if not isinstance(value, Sequence) or len(value) != 2:
         return None
@@ -222,7 +226,7 @@ ALIGN = {
     "breast": lambda moving, fixed, infos: registration.match_breasts(moving, fixed, scale_of(infos)),
     "none": unregistered,
 }
-"""--register -> (moving image, fixed image, what is known of both) -> alignment."""
+"""--register -> (moving image, fixed image, infos of both) -> alignment."""
 
 
 def reason(result: Prepared) -> str:

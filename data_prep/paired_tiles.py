@@ -4,12 +4,12 @@
   python data_prep/paired_tiles.py --low_energy=low_energy.json --subtracted=subtracted.json --output=data/tiles \\
       --tile=128 --stride=64                                        images of 512 px, tiles with half overlap
 
-Both inputs are COCO files whose images have patient_id, laterality and view; images that agree in all three are a pair.
-The low-energy image is registered onto the subtracted one (affine); pairs that cannot be registered are omitted and
-counted. Tiles that are mostly black are dropped. The output is read as coco:data/tiles/tiles.json: the subtracted tiles
-with the boxes of lesions, each with the name of its low-energy tile; overlays/ shows some pairs (low energy in green,
-subtracted in magenta). Then: python launch/train.py --config=configs/bridge_le_to_cem.py:small \\
-          --config.data.pairs.spec=coco:data/tiles/tiles.json
+Both inputs are COCO files whose images have patient_id, laterality and view; images that agree in all three form a
+pair. The low-energy image is registered onto the subtracted one (affine); pairs that cannot be registered are omitted
+and counted. Tiles that are mostly black are dropped. The output is read as coco:data/tiles/tiles.json: the subtracted
+tiles with the boxes of lesions, each with the name of its low-energy tile; overlays/ shows some pairs (low energy in
+green, subtracted in magenta). Then:
+  python launch/train.py --config=configs/bridge_le_to_cem.py:small --config.data.pairs.spec=coco:data/tiles/tiles.json
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def refuse_doubles(source: ImageSource) -> None:
-    """UserError for two images of one view."""
+    """UserError for two images of the same view."""
     for key, positions in pairing.by_view(source).items():
         if len(positions) > 1:
             first, other = (source.infos[position] for position in positions[:2])

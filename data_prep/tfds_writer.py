@@ -46,7 +46,7 @@ def write_tfds(
       name: of the data set, lower case with underscores.
       infos: the images; every distinct `split` becomes a split of the data set ("" becomes "train").
       read: info -> [H, W] uint8 or uint16 pixels, called once per image.
-      bits: 8 or 16 per pixel of all images; an 8-bit image in a 16-bit set is scaled by 257: white stays white.
+      bits: 8 or 16 per pixel, for all images; an 8-bit image in a 16-bit set is scaled by 257, so white stays white.
       on_image: called after each image, for a progress bar.
 
     Raises:
@@ -87,7 +87,7 @@ def write_tfds(
     try:
         builder = ListBuilder(data_dir=str(hidden), file_format="array_record")
         tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # hides messages on downloads, of which there are none
+        with contextlib.redirect_stdout(io.StringIO()):  # hides messages about downloads, of which there are none
             builder.download_and_prepare()
         os.replace(builder.data_dir, folder)
     except UserError:

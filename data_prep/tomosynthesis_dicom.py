@@ -1,7 +1,7 @@
 """A tomosynthesis volume as a DICOM file: Breast Tomosynthesis Image Storage, uncompressed, one window for all frames.
 
-Written as DICOM PS3.3, A.55 asks: pixel measures, window, orientation, anatomy and frame type are shared by all frames
-(5200,9229), each frame has its position (5200,9230). Shapes: D frames of H x W.
+As required by DICOM PS3.3, A.55: pixel measures, window, orientation, anatomy and frame type are shared by all frames
+(5200,9229), and each frame has its position (5200,9230). Shapes: D frames of H x W.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID, BreastTomosynthesisImageStorage, ExplicitVRLittleEndian, generate_uid
 
 WINDOW = 1023.0
-"""Width of the window: grey values of 10 bits, as those of BCS-DBT."""
+"""Width of the window: 10-bit grey values, as in BCS-DBT."""
 _MOMENT = ("20000101", "120000")
-"""Date and time of all that is written: the same options give the same file."""
+"""Date and time of all files, so that the same options give the same file."""
 _VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its volume. study: a name of which the UIDs are made."""
+    """The metadata of a volume in its file. study: a name from which the UIDs are derived."""
 
     patient_id: str
     study: str
@@ -33,7 +33,7 @@ class Header:
 
     @property
     def title(self) -> str:
-        """`lcc`: laterality and view, as BCS-DBT names them."""
+        """`lcc`: laterality and view, as named in BCS-DBT."""
         return f"{self.laterality}{self.view}".lower()
 
     def uid(self, what: str) -> UID:
