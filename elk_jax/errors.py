@@ -1,4 +1,4 @@
-"""Errors of the user's input: a single line on stderr, exit code 2, no traceback."""
+"""Errors in the user's input: a single line on stderr, exit code 2, no traceback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from elk_jax.output import prepare, visible
 
 
 class UserError(Exception):
-    """An error that the user can correct: `what` is wrong, `where`, and what to do (`todo`), in one line."""
+    """An error that the user can correct. One line: `what` is wrong, `where`, and what to do (`todo`)."""
 
     def __init__(self, what: str, *, where: object = "", todo: str = ""):
         self.what, self.where, self.todo = what, str(where), todo
@@ -26,7 +26,7 @@ class UserError(Exception):
         super().__init__(visible(" ".join(". ".join(parts).split())))
 
     def within(self, section: str) -> UserError:
-        """The same error of a field of `section`: `config.detector` and `steps` give `config.detector.steps`."""
+        """The same error for a field of `section`: `config.detector` and `steps` give `config.detector.steps`."""
         return UserError(self.what, where=f"{section}.{self.where}" if self.where else section, todo=self.todo)
 
 
@@ -48,16 +48,16 @@ def from_os_error(error: OSError, where: object = "") -> UserError:
 
 
 def run_main(main: Callable[..., object], *args: object) -> None:
-    """Call `main(*args)` and exit: 0 when it returns, 2 with one line on stderr for a user's error, 130 on Ctrl-C.
+    """Call `main(*args)` and exit: 0 when it returns, 2 with one line on stderr for a UserError, 130 on Ctrl-C.
 
-    With several processes, an error exits at once: JAX's own exit would wait minutes for the other processes, which
-    wait for this one.
+    With several processes, an error exits at once: JAX's own exit would wait minutes for the other processes, which in
+    turn wait for this one.
     """
     prepare()
     try:
         main(*args)
     except KeyboardInterrupt:
-        print("interrupted: rerun the same command, which resumes what it can", file=sys.stderr)
+        print("interrupted: rerun the same command to resume where possible", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         line = _one_line(error)
@@ -68,7 +68,7 @@ def run_main(main: Callable[..., object], *args: object) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """The message for the user; "" for a bug, which needs its traceback."""
+    """The message for the user; "" for a bug, whose traceback is needed."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
@@ -89,13 +89,13 @@ def _leave(code: int) -> NoReturn:
 
 
 def _has_peers() -> bool:
-    """Whether this process has joined others. Does not import JAX, which takes seconds: without it, there are none."""
+    """Whether this process has joined others. JAX is not imported, which takes seconds: without it there are none."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether JAX ran out of device memory. Compares names, in order not to import JAX."""
+    """Whether JAX ran out of device memory. Compares names to avoid importing JAX."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"JaxRuntimeError", "XlaRuntimeError"}) and "RESOURCE_EXHAUSTED" in str(error)
 

@@ -1,4 +1,4 @@
-"""Settings as dataclasses: types, ranges and choices stand on the fields, and `build` checks a mapping against them.
+"""Settings as dataclasses: the fields declare types, ranges and choices, and `build` checks a mapping against them.
 
     @dataclass(frozen=True)
     class Settings:
@@ -7,8 +7,8 @@
         norm: Literal["gn", "none"] = "none"
         sizes: tuple[Annotated[float, ABOVE_ZERO], ...] = ()
 
-Rules of several fields (one divides another, for example) are raised by `__post_init__`, with the field's
-name as `where`.
+Rules that involve several fields (one divides another, for example) are checked by `__post_init__`, which raises a
+UserError with the field's name as `where`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`; `above`, `below`: without the end itself."""
+    """Numbers from `low` to `high`; `above`, `below`: excluding that end."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -37,14 +37,14 @@ class Range:
     below: bool = False
 
     def holds(self, value: Any) -> bool:
-        finite = isinstance(value, numbers.Real) and math.isfinite(value)  # of NumPy too
+        finite = isinstance(value, numbers.Real) and math.isfinite(value)  # NumPy numbers too
         if not finite:
             return value is None  # an optional number; its type says whether it may be absent
         low = value > self.low if self.above else value >= self.low
         return low and (value < self.high if self.below else value <= self.high)
 
     def takes(self, value: Any) -> bool:
-        """Whether an argument is a finite number in the range, of NumPy too; a bool and None are none."""
+        """Whether an argument is a finite number in the range. NumPy numbers count; a bool and None do not."""
         return not isinstance(value, bool | None) and self.holds(value)
 
     def __str__(self) -> str:
@@ -72,21 +72,21 @@ SHARE = Range(0, 1)
 BELOW_ONE = Range(0, 1, below=True)
 ABOVE_ZERO = Range(0, above=True)
 EPSILON = Range(0, 1, above=True)
-"""What a norm adds to a variance."""
+"""The epsilon that a norm adds to a variance."""
 POSITIVE, NOT_NEGATIVE = Range(0, 1e6, above=True), Range(0, 1e6)
-"""A number of a network: what is larger is damage, and can exceed the numbers of JAX."""
+"""A count in a network: larger values come from damaged files, and can exceed JAX's integers."""
 SIDE = Range(1, 8192)
 """Pixels along one side of an image."""
 
 
 def impossible(settings: Any, name: str, todo: str) -> UserError:
-    """The error of a dataclass whose field `name` does not fit the others."""
+    """The error for a dataclass whose field `name` does not fit the others."""
     return UserError(f"{name} is {getattr(settings, name)!r}", where=name, todo=todo)
 
 
 @dataclass(frozen=True)
 class NotEmpty:
-    """A tuple of at least one entry."""
+    """A tuple with at least one entry."""
 
     def holds(self, value: Any) -> bool:
         return len(value) > 0
@@ -100,7 +100,7 @@ NOT_EMPTY = NotEmpty()
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of some values that a table of another module names: `OneOf(tuple(TABLE))`."""
+    """One of the values listed in a table of another module: `OneOf(tuple(TABLE))`."""
 
     values: tuple[Any, ...]
 
@@ -113,9 +113,9 @@ class OneOf:
 
 @dataclass(frozen=True)
 class ByName:
-    """A section whose field `name` chooses its dataclass: `Annotated[Any, ByName(kinds)]`.
+    """A section whose field `name` selects its dataclass: `Annotated[Any, ByName(kinds)]`.
 
-    kinds: a function of the module that returns the dataclasses by name; it is called when a section is built.
+    kinds: a module-level function that returns the dataclasses by name; it is called when a section is built.
     """
 
     kinds: Callable[[], Mapping[str, type]]
@@ -128,12 +128,12 @@ class ByName:
 
 
 def build(kind: type[T], settings: Mapping[str, Any], where: str = "", *, complete: bool = False) -> T:
-    """A dataclass from a mapping (a ConfigDict, or what JSON kept of one); lists become tuples.
+    """A dataclass from a mapping (a ConfigDict, or its JSON form); lists become tuples.
 
-    Fields that are dataclasses, unions of dataclasses told apart by their field `name`, or tuples and mappings of
+    Fields that are dataclasses, unions of dataclasses distinguished by their field `name`, or tuples and mappings of
     dataclasses, are built as well. where: the section's name, such as `config.detector`; "" for the outermost.
-    complete: fields with a default must be given too, here and in every section: what was once written whole.
-    UserError for an unknown or a missing field, and for a value of another type or outside its range; its `where` is
+    complete: fields with a default must be given too, here and in every section, as in a file that was written in full.
+    UserError for an unknown or missing field, and for a value of the wrong type or outside its range; its `where` is
     the dotted name of the field.
     """
     values = as_dict(settings, where)
@@ -159,24 +159,24 @@ def build(kind: type[T], settings: Mapping[str, Any], where: str = "", *, comple
 
 
 def build_named(kinds: Mapping[str, type], settings: Mapping[str, Any], where: str, *, complete: bool = False) -> Any:
-    """Like `build`, for the one of `kinds` that the field `name` chooses. UserError for another name."""
+    """Like `build`, for the one of `kinds` that the field `name` selects. UserError for an unknown name."""
     return build(_named(kinds, settings, where), settings, where, complete=complete)
 
 
 def check(settings: Any) -> None:
-    """For the `__post_init__` of settings that check more than their fields. UserError for the first impossible one."""
+    """Check the fields, for a `__post_init__` with checks of its own. UserError for the first impossible field."""
     check_types(type(settings), {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})
 
 
 class Checked:
-    """Base of settings that are built by hand as well: UserError for the first impossible field."""
+    """Base of settings that are also built by hand: UserError for the first impossible field."""
 
     def __post_init__(self) -> None:
         check(self)
 
 
 def check_types(kind: type, values: Mapping[str, Any], where: str = "") -> None:
-    """UserError for the first of `values` that is not of the type, or outside the range, of its field of `kind`."""
+    """UserError for the first of `values` that does not have the type or range of its field of `kind`."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for name, value in values.items():
         if name in hints and not fits(value, hints[name]):
@@ -184,7 +184,7 @@ def check_types(kind: type, values: Mapping[str, Any], where: str = "") -> None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether `value` is of the type `hint`: a plain type, a tuple, a Literal, a union or an Annotated of those.
+    """Whether `value` has the type `hint`: a plain type, a tuple, a Literal, a union, or one of these Annotated.
 
     A bool is not an int, and a float is finite.
     """
@@ -227,14 +227,14 @@ def described(hint: Any) -> str:
 
 
 def as_dict(settings: Any, where: str = "") -> dict[str, Any]:
-    """A plain dict, of a ConfigDict too, whose sections stay what they are. UserError for what is not a mapping."""
+    """A mapping or ConfigDict as a plain dict; its sections stay as they are. UserError for anything else."""
     if not _is_section(settings):
         raise UserError(f"{settings!r} is not a section of settings", where=where)
     return dict(settings.items())
 
 
 def _is_section(value: Any) -> bool:
-    """Whether a value is a mapping, or a ConfigDict, which is none."""
+    """Whether a value is a mapping, or a ConfigDict, which is not one."""
     return isinstance(value, Mapping) or hasattr(value, "items")
 
 
@@ -243,7 +243,7 @@ def _dotted(where: str, name: str) -> str:
 
 
 def _built(hint: Any, value: Any, where: str, complete: bool) -> Any:
-    """A field's value from plain data: sections become dataclasses, lists tuples. Of another type it stays as it is."""
+    """A field's value from plain data: sections become dataclasses, lists tuples; other types stay as they are."""
     section = _section(hint, value, where)
     if section is not None:
         return build(section, value, where, complete=complete)

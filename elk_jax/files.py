@@ -1,4 +1,4 @@
-"""Atomic writes of files, checks and locks of folders, and reading files that come from elsewhere."""
+"""Atomic writes, checks and locks of folders, and safe reading of foreign files."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from typing import Any
 from elk_jax.errors import UserError, from_os_error
 
 MOST_NAME = 255
-"""Bytes of a file's name."""
+"""Longest file name, in bytes."""
 PARTIAL = ".partial"
-"""End of the names of files that are being written; they are hidden."""
+"""Suffix of files that are being written; they are hidden."""
 LOCK = ".lock"
 
 MOST_JSON = 1 << 31
-"""Bytes of the largest JSON file that is read; it takes about ten times as much memory."""
+"""Largest JSON file that is read, in bytes; parsed, it takes about ten times as much memory."""
 MOST_DIGITS = 40
-"""Digits of the largest whole number in JSON: those of 128 bits, as identifiers have them."""
+"""Digits of the largest whole number in JSON: 128 bits, as identifiers have."""
 MOST_NESTED = 100
-"""Objects and lists within each other in JSON; functions that walk through the content are recursive."""
+"""Deepest nesting of objects and lists in JSON; functions that walk through the content are recursive."""
 
 
 def make_folder(path: str | os.PathLike) -> Path:
@@ -53,7 +53,7 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raise UserError unless the folder `path` is writable or can be created; creates nothing."""
+    """Raise UserError unless the folder `path` is writable or can be created. Creates nothing."""
     path = Path(path)
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     try:
@@ -67,16 +67,16 @@ def check_writable(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: str | os.PathLike, last: str) -> Iterator[Path]:
-    """A place to write the content of a new or empty folder; what is there when the block ends moves into the folder.
+    """A temporary place for the content of a new or empty folder; its content moves into the folder at the end.
 
-    last: the name of what moves last, so that a folder that has it is complete. After an error nothing remains.
-    UserError for a folder with something in it, except for a place that a killed program left.
+    last: the name that is moved last, so that a folder that contains it is complete. After an error nothing remains.
+    UserError for a folder that is not empty, except for what a killed program left.
     """
     folder = Path(path)
     made = not folder.exists()
     place = make_folder(folder) / PARTIAL
     if any(found != place for found in folder.iterdir()):
-        raise UserError("the folder is not empty", where=folder, todo="give a new one")
+        raise UserError("the folder is not empty", where=folder, todo="choose a new folder")
     shutil.rmtree(place, ignore_errors=True)
     try:
         yield make_folder(place)
@@ -92,23 +92,23 @@ def whole_folder(path: str | os.PathLike, last: str) -> Iterator[Path]:
 
 
 def check_name(path: str | os.PathLike) -> None:
-    """Raise UserError where the last part of `path` is longer than a file's name can be; looks at no file."""
+    """Raise UserError if the last part of `path` is longer than a file name can be. Opens nothing."""
     size = len(os.fsencode(Path(path).name))
     if size > MOST_NAME:
-        what = f"a file name of {size} bytes, at most {MOST_NAME} are possible"
-        raise UserError(what, where=path, todo="give the file that it is named after a shorter name")
+        what = f"a file name of {size} bytes, the limit is {MOST_NAME}"
+        raise UserError(what, where=path, todo="shorten the name of the file that it is named after")
 
 
 def write_private(path: str | os.PathLike, content: bytes) -> None:
-    """`write_bytes` of a file that nobody but its owner can read, at any time (mode 0600)."""
+    """`write_bytes` of a file that only its owner can ever read (mode 0600)."""
     write_bytes(path, content, mode=0o600)
 
 
 def write_bytes(path: str | os.PathLike, content: bytes, mode: int = 0o666) -> None:
-    """Write a file atomically: a reader, or a crash, sees either the old content or the new one.
+    """Write a file atomically: readers see either the old content or the new one, also after a crash.
 
-    No link is followed: one at `path` is replaced, and the temporary file has a name that nobody can foresee. What a
-    crash leaves of it is hidden, and removed by the next `locked`.
+    Links are not followed: a link at `path` is replaced, and the temporary file has an unpredictable name. A temporary
+    file left by a crash is hidden, and removed by the next `locked`.
     """
     path = Path(path)
     check_name(path)
@@ -126,22 +126,22 @@ def write_bytes(path: str | os.PathLike, content: bytes, mode: int = 0o666) -> N
 
 
 def write_text(path: str | os.PathLike, content: str) -> None:
-    """Write UTF-8 text atomically. What UTF-8 cannot hold, of file names in other encodings, is written as \\udce4."""
+    """Write UTF-8 text atomically. Bytes of file names in other encodings are escaped, as in \\udce4."""
     write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Write JSON atomically, indented, with a newline at the end. ValueError for NaN and infinity."""
+    """Write JSON atomically, indented, with a final newline. ValueError for NaN and infinity."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
-    """Hold `folder` for this process, and remove what killed processes left of unfinished files, two levels deep.
+    """Lock `folder` for this process, and remove unfinished files of killed processes, two levels deep.
 
-    UserError, with process, host and time, where another process holds it. The lock is of the operating system (flock):
-    it ends with its process, however that ends, and holds for all hosts of a shared file system. Where a file system
-    has no such locks, the file in the folder is the lock; one of a process that has ended on this host is taken over.
+    UserError, with process, host and time, if another process holds it. It is a lock of the operating system (flock),
+    which ends with its process, however that ends, and applies to all hosts of a shared file system. If a file system
+    has no such locks, the file in the folder is the lock; that of a process that has ended on this host is taken over.
     """
     folder = Path(folder)
     path = folder / LOCK
@@ -155,12 +155,12 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
                 left.unlink(missing_ok=True)
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: whoever opens it from now on makes another
+        path.unlink(missing_ok=True)  # while it is held: the next process to open it creates a new one
         os.close(descriptor)
 
 
 def _take(path: Path) -> int:
-    """The open lock file. UserError where another process has it."""
+    """The open lock file. UserError if another process holds it."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     while True:
         descriptor = os.open(path, flags, 0o666)
@@ -178,7 +178,7 @@ def _take(path: Path) -> int:
             same = False
         if same:
             break
-        os.close(descriptor)  # its holder removed it between our opening and our locking
+        os.close(descriptor)  # its holder removed it after we opened it and before we locked it
     now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     content = {"process": os.getpid(), "host": socket.gethostname(), "since": now}
     os.ftruncate(descriptor, 0)
@@ -187,7 +187,7 @@ def _take(path: Path) -> int:
 
 
 def _holder(descriptor: int) -> dict[str, Any]:
-    """What a lock file says; {} where it says nothing yet."""
+    """The content of a lock file; {} if it is still empty."""
     try:
         content = json.loads(os.pread(descriptor, 1000, 0))
     except ValueError:
@@ -196,7 +196,7 @@ def _holder(descriptor: int) -> dict[str, Any]:
 
 
 def _has_ended(holder: dict[str, Any]) -> bool:
-    """Whether the process that a lock file names is known to be gone: on this host only."""
+    """Whether the process named in a lock file is known to have ended; known for this host only."""
     if not holder:
         return True
     number = holder.get("process")
@@ -212,29 +212,29 @@ def _has_ended(holder: dict[str, Any]) -> bool:
 
 
 def _held(holder: dict[str, Any], path: Path, alive: bool) -> UserError:
-    """alive: the operating system says so; else only the lock file does."""
+    """alive: the operating system confirms the holder; otherwise only the lock file names it."""
     named = f"process {holder.get('process')} on {holder.get('host')}, since {holder.get('since')}"
-    what = f"another process is writing into this folder: {named if holder else 'it has just begun'}"
+    what = f"another process is writing into this folder: {named if holder else 'it has just started'}"
     gone = "" if alive else f"; if you are sure that it has ended, remove {path}"
-    return UserError(what, where=path.parent, todo=f"wait until it ends, or name another folder{gone}")
+    return UserError(what, where=path.parent, todo=f"wait until it ends, or choose another folder{gone}")
 
 
 def open_regular(path: str | os.PathLike) -> BufferedReader:
-    """Open a file that comes from elsewhere for reading: never a device or a pipe, which could have no end.
+    """Open a foreign file for reading: never a device or a pipe, which may never end.
 
-    Raises UserError for a missing or unreadable file, a folder, a device, a pipe, a socket, and an impossible name.
+    Raises UserError for a missing or unreadable file, a folder, a device, a pipe, a socket and an invalid name.
     """
     try:
-        mode = os.stat(path).st_mode  # opening a device can already have an effect
+        mode = os.stat(path).st_mode  # merely opening a device can have an effect
         if stat.S_ISREG(mode):
             file = open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")  # noqa: SIM115 (the caller's)
-            mode = os.fstat(file.fileno()).st_mode  # of what was opened, whatever has taken its name since
+            mode = os.fstat(file.fileno()).st_mode  # of the opened file, even if the name now refers to another
             if stat.S_ISREG(mode):
                 return file
             file.close()
     except OSError as error:
         raise from_os_error(error, path) from error
-    except ValueError as error:  # NUL, or a character that no file name can have
+    except ValueError as error:  # NUL, or a character that file names cannot contain
         raise UserError(f"not a file name: {str(path)!a}", todo="correct the name") from error
     kind = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
     raise UserError(f"{kind}, not a file", where=path, todo="give a regular file")
@@ -250,23 +250,23 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """The content of a UTF-8 file, without a byte-order mark. UserError as in `open_regular`, and for other bytes."""
+    """The content of a UTF-8 file, without byte-order mark. UserError as in `open_regular`, and for invalid UTF-8."""
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError("not a text in UTF-8", where=path, todo="save it again as UTF-8") from error
+        raise UserError("not UTF-8 text", where=path, todo="save it as UTF-8") from error
 
 
 def read_table(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place for errors, row) of a CSV file that has these columns, and perhaps others; blanks around values are cut.
+    """(place for errors, row) of a CSV file with at least these columns; blanks around values are stripped.
 
-    UserError for a column that is missing or there twice, a row that is cut off, and a file that is not such a table.
+    UserError for a missing or duplicate column, a truncated row, and a file that is not such a table.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""))
     try:
         lines = [(reader.line_num, line) for line in reader if line]
     except csv.Error as error:
-        raise UserError(f"not a CSV file: {error}", where=path, todo="save it again as CSV") from error
+        raise UserError(f"not a CSV file: {error}", where=path, todo="save it as CSV") from error
     names = [name.strip() for name in lines[0][1]] if lines else []
     if missing := [name for name in columns if name not in names]:
         todo = f"give a table with the columns {', '.join(columns)}"
@@ -281,7 +281,7 @@ def read_table(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[tupl
 
 
 def number(row: Mapping[str, str], name: str, where: str) -> float:
-    """A finite number of a row of a table. UserError for anything else."""
+    """A finite number in a row of a table. UserError for anything else."""
     try:
         value = float(row[name])
     except ValueError:
@@ -299,7 +299,7 @@ def read_json(path: str | os.PathLike) -> Any:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MOST_JSON:
-            raise UserError(f"{size} bytes of JSON, at most {MOST_JSON} are read", where=path, todo="split the file")
+            raise UserError(f"{size} bytes of JSON, the limit is {MOST_JSON}", where=path, todo="split the file")
         try:
             return parse_json(file.read(), path)
         except OSError as error:
@@ -307,12 +307,12 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_object(path: str | os.PathLike, *keys: str) -> dict[str, Any]:
-    """Read JSON that this program wrote: an object with these `keys`. UserError as in `read_json`, and for others."""
+    """Read JSON that elk_jax wrote: an object with these `keys`. UserError as in `read_json`, and for anything else."""
     content = read_json(path)
     lacking = [key for key in keys if key not in content] if isinstance(content, dict) else ["{...}"]
     if lacking:
-        todo = "restore the file, or remove the folder of its stage to run that again"
-        raise UserError(f"damaged: no {lacking[0]} in it", where=path, todo=todo)
+        todo = "restore the file, or remove the folder of its stage to rerun that stage"
+        raise UserError(f"damaged: it has no {lacking[0]}", where=path, todo=todo)
     return content
 
 
@@ -334,19 +334,19 @@ def parse_json(content: str | bytes, where: object) -> Any:
 
 
 def _too_deep(where: object) -> UserError:
-    what = f"not usable JSON: more than {MOST_NESTED} objects and lists within each other"
+    what = f"not usable JSON: objects and lists nested more than {MOST_NESTED} deep"
     return UserError(what, where=where, todo="use another file")
 
 
 def _whole(digits: str) -> int:
-    """A whole number of JSON; ValueError for one with so many digits that no field holds it."""
+    """A whole number in JSON; ValueError for one with more digits than any field holds."""
     if len(digits) > MOST_DIGITS:
         raise ValueError(f"a whole number of {len(digits)} digits")
     return int(digits)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; ValueError for one with a key twice, of which readers take one or the other value."""
+    """A JSON object; ValueError for a duplicate key, since readers differ in which of the values they take."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -355,7 +355,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's content: 64 hex digits, as `sha256sum` prints it."""
+    """SHA-256 of a file's content: 64 hex digits, as printed by `sha256sum`."""
     with open_regular(path) as file:
         try:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -364,9 +364,9 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def fingerprint(folder: str | os.PathLike, pattern: str = "*") -> str:
-    """Hash of the names and contents of the files in `folder` that match `pattern`: 16 hex digits; "" without any.
+    """Hash of the names and contents of the files in `folder` that match `pattern`: 16 hex digits; "" if none match.
 
-    Hidden files do not count: locks, and what killed processes leave.
+    Hidden files do not count: they are locks, or were left by killed processes.
     """
     digest = hashlib.sha256()
     paths = sorted(path for path in Path(folder).glob(pattern) if path.is_file() and not path.name.startswith("."))

@@ -1,4 +1,4 @@
-"""How much memory the host has, and reuse of what is freed."""
+"""The memory of the host, and reuse of freed memory."""
 
 from __future__ import annotations
 

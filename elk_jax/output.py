@@ -1,4 +1,4 @@
-"""What the user reads in a terminal or a log: printing never fails, and foreign text is shown as text."""
+"""Output to terminals and logs: printing never fails, and foreign text cannot act as control characters."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import rich.console
 from rich.text import Text
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories of characters that move the cursor, turn the direction of writing, or cannot be encoded."""
+"""Unicode categories of characters that move the cursor, change the writing direction, or cannot be encoded."""
 
 
 def visible(text: str, but: str = "") -> str:
-    """`text` with control characters as they are escaped in Python: \\x1b, \\n, \\u202e. but: those that stay."""
+    """`text` with control characters escaped as in Python: \\x1b, \\n, \\u202e. but: characters to leave."""
     if text.isprintable():
         return text
     hidden = lambda char: char not in but and unicodedata.category(char) in _HIDDEN
@@ -25,7 +25,7 @@ def visible(text: str, but: str = "") -> str:
 
 
 class Console(rich.console.Console):
-    """Prints strings as they are, without Rich's markup, and visibly: the names in them are somebody else's."""
+    """Prints strings literally, without Rich's markup, and makes control characters visible: names are foreign text."""
 
     def __init__(self, **settings: Any):
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **settings})
@@ -35,7 +35,7 @@ class Console(rich.console.Console):
 
 
 class _Lasting(io.FileIO):
-    """A stream whose reader may leave, or whose disk may be full: the work continues, and its output is lost."""
+    """A stream whose reader may close it, or whose disk may be full: the work continues and the output is lost."""
 
     def write(self, content: Any) -> int:
         try:
@@ -50,11 +50,11 @@ class _Lasting(io.FileIO):
 
 
 def prepare() -> None:
-    """Make the standard streams of a script safe: closed ones, readers that leave, and any character.
+    """Make the standard streams of a script safe against closed streams, readers that close them, and any character.
 
     Characters that the encoding of a stream lacks are escaped.
     """
-    for number in range(3):  # a file that is opened later must not become the standard output
+    for number in range(3):  # a file opened later must not become the standard output
         with contextlib.suppress(OSError):
             if _is_closed(number):
                 os.open(os.devnull, os.O_RDWR)
@@ -71,7 +71,7 @@ def _is_closed(number: int) -> bool:
 
 
 def _lasting(stream: IO[str] | None, original: IO[str] | None) -> Any:
-    """`stream`, made lasting where it is the process's own; one that somebody put in its place stays."""
+    """`stream`, made lasting if it is the process's own; a replaced stream stays."""
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     if stream is not original or not isinstance(stream, io.TextIOWrapper):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 DTYPES = ("float32", "bfloat16", "float64")
-"""Formats of the computation of networks."""
+"""Number formats in which networks compute."""
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

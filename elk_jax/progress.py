@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and time left on a terminal, a line from time to time elsewhere."""
+"""Progress of long work: on a terminal a bar with rate and remaining time, elsewhere an occasional line."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from elk_jax.threads import ProgressBar
 T = TypeVar("T")
 
 LONG = 2.0
-"""Seconds that work takes at least before `progress_bar` shows it."""
+"""Seconds that work must take before `progress_bar` shows it."""
 
 
 class Progress:
     """`with Progress("training", total=3000, unit="step") as bar: bar.update(step, "loss 0.41")`.
 
     On a terminal it is a live bar; in a log file, at most one line every `every` seconds and one at the end. Only
-    process 0 shows anything, and nothing of work that ends within `patience` seconds.
-    `start` is where the work is resumed: it counts as done, not towards the rate.
+    process 0 shows anything, and work that ends within `patience` seconds is not shown.
+    `start` is where the work resumes: it counts as done, but not towards the rate.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Progress:
             self._line()
 
     def update(self, done: int, note: str | None = None) -> None:
-        """`done` units are finished; `note` is shown behind the bar until the next one."""
+        """`done` units are finished; `note` is shown after the bar until it is replaced."""
         self.done = done
         self._note = self._note if note is None else note
         if self._terminal and self._bar is None and self._elapsed() >= self.patience:
@@ -71,7 +71,7 @@ class Progress:
             self._line()
 
     def say(self, text: str) -> None:
-        """A line of text that does not break the bar."""
+        """Print a line of text without breaking the bar."""
         if self._bar is not None:
             self._bar.console.print(text)
         elif self._show:
@@ -107,7 +107,7 @@ class Progress:
 
 
 def progress_bar(title: str) -> ProgressBar:
-    """A bar with this title over the results of `map_in_threads`, where they take long."""
+    """A bar with this title over the results of `map_in_threads`, if they take long."""
 
     def show(results: Iterable[T], total: int) -> Iterator[T]:
         with Progress(title, total, unit="image", patience=LONG) as bar:

@@ -1,8 +1,8 @@
-"""Random numbers on the host: which stream belongs to what, and the one way to open it.
+"""Random numbers on the host: the purpose of each stream, and the one way to open it.
 
 A stream is named by (seed, purpose, indices). NumPy pads a short list of numbers with zeros, so that
-`default_rng([42, 5])` and `default_rng([42, 5, 0, 0])` are one stream: every purpose therefore has a fixed number of
-indices, and its own number.
+`default_rng([42, 5])` and `default_rng([42, 5, 0, 0])` are the same stream. Therefore every purpose has its own number
+and a fixed number of indices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from elk_jax.errors import UserError
 from elk_jax.fields import Between
 
 WORD = 1 << 32
-"""Seeds and indices are below it: NumPy splits larger numbers into two, and JAX takes 32 bits of them."""
+"""Seeds and indices are below this: NumPy splits larger numbers into two, and JAX uses only 32 bits of them."""
 
 Seed = Annotated[int, Between(0, WORD - 1)]
 """A setting that is a seed."""
@@ -25,11 +25,12 @@ Seed = Annotated[int, Between(0, WORD - 1)]
 
 @unique
 class Purpose(Enum):
-    """What follows the seed in the name of a stream: numbers that are fixed, and what each index counts.
+    """The part of a stream's name after the seed: fixed numbers, and what each index counts.
 
-    The seed of a phantom data set is not the seed of an experiment, so its purposes are numbered separately. Three of
-    an experiment's share a number (PATIENTS with STRATUM_ORDER, CANVAS_ORDER with BUCKET_ORDER, PLACEMENT with
-    BATCH_ORDER): what they draw is unrelated, so a common stream does no harm. A new purpose takes a new number.
+    The seed of a phantom data set is not the seed of an experiment, so its purposes are numbered separately. Three
+    pairs of an experiment's purposes share a number (PATIENTS with STRATUM_ORDER, CANVAS_ORDER with BUCKET_ORDER,
+    PLACEMENT with BATCH_ORDER): their draws are unrelated, so sharing a stream is harmless. A new purpose takes a new
+    number.
     """
 
     # of an experiment
@@ -51,8 +52,8 @@ class Purpose(Enum):
     LABELLED_ORDER = 15, "epoch"
     LABELLED_VIEWS = 16, "slot"
     FOLDS = (17,)
-    REPETITION = 18, "number"  # the seed of a training that is repeated
-    UNPAIRED = (20,)  # the seed of a second stream of images beside the first
+    REPETITION = 18, "number"  # the seed of a repeated training run
+    UNPAIRED = (20,)  # the seed of a second stream of images alongside the first
     MISPLACED_PAIR = 21, "pair"  # of data_prep
     PARTNERS = (22,)  # the order of patients whose partners are exchanged
     CANVAS_ORDER = 1, "epoch"
@@ -76,11 +77,11 @@ class Purpose(Enum):
 
     @property
     def indices(self) -> tuple[str, ...]:
-        """What its streams are counted by."""
+        """What the indices of its streams count."""
         return tuple(part for part in self.value if isinstance(part, str))
 
     def words(self, *indices: int) -> list[int]:
-        """What follows the seed. ValueError for another number of indices, or one outside 32 bits."""
+        """The numbers after the seed. ValueError for a wrong number of indices, or one outside 32 bits."""
         if len(indices) != len(self.indices) or not all(0 <= index < WORD for index in indices):
             raise ValueError(f"{self.name} is counted by {self.indices}, got {indices}")
         left = iter(indices)
@@ -94,7 +95,7 @@ def check_seed(seed: object, where: object = "seed") -> None:
 
 
 def generator(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
-    """The random stream of a purpose; UserError for a seed outside 32 bits."""
+    """The random stream for a purpose; UserError for a seed outside 32 bits."""
     check_seed(seed)
     return np.random.default_rng([seed, *purpose.words(*indices)])
 

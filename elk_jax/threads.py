@@ -1,4 +1,4 @@
-"""The same work on many images: in threads, with the results in order."""
+"""The same work on many images, in threads; the results stay in order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def no_bar(results: Iterable[T], total: int) -> Iterable[T]:
 
 
 def in_parts(progress: ProgressBar, sizes: Sequence[int]) -> ProgressBar:
-    """The bar of work that is done in parts, of so many things each: it shows the things."""
+    """The bar for work done in parts of these sizes: it counts items, not parts."""
 
     def bar(results: Iterable[T], total: int) -> Iterator[T]:
         def repeated() -> Iterator[tuple[bool, T]]:
@@ -39,7 +39,7 @@ def in_parts(progress: ProgressBar, sizes: Sequence[int]) -> ProgressBar:
 def map_in_threads(work: Callable[[int], T], count: int, progress: ProgressBar = no_bar) -> list[T]:
     """[work(0), ..., work(count - 1)], computed in threads: decoders release Python's lock.
 
-    Of several failures the first by position is raised. Work that has not started by then is cancelled.
+    If several fail, the first by position is raised. Work that has not started by then is cancelled.
     """
 
     def results() -> Iterator[T]:

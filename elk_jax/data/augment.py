@@ -4,7 +4,7 @@ Images [H, W, I] float32 in [0, 1], I = 1 or, of a pair, 2; boxes xyxy, px.
 
 Order of `augment`: copy-paste, rotation, choice of scale, window that keeps lesions, resize, flips, grey
 values. Scale and window are chosen before pixels are touched, so a pixel is interpolated once (twice with a
-small rotation or a stretch). Both images of a pair get one geometry, and grey values of their own.
+small rotation or a stretch). Both images of a pair share the geometry; their grey values change independently.
 """
 
 from __future__ import annotations
@@ -40,17 +40,16 @@ from elk_jax.images.schema import Record
 
 @dataclass(frozen=True)
 class Resize:
-    """How large images become: by `short_sides` or by `jitter`, one of which is empty.
+    """The size of images in a batch: by `short_sides` or by `jitter`; one of them is empty.
 
     short_sides: px; one is drawn at random (one entry: no choice); detectron2's rule "ResizeShortestEdge".
-    max_long_side: px; the scale is lowered where the longer side would exceed it. 0: no limit.
+    max_long_side: px; the scale is lowered if the longer side would exceed it. 0: no limit.
     jitter: (low, high). The scale that just fits the image into its canvas, times a number drawn log-uniformly from
-        [low, high]; what sticks out of the canvas is cut off (large-scale jitter, Ghiasi et al. 2021).
-    stretch: (height, width) that every image gets before that, whatever its own; (): it keeps its own.
-    rounding, pixels: how the size in whole px is found, and how it is filled. A pixel is interpolated once, with
-        `stretch` twice.
+        [low, high]; the image is cropped to the canvas (large-scale jitter, Ghiasi et al. 2021).
+    stretch: (height, width) to which every image is stretched first; (): images keep their size.
+    rounding, pixels: how the size is rounded to whole px, and how pixels are interpolated: once, with `stretch` twice.
     boxes: how they follow the stretch.
-    float16_white: the number that white is in the files of the images, which are read as float16; 0: they are not.
+    float16_white: the value of white in the image files, which are then read as float16; 0: not read as float16.
     """
 
     short_sides: tuple[Annotated[int, AtLeast(1)], ...] = ()
@@ -65,17 +64,17 @@ class Resize:
     def __post_init__(self) -> None:
         check(self)
         if self.boxes == "ellipses" and not self.stretch:
-            what = "boxes are drawn into images of one size, and none is given"
+            what = "boxes can be redrawn only in images of one size, and none is given"
             raise UserError(what, where="boxes", todo="give stretch=(height, width), or boxes=scaled")
         if bool(self.short_sides) == bool(self.jitter):
-            found = f"short_sides is {self.short_sides} and jitter is {self.jitter}"
+            found = f"short_sides is {self.short_sides} and jitter is {self.jitter}: exactly one must be set"
             raise UserError(found, where="short_sides", todo="give one of them, and () for the other")
         if self.jitter and self.jitter[0] > self.jitter[1]:
             raise UserError(f"jitter is {self.jitter}", where="jitter", todo="give (low, high) with low <= high")
 
     def scale(self, size: tuple[int, int], canvas: tuple[int, int], short_side: int | None = None) -> float:
-        """The scale of an image of this size (height, width), as it is after `stretch`, without randomness: what fits
-        the canvas, or a short side of `short_side` px, by default the last."""
+        """The scale, without randomness, of an image whose size after `stretch` is (height, width): the one that fits
+        the canvas, or gives a short side of `short_side` px (default: the last of `short_sides`)."""
         if self.jitter:
             return min(canvas[0] / size[0], canvas[1] / size[1])
         return short_side_scale(size, short_side or self.short_sides[-1], self.max_long_side)
@@ -85,22 +84,22 @@ class Resize:
         return self.stretch or size
 
     def size(self, size: tuple[int, int], scale: float, canvas: tuple[int, int] | None = None) -> tuple[int, int]:
-        """(height, width) of an image of this size, as it is after `stretch`, at this scale and within a canvas."""
+        """(height, width) at this scale, within a canvas, of an image whose size after `stretch` is `size`."""
         return scaled_size(size, scale, canvas, self.rounding)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is changed at random. The default of each field changes nothing.
+    """Random changes. The default of each field changes nothing.
 
     horizontal_flip, vertical_flip, rotate90: probabilities.
-    rotation: largest angle in degrees, either way; the image keeps its size.
+    rotation: largest angle in degrees, in either direction; the image keeps its size.
     crop, crop_sides: probability of a crop, and (low, high) of the share of each side that remains.
-    min_visible: a box of which less than this share of the area is visible becomes an ignore box.
+    min_visible: a box with less than this share of its area visible becomes an ignore box.
     gain, gamma, noise: grey value x -> x^exp(u(-gamma, gamma)) * exp(u(-gain, gain)) + normal * u(0, noise);
         pixels that are 0 stay 0.
-    copy_paste: probability that lesions of another record are pasted in (`paste.py`); the loader supplies the
-        other.
+    copy_paste: probability that lesions of another record are pasted in (`paste.py`); the loader supplies that
+        record.
     """
 
     horizontal_flip: Annotated[float, SHARE] = 0.0
@@ -134,7 +133,7 @@ def augment(
     rng: np.random.Generator,
     donor: Record | None = None,
 ) -> Example:
-    """One random training example that fits `canvas` (height, width); `donor` gives lesions to copy-paste."""
+    """One random training example that fits `canvas` (height, width); `donor` supplies lesions to copy-paste."""
     example = _read(record, resize)
     if donor is not None and rng.random() < augmentation.copy_paste:
         example = paste_lesions(example, donor, rng)
@@ -175,14 +174,14 @@ def _other_greys(image: np.ndarray, augmentation: Augmentation, rng: np.random.G
 
 
 def resize_only(record: Record, resize: Resize, canvas: tuple[int, int]) -> Example:
-    """Without randomness, for evaluation: the last of `short_sides`, or with jitter what fits the canvas."""
+    """Resize without randomness, for evaluation: by the last of `short_sides`, or with jitter to fit the canvas."""
     example = _stretched(_read(record, resize), resize)
     size = example.image.shape[:2]
     return resize_to(example, resize.size(size, resize.scale(size, canvas), canvas), resize.pixels)
 
 
 def _read(record: Record, resize: Resize) -> Example:
-    """The record, in the precision in which it is resized."""
+    """The record in the precision used for resizing."""
     white, example = resize.float16_white, example_of(record)
     return replace(example, image=in_half_precision(example.image, white, record.info.title)) if white else example
 

@@ -1,4 +1,4 @@
-"""Crop images to the breast: in mammograms padded to a square, half of the pixels (and of the time) is air."""
+"""Crop images to the breast: in mammograms padded to a square, half of the pixels, and of the time, are air."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 
 def breast_window(image: np.ndarray, margin: float = 0.02) -> Window | None:
-    """The rectangle around the breast (`images/breast.py`) of image [H, W, 1], wider by `margin` of the long
-    side on every side. None where there is no breast.
+    """The rectangle around the breast (`images/breast.py`) in image [H, W, 1], extended on every side by `margin` of
+    the long side. None if there is no breast.
     """
     height, width = image.shape[:2]
     breast = breast_mask(image)
@@ -31,11 +31,11 @@ def breast_window(image: np.ndarray, margin: float = 0.02) -> Window | None:
 
 
 def crop_to_breast(source: ImageSource, progress: ProgressBar = no_bar) -> tuple[ImageSource, tuple[Window, ...]]:
-    """`source` with every image cut to its breast, and the windows in the pixels of `source`.
+    """`source` with every image cropped to its breast, and the windows in pixels of `source`.
 
-    Pairs are cut to the breast of the first image, and the slices of a volume by one window, which holds the breast of
-    each of them; slices of air do not widen it. An image, or a volume, without a breast stays whole. Decodes every
-    image once, of pairs the first. A window is widened to hold all annotated boxes, so that none is lost.
+    Pairs are cropped to the breast of the first image, and the slices of a volume to one window that contains the
+    breast of every slice; slices of air do not widen it. An image or a volume without a breast is not cropped. Decodes
+    every image once (for pairs, the first image). A window is widened to contain all annotated boxes, so none is lost.
     """
     first = one_of(source, 0)
     breasts = map_in_threads(lambda position: breast_window(first[position].image), len(source), progress)
@@ -48,7 +48,7 @@ def crop_to_breast(source: ImageSource, progress: ProgressBar = no_bar) -> tuple
 
 
 def _one_per_volume(source: ImageSource, breasts: Sequence[Window | None]) -> tuple[Window, ...]:
-    """The window of each image; of slices of one volume and size, one around the breasts and boxes of all."""
+    """The window of each image; slices of one volume and size share one, around all their breasts and boxes."""
     together: dict[object, list[int]] = defaultdict(list)
     for position, info in enumerate(source.infos):
         key = (info.source, volume_id(info), info.width, info.height) if volume_id(info) else position

@@ -1,4 +1,4 @@
-"""Mirrored images: a breast may be seen from either side. At random in training, every view in detection."""
+"""Mirrored images, since a breast may be seen from either side: at random in training, every view in detection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Flip = Literal["horizontal", "vertical", "both"]
 
 
 def random_flip(rng: np.random.Generator, horizontal: float, vertical: float) -> tuple[slice, slice]:
-    """What mirrors an image [H, W, ...], as an index: with the given probabilities, or not."""
+    """An index that mirrors an image [H, W, ...] with the given probabilities."""
     across, down = rng.random(2) < (horizontal, vertical)
     return slice(None, None, -1 if down else 1), slice(None, None, -1 if across else 1)
 
@@ -25,7 +25,7 @@ def flip_image(image: np.ndarray, flip: str) -> np.ndarray:
 
 
 def flip_boxes(boxes: np.ndarray, width: float, height: float, flip: str) -> np.ndarray:
-    """Boxes [N, 4] of an image of width x height px in its mirrored view. Twice the same flip changes nothing."""
+    """Boxes [N, 4] of an image of width x height px in its mirrored view. The same flip twice changes nothing."""
     x0, y0, x1, y1 = np.asarray(boxes).T
     if flip in ("horizontal", "both"):
         x0, x1 = width - x1, width - x0

@@ -1,6 +1,6 @@
-"""Images in half precision, as CoMoTo reads them, and the one warning of those that it cannot hold.
+"""Images in half precision, as CoMoTo reads them, and one warning for values that it cannot represent.
 
-A float16 has 11 bits: whole numbers above EXACT lose some, and from OVERFLOW on they are infinite.
+A float16 has 11 significant bits: whole numbers above EXACT are rounded, and from OVERFLOW on they become infinite.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import numpy as np
 
 EXACT = 2048
 OVERFLOW = 65520
-"""The least number that is rounded up beyond 65504, the largest float16."""
+"""The smallest number that is rounded beyond 65504, the largest float16."""
 SAME = 2.0**-22
-"""Share of white by which a grey value may miss the whole number that its file has, since it is a float32."""
+"""Share of white by which a grey value may differ from the whole number in its file, since it is a float32."""
 
 BLOCK = 1 << 15
-"""Pixels that are converted at once, which stay in the cache of a core."""
+"""Pixels that are converted at once, so that they stay in the cache of a core."""
 
 _WARNED = Lock()
 """Acquired at the first such image and never released: one warning per process is enough."""
 
 
 def in_half_precision(image: np.ndarray, white: int, name: object) -> np.ndarray:
-    """An image [H, W, I] in [0, 1] as it comes back from float16, in which 1 is the number `white`.
+    """An image [H, W, I] in [0, 1] after a round trip through float16, in which 1 is the number `white`.
 
-    Numbers from OVERFLOW on come back as infinite, and are warned of once. name: of the image, for that.
+    Numbers from OVERFLOW on become infinite, with one warning. name: of the image, for the warning.
     """
     found = np.array(image, np.float32, order="C")
     for block in np.split(found.reshape(-1), range(BLOCK, found.size, BLOCK)):
@@ -46,6 +46,6 @@ def in_half_precision(image: np.ndarray, white: int, name: object) -> np.ndarray
 def _warn(brightest: float, name: object) -> None:
     if _WARNED.acquire(blocking=False):
         logging.getLogger(__name__).warning(
-            f"the image {name} reaches {brightest:.0f}, beyond what a float16 holds (65504): such pixels are infinite, "
-            "and so is the loss. Set loader.resize.float16_white=0 to read images in full precision, as they are"
+            f"image {name}: pixel values up to {brightest:.0f} exceed the largest float16 (65504). Such pixels become "
+            "infinite, and so does the loss. Set loader.resize.float16_white=0 to read images in full precision"
         )

@@ -1,4 +1,4 @@
-"""Copy-paste: lesions of one record, with soft borders, in the breast of another.
+"""Copy-paste: lesions of one record are pasted into the breast of another, with soft borders.
 
 Images [H, W, 1] float32 in [0, 1]; boxes xyxy, px. Idea: Ghiasi et al. 2021, "Simple Copy-Paste".
 """
@@ -23,9 +23,8 @@ BREAST_SHARE = 0.95  # of the pixels of the pasted patch must be breast
 def paste_lesions(example: Example, donor: Record, rng: np.random.Generator) -> Example:
     """Paste up to MAX_PASTED lesions of `donor` at random places inside the breast, clear of all boxes there.
 
-    A lesion keeps its size relative to the image's short side, and is shifted in grey value so that the
-    medians of its surroundings in both images agree. A lesion for which no place is found in a few tries is
-    left out.
+    A lesion keeps its size relative to the image's short side. Its grey values are shifted so that the medians of its
+    surroundings agree in both images. A lesion is skipped if no place is found in a few tries.
     """
     lesions = np.flatnonzero(~donor.info.ignore)
     chosen = rng.permutation(lesions)[: int(rng.integers(1, MAX_PASTED + 1))]

@@ -1,4 +1,4 @@
-"""Square patches of equal size: one of every box, or of a whole image.
+"""Square patches of equal size: one for every box, or of a whole image.
 
 Shapes: H, W size of an image; S side of a patch; boxes xyxy, px.
 """
@@ -19,14 +19,14 @@ from elk_jax.images.windows import Window, cut
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 WHOLE = 0.99
-"""Share of its image from which on a box is the image itself."""
+"""Share of its image from which a box counts as the whole image."""
 
 
 @dataclass(frozen=True)
 class Cutting(Checked):
-    """How a patch is cut around a box. A box that covers its image is not cut: the whole image is the patch.
+    """How a patch is cut around a box. If the box covers its image, the whole image is the patch.
 
-    margin: side of the window over the longer side of the box. least: pixels of the window's side.
+    margin: side of the window divided by the longer side of the box. least: smallest side of the window, px.
     """
 
     margin: Annotated[float, ABOVE_ZERO] = 1.35
@@ -70,9 +70,9 @@ def around_boxes(
     centre: tuple[float, float] = (0.5, 0.5),
     progress: ProgressBar = no_bar,
 ) -> np.ndarray:
-    """A patch of every box of a source, boxes to ignore left out: [N, S, S, 1] float32 in [0, 1].
+    """A patch of every box of a source, except ignore boxes: [N, S, S, 1] float32 in [0, 1].
 
-    UserError where there is none.
+    UserError if there is none.
     """
 
     def of_image(position: int) -> list[np.ndarray]:

@@ -1,11 +1,11 @@
-"""Affine registration of two images of one breast that show it differently, such as low-energy and subtracted.
+"""Affine registration of two images of one breast that differ in appearance, such as low-energy and subtracted ones.
 
-Shapes: H, W image size in pixels. Images [H, W] float in [0, 1]; both may have sizes of their own. Matrices [2, 3] take
-a pixel (x, y, 1) of the fixed image to its place in the moving one; whole numbers are centres of pixels.
+Shapes: H, W image size in pixels. Images [H, W] float in [0, 1]; their sizes may differ. Matrices [2, 3] map a pixel
+(x, y, 1) of the fixed image to its place in the moving one; whole numbers are centres of pixels.
 
-The images do not share grey values, but they share the skin line and the edges of tissue. Three steps, each the start
-of the next: moments of the breast masks; enhanced correlation (ECC) of the masks; ECC of the edges. The result with the
-most similar edges is taken.
+The images do not share grey values, but they share the skin line and the edges of tissue. Three steps, each starting
+from the last: moments of the breast masks; enhanced correlation (ECC) of the masks; ECC of the edges. The result with
+the most similar edges is taken.
 
 Source: Evangelidis and Psarakis, "Parametric image alignment using enhanced correlation coefficient maximization",
 2008.
@@ -22,34 +22,35 @@ import numpy as np
 from elk_jax.images.breast import breast_mask
 
 WORKING_SIDE = 512
-"""Long side, in pixels, at which images are compared; larger ones are made smaller first."""
+"""Long side, in pixels, at which images are compared; larger ones are reduced first."""
 
 LEAST_LIKENESS = 0.4
 """Correlation of the edges below which two images count as not aligned."""
 
 MOST_STRETCH = 1.35
-"""Of a breast, in any direction. More is an alignment gone astray: both images are of one compression."""
+"""Largest stretch of a breast, in any direction. More means a failed alignment, since both images show one
+compression."""
 
 LEAST_BREAST = 100
-"""Pixels of a breast mask, at working size."""
+"""Smallest breast mask at working size, in pixels."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """matrix [2, 3] float64; likeness: correlation of the edges under it; failure: why it is not to be used, or ""."""
+    """matrix [2, 3] float64; likeness: correlation of the edges under it; failure: why it must not be used, or ""."""
 
     matrix: np.ndarray
     likeness: float
     failure: str = ""
 
 
-NO_BREAST = Alignment(np.eye(2, 3), 0.0, "no breast to be seen")
+NO_BREAST = Alignment(np.eye(2, 3), 0.0, "no breast visible")
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of two images of one breast under a matrix. overlap: of the breast masks, intersection over union. likeness: of
-    the edges, their correlation in and near the fixed image's breast.
+    """Agreement of two images of one breast under a matrix. overlap: intersection over union of the breast masks.
+    likeness: correlation of the edges in and near the breast of the fixed image.
     """
 
     overlap: float
@@ -57,9 +58,9 @@ class Agreement:
 
 
 def register(moving: np.ndarray, fixed: np.ndarray, pixels: float = 1.0) -> Alignment:
-    """The affine map under which `moving` fits `fixed`. Deterministic; look at `failure` before using it.
+    """The affine map under which `moving` fits `fixed`. Deterministic; check `failure` before using it.
 
-    pixels: of the moving image for one of the fixed image, where their sizes differ.
+    pixels: of the moving image per pixel of the fixed image, if their sizes differ.
     """
     pair = _small(moving, fixed)
     if not pair.has_breasts:
@@ -74,12 +75,12 @@ def register(moving: np.ndarray, fixed: np.ndarray, pixels: float = 1.0) -> Alig
         tried.append(start)
     found = max(tried, key=pair.likeness)
     best = pair.likeness(found)
-    failure = f"edges agree by {best:.2f} only" if best < LEAST_LIKENESS else _overstretched(found, pixels)
+    failure = f"edges correlate by only {best:.2f}" if best < LEAST_LIKENESS else _overstretched(found, pixels)
     return Alignment(_at_full_size(found, pair.factor), best, failure)
 
 
 def match_breasts(moving: np.ndarray, fixed: np.ndarray, pixels: float = 1.0) -> Alignment:
-    """The scale of each axis and the shift that lay the rectangle around one breast on that around the other.
+    """The scale of each axis and the shift that map the rectangle around one breast onto that around the other.
 
     pixels: as in `register`.
     """
@@ -105,8 +106,8 @@ def agreement(moving: np.ndarray, fixed: np.ndarray, matrix: np.ndarray) -> Agre
 
 @dataclass(frozen=True)
 class Misplacement:
-    """How another compression shows a breast. A place (x, y), in pixels from the image's corner, goes to
-    factor * place + offset. moved: the part of the offset that is a shift, in pixels.
+    """The displacement of a breast in another compression. A place (x, y), in pixels from the image's corner, moves
+    to factor * place + offset. moved: the part of the offset that is a shift, in pixels.
     """
 
     factor: float
@@ -115,19 +116,19 @@ class Misplacement:
 
     @property
     def matrix(self) -> np.ndarray:
-        """[2, 3], from a pixel before to its place after."""
+        """[2, 3], from a pixel to its displaced position."""
         return _of_corners(np.full(2, self.factor), self.offset)
 
 
 def misplacement(rng: np.random.Generator, shift: float, zoom: float, held: Sequence[float]) -> Misplacement:
-    """A random one: by up to `shift` pixels in each direction, and by a factor of 1 - zoom to 1 + zoom about `held`."""
+    """A random displacement: up to `shift` px in each direction, and a factor of 1 - zoom to 1 + zoom about `held`."""
     factor = float(1 + rng.uniform(-1, 1) * zoom)
     moved = rng.uniform(-1, 1, 2) * shift
     return Misplacement(factor, moved, np.asarray(held, float) * (1 - factor) + moved)
 
 
 def chest_wall(image: np.ndarray) -> tuple[float, float]:
-    """(x, y), pixels: the middle of the side, left or right, that the breast lies at."""
+    """(x, y), pixels: the middle of the side, left or right, at which the breast lies."""
     breast = breast_mask(image)
     height, width = breast.shape
     half = width // 2
@@ -136,7 +137,7 @@ def chest_wall(image: np.ndarray) -> tuple[float, float]:
 
 
 def warp(moving: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """`moving` as seen from the fixed image of `shape` (H, W), 0 where it does not reach. Linear interpolation."""
+    """`moving` in the frame of the fixed image of `shape` (H, W), 0 outside it. Linear interpolation."""
     size = (shape[1], shape[0])
     return cv2.warpAffine(moving, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
@@ -147,7 +148,7 @@ def scaling(scale: np.ndarray) -> np.ndarray:
 
 
 def inverse(matrix: np.ndarray) -> np.ndarray:
-    """[2, 3]: the way back."""
+    """[2, 3]: the inverse map."""
     return np.linalg.inv(_square(matrix))[:2]
 
 
@@ -157,7 +158,7 @@ def followed(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def edge_image(image: np.ndarray) -> np.ndarray:
-    """Steepness of the grey values over what is usual around: edges of either sign and any contrast alike."""
+    """Gradient magnitude relative to its surroundings: edges of either sign and of any contrast look alike."""
     smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 1.5)
     steep = np.hypot(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1))
     around = cv2.GaussianBlur(steep, (0, 0), 16)
@@ -166,8 +167,8 @@ def edge_image(image: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Small:
-    """Both images, moving and fixed, at working size: their breast masks, edges, and `near`, the fixed breast and what
-    lies around it. factor: of the size.
+    """Both images, moving and fixed, at working size: their breast masks, edges, and `near`, the fixed breast and its
+    surroundings. factor: of the size.
     """
 
     factor: float
@@ -195,10 +196,10 @@ def _small(moving: np.ndarray, fixed: np.ndarray) -> _Small:
 
 
 def _overstretched(matrix: np.ndarray, pixels: float) -> str:
-    """Why the map cannot be of one compression, or ""."""
+    """Why the map cannot belong to one compression, or ""."""
     stretch = np.linalg.svd(matrix[:, :2], compute_uv=False) / pixels
     if stretch[0] > MOST_STRETCH or stretch[1] < 1 / MOST_STRETCH or np.linalg.det(matrix[:, :2]) < 0:
-        return f"stretched by {stretch[0]:.2f} and {stretch[1]:.2f}; pixels of two sizes need pixel_spacing"
+        return f"stretched by {stretch[0]:.2f} and {stretch[1]:.2f}; if the pixel sizes differ, give pixel_spacing"
     return ""
 
 
@@ -223,7 +224,7 @@ def _rectangle(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (x, y) of the places of a mask."""
+    """Mean and standard deviation (x, y) of the pixels of a mask."""
     rows, columns = np.nonzero(mask)
     return np.array([columns.mean(), rows.mean()]), np.array([columns.std(), rows.std()])
 
@@ -231,7 +232,7 @@ def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _ecc(
     moving: np.ndarray, fixed: np.ndarray, start: np.ndarray, mask: np.ndarray | None, smoothing: int = 5
 ) -> np.ndarray:
-    """The matrix that ECC finds from `start`, or `start` itself where it does not converge. mask: of `fixed`."""
+    """The matrix that ECC finds from `start`, or `start` itself if it does not converge. mask: of `fixed`."""
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 150, 1e-5)
     where: np.ndarray = np.ones(moving.shape, np.uint8)  # OpenCV's mask lies on the moving image
     if mask is not None:
@@ -245,7 +246,7 @@ def _ecc(
 
 
 def _at_full_size(matrix: np.ndarray, factor: float) -> np.ndarray:
-    """The same map between the images before they were made smaller."""
+    """The same map between the images before they were reduced."""
     shrunk = _square(scaling(np.full(2, factor)))
     return (np.linalg.inv(shrunk) @ _square(matrix) @ shrunk)[:2]
 
@@ -255,7 +256,7 @@ def _at_small_size(matrix: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _of_corners(scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """[2, 3]: the map of places, scale * place + offset (x, y), from centre to centre of pixels."""
+    """[2, 3]: the map scale * place + offset (x, y), in coordinates whose whole numbers are centres of pixels."""
     return np.column_stack([np.diag(scale), 0.5 * scale + offset - 0.5])
 
 

@@ -1,4 +1,4 @@
-"""Square tiles of images: where they lie, and which show enough breast.
+"""Square tiles of images: their positions, and which of them show enough breast.
 
 Shapes: H, W image size in pixels; S side of a tile.
 """
@@ -19,7 +19,7 @@ MAX_BLACK = 0.7
 
 
 MIN_VISIBLE = 1
-"""Pixels of a lesion, in each direction, that a tile must show: less is rounded away in a file."""
+"""Pixels of a lesion, in each direction, that a tile must show: fewer would be lost to rounding in a file."""
 
 
 def check_stride(stride: int, size: int) -> None:
@@ -31,8 +31,8 @@ def check_stride(stride: int, size: int) -> None:
 def tile_windows(height: int, width: int, size: int, stride: int = 0, where: object = "") -> list[Window]:
     """Windows of S x S pixels that cover an image, row by row, `stride` apart (0: side by side).
 
-    The last of a row or column ends with the image, and so overlaps the one before. UserError for a tile larger than
-    the image, and for a stride that leaves gaps. where: what the image is called in an error.
+    The last of a row or column ends with the image, so it may overlap the one before. UserError for a tile larger than
+    the image, and for a stride that leaves gaps. where: the name of the image in errors.
     """
     check_stride(stride, size)
     if not 1 <= size <= min(height, width):
@@ -43,12 +43,12 @@ def tile_windows(height: int, width: int, size: int, stride: int = 0, where: obj
 
 
 def black_share(tile: np.ndarray) -> float:
-    """Share of the pixels of [S, S, ...] in [0, 1] that are black (air)."""
+    """Share of the pixels [S, S, ...] in [0, 1] that are black (air)."""
     return float((tile <= AIR).mean())
 
 
 def tile_info(info: ImageInfo, window: Window) -> ImageInfo:
-    """What a tile shows of an image. Lesions of which fewer than MIN_VISIBLE pixels are in it are left out."""
+    """The record of a tile of an image. Lesions with fewer than MIN_VISIBLE pixels in the tile are left out."""
     boxes, lesions = boxes_in(info.boxes, window)
     visible = (boxes[:, 2:] - boxes[:, :2] >= MIN_VISIBLE).all(axis=1)
     boxes, lesions = boxes[visible], lesions[visible]

@@ -18,11 +18,11 @@ from elk_jax.images.boxes import area
 from elk_jax.images.schema import Record
 
 Rounding = Literal["nearest", "down"]
-"""Of the sides of a resized image, as a setting (`scaled_size`)."""
+"""Setting: how the sides of a resized image are rounded (`scaled_size`)."""
 Pixels = Literal["mean", "linear"]
-"""How a resized image is read, as a setting (`resize_to`)."""
+"""Setting: how the pixels of a resized image are interpolated (`resize_to`)."""
 Boxes = Literal["scaled", "ellipses"]
-"""How boxes follow an image that is resized, as a setting (`resize_to`)."""
+"""Setting: how boxes follow a resized image (`resize_to`)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def example_of(record: Record) -> Example:
 
 
 def short_side_scale(size: tuple[int, int], short_side: int, max_long_side: int = 0) -> float:
-    """Scale that makes the shorter side of `size` `short_side` px and keeps the longer within its limit."""
+    """Scale that makes the shorter side of `size` `short_side` px long, with the longer side within its limit."""
     scale = short_side / min(size)
     if max_long_side and scale * max(size) > max_long_side:
         scale = max_long_side / max(size)
@@ -53,7 +53,7 @@ def short_side_scale(size: tuple[int, int], short_side: int, max_long_side: int 
 def scaled_size(
     size: tuple[int, int], scale: float, canvas: tuple[int, int] | None = None, rounding: Rounding = "nearest"
 ) -> tuple[int, int]:
-    """(height, width) after scaling, at least 1, never beyond the canvas.
+    """(height, width) after scaling, at least 1 and at most the canvas.
 
     nearest: int(x + 0.5), as in detectron2. down: int(x), as in torchvision.
     """
@@ -65,12 +65,11 @@ def scaled_size(
 def lesion_window(
     example: Example, share: np.ndarray, largest: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Choose a window (left, top, right, bottom), whole px, that keeps one lesion whole if there is one.
+    """Choose a window (left, top, right, bottom), in whole px, that contains one lesion completely if there is one.
 
-    share: (height, width) of the window as a share of the image. The window grows where the chosen lesion
-        needs it.
-    largest: upper limit of (height, width); it wins over the lesion (only a lesion larger than the canvas is
-        cut).
+    share: (height, width) of the window as a share of the image. The window grows if the chosen lesion needs it.
+    largest: upper limit of (height, width); it takes precedence over the lesion (only a lesion larger than the canvas
+        is cut).
     """
     size = np.array(example.image.shape[:2])
     limit = np.maximum(np.minimum(size, np.floor(np.asarray(largest) + 1e-6)), 1).astype(int)
@@ -92,8 +91,8 @@ def lesion_window(
 def crop(example: Example, window: tuple[int, int, int, int], min_visible: float = 0.5) -> Example:
     """Cut out `window` (left, top, right, bottom; whole px inside the image).
 
-    Boxes are cut with it; those with less than `min_visible` of their area left become ignore, those without
-    any go.
+    Boxes are clipped to it. Those with less than `min_visible` of their area left become ignore boxes; those with
+    none are removed.
     """
     left, top, right, bottom = window
     boxes = example.boxes - np.array([left, top, left, top], np.float32)
@@ -104,9 +103,9 @@ def crop(example: Example, window: tuple[int, int, int, int], min_visible: float
 def resize_to(example: Example, size: tuple[int, int], pixels: Pixels = "mean", boxes_are: Boxes = "scaled") -> Example:
     """Resize to (height, width); corners stay aligned.
 
-    mean: the mean over the area of a pixel where both sides shrink, else linear. linear: always between the nearest
-    four pixels, which leaves out most of them where an image shrinks much (PyTorch's bilinear, not antialiased).
-    ellipses: boxes become whole pixels, and may be lost (`redrawn`), also where the image has this size already.
+    mean: the mean over the area of a pixel if both sides shrink, else linear. linear: always between the nearest four
+    pixels, which skips most pixels if an image shrinks a lot (PyTorch's bilinear, not antialiased).
+    ellipses: boxes become whole pixels, and may be lost (`redrawn`), even if the image already has this size.
     """
     height, width = example.image.shape[:2]
     if boxes_are == "ellipses":
@@ -123,7 +122,7 @@ def resize_to(example: Example, size: tuple[int, int], pixels: Pixels = "mean", 
 
 
 def resized_pixels(image: np.ndarray, size: tuple[int, int], pixels: Pixels = "mean") -> np.ndarray:
-    """An image [H, W, I] in another (height, width), as `resize_to` reads its pixels."""
+    """An image [H, W, I] resized to another (height, width); pixels as in `resize_to`."""
     if image.shape[:2] == size:
         return image
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
@@ -132,12 +131,13 @@ def resized_pixels(image: np.ndarray, size: tuple[int, int], pixels: Pixels = "m
 
 
 def redrawn(boxes: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(boxes [N, 4] as they come back from masks that are resized with the image, [N] bool: what has come back).
+    """(boxes [N, 4] recovered from masks that are resized with the image, [N] bool: which boxes were recovered).
 
-    The way of MONAI 1.3.0 (`BoxToMask` with ellipses, `Resize` of masks, `MaskToBox`): a box [N, 4], cut off to whole
-    pixels of an image of `size` (height, width), is the ellipse inscribed in it, which is a circle squeezed by leaving
-    out rows and columns; of the pixels of `new_size` each shows the one at its top left; the bounds of what is seen
-    are the new box. An ellipse between those pixels is lost. A box that leaves the image, which MONAI refuses, is cut.
+    As MONAI 1.3.0 does it (`BoxToMask` with ellipses, `Resize` of masks, `MaskToBox`): a box [N, 4], truncated to whole
+    pixels of an image of `size` (height, width), becomes the ellipse inscribed in it, which is a circle squeezed by
+    omitting rows and columns; each pixel of `new_size` shows the old pixel at its top left; the bounds of what remains
+    are the new box. An ellipse between those pixels is lost. A box that leaves the image, which MONAI refuses, is
+    clipped.
     """
     found = np.zeros((len(boxes), 4), np.float32)
     limits = np.array([*size[::-1], *size[::-1]])
@@ -159,7 +159,7 @@ def redrawn(boxes: np.ndarray, size: tuple[int, int], new_size: tuple[int, int])
 
 
 def _nearest(old: int, new: int) -> np.ndarray:
-    """Of `new` pixels in place of `old` ones, which old one each shows: as PyTorch's "nearest", in float32."""
+    """For each of `new` pixels the one of `old` pixels that it shows, as in PyTorch's "nearest", in float32."""
     places = np.floor(np.arange(new, dtype=np.float32) * (np.float32(old) / np.float32(new)))
     return np.minimum(places.astype(int), old - 1)
 
@@ -172,7 +172,7 @@ def flip(example: Example, direction: str) -> Example:
 
 
 def rotate_quarter(example: Example, turns: int) -> Example:
-    """Turn by `turns` x 90 degrees counter-clockwise; exact."""
+    """Rotate by `turns` x 90 degrees counter-clockwise; exact."""
     image, boxes, (x, y) = example.image, example.boxes, example.scale
     for _ in range(turns % 4):
         x1, y1, x2, y2 = boxes.T
@@ -183,10 +183,10 @@ def rotate_quarter(example: Example, turns: int) -> Example:
 
 
 def rotate(example: Example, degrees: float, min_visible: float = 0.5) -> Example:
-    """Turn counter-clockwise about the centre by a small angle; the size stays, what comes in is 0.
+    """Rotate counter-clockwise about the centre by a small angle; the size stays, and new pixels are 0.
 
-    A box becomes the bounding box of the turned ELLIPSE inscribed in it: lesions are round, and the bounding
-    box of the turned rectangle would grow by half at 15 degrees.
+    A box becomes the bounding box of the rotated ELLIPSE inscribed in it: lesions are round, and the bounding box of
+    the rotated rectangle would grow by half at 15 degrees.
     """
     height, width = example.image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
@@ -204,9 +204,9 @@ def rotate(example: Example, degrees: float, min_visible: float = 0.5) -> Exampl
 
 
 def moved(image: np.ndarray, scale: float, shift: np.ndarray) -> np.ndarray:
-    """An image [H, W, 1] scaled about its centre, then moved by `shift` px (down, right), in its own size.
+    """An image [H, W, 1] scaled about its centre, then moved by `shift` px (down, right); the size stays.
 
-    What comes in at a border is the mirrored image, which has the texture of the rest.
+    Borders are filled with the mirrored image, which has the same texture.
     """
     if scale == 1.0 and not np.any(shift):
         return image
@@ -232,12 +232,12 @@ def change_greys(image: np.ndarray, gamma: float, gain: float, noise: float, rng
 
 
 def _with_images(image: np.ndarray) -> np.ndarray:
-    """[H, W, I]: OpenCV leaves out an axis of one image."""
+    """[H, W, I]: OpenCV drops the last axis of a single image."""
     return image[..., None] if image.ndim == 2 else image
 
 
 def _clip_boxes(example: Example, min_visible: float) -> Example:
-    """Boxes cut at the border of the image; see `crop`."""
+    """Boxes clipped to the image; see `crop`."""
     height, width = example.image.shape[:2]
     boxes = np.clip(example.boxes, 0, np.array([width, height, width, height], np.float32))
     visible = area(boxes) / np.maximum(area(example.boxes), 1e-9)

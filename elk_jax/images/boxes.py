@@ -9,7 +9,7 @@ import numpy as np
 
 
 def area(boxes: np.ndarray) -> np.ndarray:
-    """Areas [N] of boxes [N, 4]; 0 for inverted ones."""
+    """Areas [N] of boxes [N, 4]; 0 for inverted boxes."""
     return np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None), axis=-1)
 
 
@@ -19,24 +19,24 @@ def relative_side(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def clipped(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The parts of boxes [N, 4] in an image; those that lie outside have no area."""
+    """The parts of boxes [N, 4] inside an image; boxes outside have no area."""
     return np.clip(boxes, 0, np.array([width, height, width, height], boxes.dtype))
 
 
 def within_a_pixel(boxes: np.ndarray) -> np.ndarray:
-    """Which of boxes [N, 4] start in the first pixel and are no larger: shares of the image rather than pixels [N]."""
+    """[N] bool: boxes [N, 4] that start in the first pixel and are no larger, so probably in shares of the image."""
     return (boxes[:, :2] <= 1).all(axis=1) & (boxes[:, 2:] - boxes[:, :2] <= 1).all(axis=1)
 
 
 def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Area of the common part [N, M] of boxes a [N, 4] and b [M, 4]."""
+    """Areas of intersection [N, M] of boxes a [N, 4] and b [M, 4]."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     return np.prod(np.clip(high - low, 0.0, None), axis=-1)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union [N, M] of boxes a [N, 4] and b [M, 4]; 0 where both are empty."""
+    """Intersection over union [N, M] of boxes a [N, 4] and b [M, 4]; 0 if both are empty."""
     shared = intersection(a, b)
     union = area(a)[:, None] + area(b)[None] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)

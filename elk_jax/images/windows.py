@@ -11,14 +11,14 @@ from elk_jax.errors import UserError
 from elk_jax.images.boxes import area
 
 Window = tuple[int, int, int, int]
-"""x0, y0, x1, y1 in pixels, x1 and y1 exclusive. It may reach beyond the image where padding is meant."""
+"""x0, y0, x1, y1 in pixels, x1 and y1 exclusive. It may extend beyond the image if padding is intended."""
 
 RIM = 4
-"""Pixels at a window's border that stay visible around what is painted over, where the lesion's box allows it."""
+"""Pixels at a window's border that stay visible around the painted area, if the lesion's box allows it."""
 
 
 def cut(pixels: np.ndarray, window: Window) -> np.ndarray:
-    """The part of pixels [H, W, ...] under `window` as a copy, 0 where the window reaches beyond the image."""
+    """The part of pixels [H, W, ...] under `window` as a copy, 0 where the window extends beyond the image."""
     height, width = pixels.shape[:2]
     x0, y0, x1, y1 = window
     part = np.zeros((y1 - y0, x1 - x0, *pixels.shape[2:]), pixels.dtype)
@@ -34,18 +34,18 @@ def shifted(window: Window, x: int, y: int) -> Window:
 
 
 def covered(box: np.ndarray) -> Window:
-    """The pixels that a box [4] covers, wholly or in part."""
+    """The pixels that a box [4] covers, completely or partly."""
     x0, y0 = np.floor(box[:2])
     x1, y1 = np.ceil(box[2:])
     return int(x0), int(y0), int(x1), int(y1)
 
 
 def widened(box: np.ndarray, margin: float, size: int, allowed: np.ndarray | None = None) -> Window:
-    """The pixels that a box [4] covers and, on each side, `margin` of its width or height more: what is painted over.
+    """The painted area: the pixels that a box [4] covers, plus `margin` of its width or height on each side.
 
-    A lesion fades out beyond its box; painted within the box alone it would end at straight lines. Each side stays at
-    least RIM px from the border of the window of `size` px, unless the box does not. A side is not moved where that
-    would cover pixels outside allowed [size, size] bool (the breast, for example).
+    A lesion fades out beyond its box; painted only within the box, it would end at straight lines. Each side stays at
+    least RIM px from the border of the window of `size` px, unless the box does not. A side is not moved if that would
+    cover pixels outside allowed [size, size] bool (the breast, for example).
     """
     x0, y0, x1, y1 = covered(np.asarray(box, np.float64))
     across, down = round(margin * (x1 - x0)), round(margin * (y1 - y0))
@@ -60,7 +60,7 @@ def widened(box: np.ndarray, margin: float, size: int, allowed: np.ndarray | Non
 
 
 def box_mask(box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[height, width] bool: the pixels that a box [4] covers, wholly or in part. UserError if it covers none."""
+    """[height, width] bool: the pixels that a box [4] covers, completely or partly. UserError if it covers none."""
     mask = blocked_by(box, height, width)
     if not mask.any():
         place = ", ".join(f"{float(value):g}" for value in box)

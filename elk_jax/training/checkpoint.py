@@ -1,10 +1,11 @@
-"""Checkpoints: parameters, optimiser, place in the data and what else a run must know, whole or not there at all.
+"""Checkpoints: parameters, optimiser, position in the data and the rest of a run's state, either complete or absent.
 
-One checkpoint is one folder `<step>/` with the items `params`, `optimizer`, `ema_params` (where kept), the JSON `meta`
-(data-iterator states by process, and what the loop adds) and, after an evaluation, the metric that chooses the best.
-Orbax writes it under a temporary name and renames it when it is complete. Before that the file `sha256.json` lists the
-other files with their hashes: a checkpoint that has changed since is found out, and set aside as `<step>.damaged`.
-One that is no longer kept goes to the folder `removed/` first, so that a kill while it is deleted leaves no half of it.
+A checkpoint is a folder `<step>/` with the items `params`, `optimizer`, `ema_params` (if kept), the JSON `meta`
+(data-iterator states by process, and entries of the loop) and, after an evaluation, the metric that selects the best.
+Orbax writes it under a temporary name and renames it when it is complete. Before that, the file `sha256.json` is
+written with the hashes of the other files: a checkpoint that has changed since is detected and set aside as
+`<step>.damaged`. A checkpoint that is no longer kept is first moved to the folder `removed/`, so that a kill during its
+deletion leaves no partial checkpoint.
 """
 
 from __future__ import annotations
@@ -36,28 +37,28 @@ from elk_jax.threads import map_in_threads
 from elk_jax.training.state import TrainState
 
 SCORE = "score"
-"""A checkpoint's key for what the best one is chosen by: the metric, negated where less is better."""
+"""A checkpoint's key for the score that selects the best one: the metric, negated if less is better."""
 
 ITEMS = ("params", "optimizer", "ema_params")
 
 SECRET = "secret"
-"""In `meta` of the checkpoints of a private training, as text."""
+"""Key in `meta` of the checkpoints of private training; text."""
 
 REMOVED = "removed"
-"""Folder of the checkpoints that are to be deleted, beside those that are kept."""
+"""Folder of checkpoints to be deleted, beside those that are kept."""
 
 HASHES = "sha256.json"
 MARK = "hashed"
-"""In `meta` of the checkpoints that have HASHES; those of earlier versions have neither."""
+"""Key in `meta` of checkpoints that have HASHES; those of earlier versions have neither."""
 UNHASHED = ("_CHECKPOINT_METADATA", "commit_success.txt")
-"""Files that Orbax writes last, about the act of writing; the state does not depend on them."""
+"""Files that Orbax writes last, about the write itself; the state does not depend on them."""
 
 
 class Checkpoints:
     """The checkpoints of one run: the last `keep` and the best one, by the metric given to `save`.
 
-    Every process of a run makes one and calls its methods in the same order. Damaged ones are set aside first, by the
-    main process for all; UserError where no other is left. damaged: step -> what is wrong with it. secret: only the
+    Every process of a run creates one and calls its methods in the same order. Damaged checkpoints are set aside first,
+    by the main process for all; UserError if no other is left. damaged: step -> what is wrong with it. secret: only the
     owner of the files may read them.
     """
 
@@ -77,7 +78,7 @@ class Checkpoints:
                 _hide(self.folder)
             self._delete_removed()  # left by a killed run
             found = _set_aside_damaged(self.folder)
-        # for all processes what the main one found, which has renamed folders by then
+        # all processes use what the main one found, which has renamed folders by then
         self.damaged = {int(step): reason for step, reason in json.loads(_gather(json.dumps(found))[0]).items()}
         self._saving = 0
         _raise_without_printing()
@@ -103,10 +104,10 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def check_kept(self, step: int) -> None:
-        """UserError where the best checkpoint, of this step, is damaged: the training would miss it at its end."""
+        """UserError if the best checkpoint, of this step, is damaged: training would need it at the end."""
         aside = _aside(self.folder, step)
         if aside.is_dir() and not (self.folder / str(step)).is_dir():
-            todo = f"remove {self.folder.parent} to train the stage again"
+            todo = f"remove {self.folder.parent} to retrain the stage"
             raise UserError(f"the best checkpoint, of step {step}, is damaged", where=aside, todo=todo)
 
     def save(
@@ -114,8 +115,8 @@ class Checkpoints:
     ) -> None:
         """Write a checkpoint. Returns once the arrays are copied; they are written while the training continues.
 
-        data_state: what `get_state()` of this process's data iterator returned: JSON. meta: JSON.
-        metric: finite or NaN (which never is the best). A failed earlier write is raised here.
+        data_state: the result of `get_state()` of this process's data iterator, JSON. meta: JSON.
+        metric: finite or NaN (which is never the best). The error of a failed earlier write is raised here.
         """
         content = dict(meta) | {"data_states": _gather(json.dumps(data_state)), MARK: True}
         items: dict[str, Any] = {
@@ -125,8 +126,8 @@ class Checkpoints:
         }
         if state.ema_params is not None:
             items["ema_params"] = ocp.args.StandardSave(state.ema_params)
-        # without an evaluation the score is -inf: Orbax wants one with every checkpoint, and of equals it
-        # takes the last
+        # without an evaluation the score is -inf: Orbax needs one with every checkpoint, and of equals it takes the
+        # last
         metrics = {SCORE: -math.inf if metric is None or math.isnan(metric) else self._sign * metric}
         self.wait()
         self._saving = step
@@ -134,7 +135,7 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
     def _write_hashes(self) -> None:
-        """Called by Orbax in its own thread of the main process, when all is written but the last name."""
+        """Called by Orbax in a thread of the main process, after everything is written and before the final rename."""
         partial = next(self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"), self.folder / str(self._saving))
         files.write_json(partial / HASHES, _hashes(partial))
         if self._secret:
@@ -144,8 +145,8 @@ class Checkpoints:
     def restore(self, target: TrainState) -> tuple[TrainState, Any, dict[str, Any]]:
         """(state, data state of this process, meta) of the last checkpoint.
 
-        target: a TrainState of jax.ShapeDtypeStruct with shardings; the arrays come back laid out so, on any number of
-        devices. Raises UserError when the checkpoint's tree is another one, naming the first leaf that differs.
+        target: a TrainState of jax.ShapeDtypeStruct with shardings; the arrays are restored with this layout, on any
+        number of devices. Raises UserError if the checkpoint's tree differs, naming the first leaf that does.
         """
         self.wait()
         step = self.latest()
@@ -168,12 +169,12 @@ class Checkpoints:
         count = jax.process_count()
         if len(texts) != count and len(set(texts)) > 1:
             raise UserError(
-                f"the data was read by {len(texts)} processes and now there are {count}",
+                f"the data was read by {len(texts)} processes, but this run has {count}",
                 where=where,
                 todo="resume with the same number of processes",
             )
         text = texts[jax.process_index()] if len(texts) == count else texts[0]
-        # the step counter is the folder's name; an explicit dtype keeps it int32 under x64 as well
+        # the step counter is the folder's name; an explicit dtype keeps it int32 even under x64
         counter = jax.make_array_from_callback((), target.step.sharding, lambda _: np.asarray(step, np.int32))
         state = TrainState(
             step=counter,
@@ -204,12 +205,12 @@ class Checkpoints:
 def load_state(folder: str | os.PathLike, *, best: bool = True, step: int | None = None) -> TrainState:
     """The trained state, as nested dicts of NumPy arrays, without the optimiser: `opt_state` is None.
 
-    folder: the run's checkpoint folder. best: the best checkpoint by metric (where none has a metric, the last); else
-    the last. step overrides both. Raises UserError where there is no such checkpoint.
+    folder: the run's checkpoint folder. best: the best checkpoint by metric (if none has a metric, the last); else the
+    last. step overrides both. Raises UserError if there is no such checkpoint.
     """
     folder = Path(folder).absolute()
-    todo = "train this stage first, or name the folder that holds the numbered checkpoints"
-    # Read without a CheckpointManager: a single process of several may call this.
+    todo = "train this stage first, or give the folder that contains the numbered checkpoints"
+    # Read without a CheckpointManager, since a single process of several may call this.
     steps = _steps(folder)
     if not steps or (step is not None and step not in steps):
         raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'}", where=folder, todo=todo)
@@ -218,16 +219,16 @@ def load_state(folder: str | os.PathLike, *, best: bool = True, step: int | None
         step = max(steps, key=lambda step: (score(step), step)) if best else steps[-1]
     damage = find_damage(folder / str(step), ("params", "ema_params"))
     if damage:
-        todo = f"remove {folder.parent} to train the stage again"
+        todo = f"remove {folder.parent} to retrain the stage"
         raise UserError(f"the checkpoint is damaged: {damage}", where=folder / str(step), todo=todo)
     params, ema_params = (_load_item(folder / str(step) / name) for name in ("params", "ema_params"))
     return TrainState(jnp.asarray(step, jnp.int32), params, None, ema_params)
 
 
 def kept_secret(folder: Path) -> tuple[str, Path] | None:
-    """(the secret of a private training, as text; where it was found), from the last checkpoint that can be read.
+    """(the secret of private training, as text; where it was found), from the last readable checkpoint.
 
-    None without checkpoints, and where they are not those of a private training.
+    None without checkpoints, or if they do not belong to private training.
     """
     for step in reversed(_steps(folder) if folder.is_dir() else []):
         place = folder / str(step) / "meta" / "metadata"
@@ -248,9 +249,9 @@ def _hide(path: Path) -> None:
 
 
 def find_damage(checkpoint: Path, items: Sequence[str] | None = None) -> str:
-    """What has changed in the folder of a checkpoint since it was written, in words; "" for nothing.
+    """A description of what has changed in the folder of a checkpoint since it was written; "" if nothing has.
 
-    items: those to look at; None for all. A checkpoint of an earlier version has no hashes, and counts as unchanged.
+    items: those to check; None for all. A checkpoint of an earlier version has no hashes, and counts as unchanged.
     """
     try:
         if not os.path.lexists(checkpoint / HASHES) and MARK not in files.read_object(checkpoint / "meta" / "metadata"):
@@ -269,7 +270,7 @@ def find_damage(checkpoint: Path, items: Sequence[str] | None = None) -> str:
 
 
 def _hashes(checkpoint: Path, names: Collection[str] | None = None) -> dict[str, str]:
-    """File -> SHA-256, of these files of a checkpoint or of all that count."""
+    """File -> SHA-256, for these files of a checkpoint, or for all that matter."""
     if names is None:
         below = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name not in UNHASHED)
         names = [path.relative_to(checkpoint).as_posix() for path in below]
@@ -279,18 +280,18 @@ def _hashes(checkpoint: Path, names: Collection[str] | None = None) -> dict[str,
 
 
 def _set_aside_damaged(folder: Path) -> dict[int, str]:
-    """Rename damaged checkpoints, so that the last sound one is the last. UserError where there is no sound one."""
+    """Rename damaged checkpoints, so that the last intact one becomes the last. UserError if none is intact."""
     damaged = {step: damage for step in _steps(folder) if (damage := find_damage(folder / str(step)))}
     if damaged and len(damaged) == len(_steps(folder)):
         last = max(damaged)
         what = f"the checkpoint is damaged, and there is no other: {damaged[last]}"
         raise UserError(
-            what, where=folder / str(last), todo=f"remove {folder.parent} to train the stage from its start"
+            what, where=folder / str(last), todo=f"remove {folder.parent} to retrain the stage from scratch"
         )
     for step in damaged:
         aside = _aside(folder, step)
         try:
-            shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+            shutil.rmtree(aside, ignore_errors=True)  # from an earlier attempt
             (folder / str(step)).rename(aside)
         except OSError as error:
             raise from_os_error(error, folder / str(step)) from error
@@ -306,7 +307,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _load_item(folder: Path) -> Any:
-    """None where a checkpoint has no such item."""
+    """None if a checkpoint has no such item."""
     if not folder.is_dir():
         return None
     handler = ocp.PyTreeCheckpointHandler()
@@ -317,11 +318,11 @@ def _load_item(folder: Path) -> Any:
 
 
 def tree_difference(saved: Any, wanted: Any) -> str | None:
-    """The first leaf (by path) in which two trees of shaped things differ, in words; None when they agree."""
+    """A description of the first leaf (by path) in which two trees of arrays or shapes differ; None if they agree."""
     have, want = _leaves(saved), _leaves(wanted)
     for path in sorted(have.keys() | want.keys()):
         if path not in have:
-            return f"{path} {_shape(want[path])} is missing in the checkpoint"
+            return f"{path} {_shape(want[path])} is missing from the checkpoint"
         if path not in want:
             return f"{path} {_shape(have[path])} of the checkpoint is not in this model"
         if _shape(have[path]) != _shape(want[path]):
@@ -341,12 +342,12 @@ def _shape(leaf: Any) -> str:
 
 
 def _check_tree(name: str, saved: Any, wanted: Any, where: Path) -> None:
-    difference = "it is missing in the checkpoint" if saved is None else tree_difference(_metadata_tree(saved), wanted)
+    difference = "it is not in the checkpoint" if saved is None else tree_difference(_metadata_tree(saved), wanted)
     if difference:
         raise UserError(
             f"the checkpoint does not fit ({name}): {difference}",
             where=where,
-            todo="resume with the configuration that made it, or choose another workdir",
+            todo="resume with the configuration that wrote it, or choose another workdir",
         )
 
 
@@ -371,7 +372,7 @@ def _gather(text: str) -> list[str]:
 
 
 def _raise_without_printing() -> None:
-    """Orbax and TensorStore print the traceback of a failed write from each of their threads before they raise it."""
+    """Silence Orbax and TensorStore, which print the traceback of a failed write in each thread before raising it."""
     logging.getLogger("absl").addFilter(_is_not_of_orbax)
     logging.getLogger("asyncio").addFilter(_is_not_of_orbax)
     if not isinstance(sys.unraisablehook, _UnraisableHook):
@@ -385,7 +386,7 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
 
 @dataclass(frozen=True)
 class _UnraisableHook:
-    """`sys.unraisablehook` without what threads raise that still write when another has failed."""
+    """`sys.unraisablehook` without the errors of threads that are still writing after another has failed."""
 
     before: Callable[[Any], object]
 
@@ -396,19 +397,19 @@ class _UnraisableHook:
 
 @contextlib.contextmanager
 def _user_errors(where: Path) -> Iterator[None]:
-    """Turns what Orbax and TensorStore raise about the disk into UserErrors."""
+    """Turn errors of Orbax and TensorStore about the disk into UserErrors."""
     try:
         yield
     except Exception as error:
         seen: BaseException | None = error
         while seen is not None and not isinstance(seen, UserError):
-            if isinstance(seen, jax.errors.JaxRuntimeError):  # of the devices or of another process, not of the disk
+            if isinstance(seen, jax.errors.JaxRuntimeError):  # about devices or another process, not the disk
                 raise seen from seen.__cause__
             if isinstance(seen, OSError) and seen.errno is not None:
                 raise from_os_error(seen, where) from error
             text = str(seen)
             if "No space left" in text or "Disk quota" in text:
-                todo = "free some space and start the same command again"
+                todo = "free some space and rerun the same command"
                 raise UserError("the disk is full", where=where, todo=todo) from error
             if "File too large" in text:
                 raise from_os_error(OSError(errno.EFBIG, text), where) from error

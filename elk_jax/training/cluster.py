@@ -1,4 +1,4 @@
-"""Whether this process is one of several, by its environment: ELK's own variables, a Cloud TPU slice, or SLURM."""
+"""Whether this process is one of several, from its environment: ELK's own variables, a Cloud TPU slice, or SLURM."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ METADATA_SECONDS = 10.0
 
 
 def find(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Keyword arguments of `jax.distributed.initialize` for this process; None for a run of one process.
+    """Keyword arguments of `jax.distributed.initialize` for this process; None for a single-process run.
 
     In this order: ELK_COORDINATOR, ELK_NUM_PROCESSES, ELK_PROCESS_ID (for Kubernetes and by hand); a Cloud TPU slice
     of several workers; a SLURM step of several tasks. From TPU and SLURM, JAX finds coordinator, number and id itself.
-    Call after `import jax`, which notes in the environment whether this machine has TPU chips. Raises UserError where
-    only half of the processes' description is there.
+    Call this after `import jax`, which records in the environment whether this machine has TPU chips. Raises UserError
+    if the description of the processes is incomplete.
     """
     coordinator = environment.get("ELK_COORDINATOR", "")
     count, index = _number(environment, "ELK_NUM_PROCESSES", "0"), _number(environment, "ELK_PROCESS_ID", "-1")
     if coordinator or count > 1:
         if not coordinator or count < 1 or index < 0:
             raise UserError(
-                "a run of several processes needs a coordinator, their number and this process's id",
+                "a run with several processes needs a coordinator, the number of processes and this process's id",
                 where=", ".join(ELK),
             )
         return {
@@ -48,10 +48,10 @@ def find(environment: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _tpu_slice(environment: Mapping[str, str]) -> str:
-    """JAX's name of the kind of Cloud TPU slice that this machine is one of several workers of, else ''.
+    """JAX's name for the kind of Cloud TPU slice, if this machine is one of its several workers; else ''.
 
-    A slice on Kubernetes names its workers in variables, which are also set by hand: `localhost` stands for one worker,
-    or for no TPU at all (a machine that only compiles for one). On a TPU VM the metadata server knows them.
+    On Kubernetes, variables list the workers of a slice; they can also be set by hand: `localhost` means a single
+    worker, or no TPU at all (a machine that only compiles for one). On a TPU VM, the metadata server lists them.
     """
     named = next((environment[name] for name in WORKERS if name in environment), None)
     if named is not None:
@@ -60,12 +60,12 @@ def _tpu_slice(environment: Mapping[str, str]) -> str:
             return ""
         if _number(environment, "TPU_WORKER_ID", "-1") < 0:
             raise UserError(
-                f"this machine is one of {workers} workers of a TPU slice, and its number is missing",
+                f"this machine is one of {workers} workers of a TPU slice, but its number is missing",
                 where="TPU_WORKER_ID",
-                todo=f"set it to the worker's place among {' or '.join(WORKERS)}, counted from 0",
+                todo=f"set it to the worker's position in {' or '.join(WORKERS)}, counted from 0",
             )
         return "gketpu"
-    # JAX sets the first where it found libtpu and chips, and the second where it found no chips
+    # JAX sets the first if it found libtpu and chips, and the second if it found no chips
     if "TPU_ML_PLATFORM" not in environment or "TPU_SKIP_MDS_QUERY" in environment:
         return ""
     workers = len((_metadata(environment, "worker-network-endpoints") or "one").split(","))
@@ -75,7 +75,7 @@ def _tpu_slice(environment: Mapping[str, str]) -> str:
 
 
 def _metadata(environment: Mapping[str, str], name: str) -> str:
-    """An attribute of this machine on Google Cloud; "" where it has none, or is not on Google Cloud."""
+    """An attribute of this machine on Google Cloud; "" if it has none, or is not on Google Cloud."""
     server = environment.get("GCE_METADATA_IP", "metadata.google.internal")
     url = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
@@ -90,11 +90,11 @@ def _metadata(environment: Mapping[str, str], name: str) -> str:
     except TimeoutError:
         problem = "no answer"
     except urllib.error.URLError as error:
-        if not isinstance(error.reason, TimeoutError):  # no such host, or nobody listens: not on Google Cloud
+        if not isinstance(error.reason, TimeoutError):  # no such host, or connection refused: not on Google Cloud
             return ""
         problem = "no answer"
     raise UserError(
-        f"the metadata server did not say which workers this TPU slice has ({problem})",
+        f"the metadata server did not list the workers of this TPU slice ({problem})",
         where=url,
         todo=f"rerun, or set TPU_WORKER_HOSTNAMES=localhost for a single machine, or {', '.join(ELK)} for several",
     )
@@ -109,10 +109,11 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> int:
 
 
 def _local_device_ids(environment: Mapping[str, str]) -> list[int] | None:
-    """Which of the GPUs that it sees this process takes; [] for all.
+    """The visible GPUs that this process uses; [] for all.
 
-    All, but where SLURM started several tasks on a machine and shows every one of them all GPUs: then each task its
-    own. JAX would take only one under SLURM, however many tasks there are. None: JAX_LOCAL_DEVICE_IDS decides.
+    All of them, unless SLURM started several tasks on a machine and all GPUs are visible to each of them: then each
+    task has its own. Under SLURM, JAX would use only one, whatever the number of tasks. None: JAX_LOCAL_DEVICE_IDS
+    decides.
     """
     if "JAX_LOCAL_DEVICE_IDS" in environment:
         return None

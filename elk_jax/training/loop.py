@@ -29,15 +29,16 @@ from elk_jax.training.window import Window
 from elk_jax.training.writer import Writer
 
 RECOMPILED = "compilations of the step for"
-"""In the warning that a shape of batches was compiled for more than once."""
+"""Part of the warning about more compilations than batch shapes."""
 IN_FLIGHT = 2
-"""Steps handed to the device ahead of the host: enough to hide the host, few enough to bound the memory of batches."""
+"""Steps queued on the device ahead of the host: enough to hide the host's work, few enough to bound the memory of
+batches."""
 
 
 class DataIterator(Protocol):
-    """Batches without end, as dicts of arrays with the process's share of the batch as leading axis.
+    """Endless batches, as dicts of arrays with the process's share of the batch as leading axis.
 
-    get_state / set_state (JSON) save the place, exactly: after set_state the same batches follow.
+    get_state / set_state (JSON) save the exact position: after set_state the same batches follow.
     """
 
     def __next__(self) -> Mapping[str, Any]: ...
@@ -47,7 +48,7 @@ class DataIterator(Protocol):
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often, in steps: everything is done at the end as well, and with 0 only at the end."""
+    """Intervals in steps. Everything is also done at the end; 0: only at the end."""
 
     log: int = 20
     checkpoint: int = 500
@@ -56,11 +57,11 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good the parameters are, and which checkpoint is the best.
+    """How parameters are evaluated, and which checkpoint is the best.
 
     measure:     (params on the devices, step) -> metrics.
-    best_metric: the one that decides; best_mode: whether more (`max`) or less (`min`) is better.
-    draw:        (params on the devices, step) -> pictures [H, W, 3] uint8 by name, with every evaluation.
+    best_metric: the metric that decides; best_mode: whether more (`max`) or less (`min`) is better.
+    draw:        (params on the devices, step) -> pictures [H, W, 3] uint8 by name, at every evaluation.
     """
 
     measure: Callable[[Params, int], Mapping[str, Any]]
@@ -70,11 +71,11 @@ class Evaluation:
 
 
 class TrainResult(NamedTuple):
-    """state: at the last step. params, best_params: what is evaluated, of the last step and of the best evaluation.
+    """state: at the last step. params, best_params: evaluation parameters of the last step and of the best evaluation.
 
-    metrics, best_metrics: of the last and of the best evaluation; empty without one. best_step: where it was.
-    seconds_before: of training in earlier attempts, up to the checkpoint that this one resumed from. compilations: of
-    the update, one per batch shape.
+    metrics, best_metrics: of the last and the best evaluation; empty if there was none. best_step: step of the best.
+    seconds_before: training time of earlier attempts, up to the checkpoint from which this one resumed. compilations:
+    of the update, one per batch shape.
     """
 
     state: TrainState
@@ -104,16 +105,16 @@ def train(
 ) -> TrainResult:
     """Do `total_steps` updates of `step`, or resume from the last checkpoint in `workdir/checkpoints`.
 
-    A run that was stopped at any moment and started again with the same arguments ends with the same metrics and the
-    same weights, to the bit, as one that was not (same number of devices). On a GPU to the bit only where its
-    operations are deterministic, which costs speed: XLA_FLAGS=--xla_gpu_deterministic_ops=true in the environment.
-    Without it sums may be taken in another order from run to run, stopped or not.
+    A run that is interrupted at any moment and restarted with the same arguments ends with bit-identical metrics and
+    weights (on the same number of devices). On a GPU this requires deterministic operations, which cost speed: set
+    XLA_FLAGS=--xla_gpu_deterministic_ops=true in the environment.
+    Without it, the order of sums may differ from run to run, interrupted or not.
 
-    identity:   hashes of configuration and split, say; a checkpoint made under another identity is refused.
-    buckets:    how many batch shapes the data has: more compilations than that are reported.
+    identity:   for example hashes of configuration and split; a checkpoint with another identity is refused.
+    buckets:    number of batch shapes in the data; more compilations than that are reported.
     Writes `workdir/checkpoints/`, `workdir/metrics.jsonl` (keys `train/`, `eval/`, `time/`), `workdir/tensorboard/`,
-    `workdir/pictures/`. Raises UserError on a step that is not finite (naming step and term; the last good checkpoint
-    stays) and for everything a user can put right; KeyboardInterrupt after SIGTERM or Ctrl-C, when the checkpoint is
+    `workdir/pictures/`. Raises UserError for a step that is not finite (naming step and term; the last good checkpoint
+    stays) and for everything that a user can correct; KeyboardInterrupt after SIGTERM or Ctrl-C, once the checkpoint is
     written.
     """
     workdir = Path(workdir)
@@ -155,12 +156,12 @@ def train(
     compiled: dict[Any, Any] = {}
     in_flight: deque[jax.Array] = deque()
     alone = False
-    due = 0  # the step whose log line still waits for its numbers: they are fetched while the next step runs
+    due = 0  # the step whose log line is pending: its numbers are fetched while the next step runs
 
     def log(number: int) -> str:
         scalars, times = window.take(number), timer.take()
         published = {f"train/{k}": v for k, v in scalars.items()}
-        if protection is None:  # the time of a step follows the size of its batch
+        if protection is None:  # the duration of a step would reveal the size of its batch
             published |= {f"time/{k}": v for k, v in times.items()}
         writer.write_scalars(number, published)
         return f"loss {scalars['loss']:.4g}" if "loss" in scalars else ""
@@ -173,13 +174,13 @@ def train(
     try:
         with StopSignal() as stop, Progress(title, total_steps, start=start) as bar:
             for number, damage in checkpoints.damaged.items():
-                bar.say(f"warning: the checkpoint of step {number} is damaged and set aside: {damage}")
+                bar.say(f"warning: the checkpoint of step {number} is damaged and was set aside: {damage}")
             if start:
                 bar.say(f"resuming from the checkpoint of step {start}")
             if total_steps < wanted_steps:
                 bar.say(f"the privacy budget allows {total_steps} of {wanted_steps} steps")
             if protection is not None and checkpoints.latest() is None:
-                save(0, None)  # an attempt whose secret is lost would be paid for twice
+                save(0, None)  # an attempt whose secret is lost would cost its privacy twice
                 checkpoints.wait()
             for number in range(start + 1, total_steps + 1):
                 last = number == total_steps
@@ -206,7 +207,7 @@ def train(
                     note, due = log(due), 0
                 if last or is_due(number, intervals.log):
                     due = number
-                # 4. evaluate, save, stop: only a state that is known to be finite
+                # 4. evaluate, save, stop: only with a state that is known to be finite
                 stopping = stop.requested(number)
                 evaluating = evaluation is not None and (last or is_due(number, intervals.evaluation))
                 saving = last or is_due(number, intervals.checkpoint) or stopping
@@ -229,7 +230,7 @@ def train(
                     score = chosen(memory.last, evaluation.best_metric)
                     if as_good(score, memory.best.get(evaluation.best_metric), best_mode):
                         memory.best, memory.best_step, saving = memory.last, number, True
-                        metric = score  # given only for a new best checkpoint, which is kept
+                        metric = score  # set only for a new best checkpoint, which is kept
                 if saving:
                     with timer.spending("pause"):
                         save(number, metric)
@@ -240,7 +241,7 @@ def train(
                     raise KeyboardInterrupt(f"stopped at step {number}")
         checkpoints.wait()
     except jax.errors.JaxRuntimeError as error:
-        # another process may be gone, and a checkpoint would wait for it; one without memory is still there
+        # another process may have ended, and a checkpoint would wait for it; one that ran out of memory is still there
         alone = jax.process_count() > 1 and not is_out_of_memory(error)
         raise
     finally:
@@ -269,10 +270,10 @@ def train(
 
 @dataclass
 class Memory:
-    """What the loop remembers across restarts, kept in the checkpoint's meta: JSON.
+    """The loop's state across restarts, kept in the checkpoint's meta: JSON.
 
     clock: seconds of training so far, over all attempts. window: [step, metrics] since the last log line. last, best:
-    metrics of the last and of the best evaluation.
+    metrics of the last and the best evaluation.
     """
 
     clock: float = 0.0
@@ -283,18 +284,18 @@ class Memory:
 
 
 def check_identity(saved: Mapping[str, str], now: Mapping[str, str], where: Path) -> None:
-    """Refuse to resume from a checkpoint that another configuration or split made."""
+    """Refuse to resume from a checkpoint of another configuration or split."""
     for key in sorted(saved.keys() | now.keys()):
         if saved.get(key) != now.get(key):
             raise UserError(
                 f"the checkpoint was made with another {key}",
                 where=where,
-                todo="start in a new workdir, or go back to the settings that this one was started with",
+                todo="start in a new workdir, or restore the settings that this one was started with",
             )
 
 
 def protected(protection: Protection | None, number: int) -> dict[str, Any]:
-    """What a checkpoint of this step keeps of a protected training: entries of its meta."""
+    """Entries for protected training in the meta of a checkpoint of this step."""
     if protection is None:
         return {}
     ledger = protection.mechanism.ledger(number)
@@ -302,17 +303,17 @@ def protected(protection: Protection | None, number: int) -> dict[str, Any]:
 
 
 def check_protection(meta: Mapping[str, Any], protection: Protection | None, number: int, where: Path) -> None:
-    """Refuse to resume a protected training without protection, with another secret, or from another ledger.
+    """Refuse to resume protected training without protection, with another secret, or with another ledger.
 
-    A training has one sampling rate and one amount of noise: its budget was shown before it began.
+    Sampling rate and noise are fixed for the whole training: its budget was shown before it began.
     """
     wanted = json.loads(json.dumps(protected(protection, number)))
-    for name, words in ((SECRET, "another secret, or none"), ("ledger", "other settings of privacy")):
+    for name, words in ((SECRET, "another secret, or none"), ("ledger", "other privacy settings")):
         if meta.get(name) != wanted.get(name):
             raise UserError(
                 f"the checkpoint was made with {words}",
                 where=where,
-                todo="start in a new workdir, or go back to the settings that this one was started with",
+                todo="start in a new workdir, or restore the settings that this one was started with",
             )
 
 
@@ -323,15 +324,16 @@ def is_due(step: int, every: int) -> bool:
 def chosen(metrics: Mapping[str, float], name: str) -> float:
     if name not in metrics:
         todo = f"choose one of {', '.join(sorted(metrics))}"
-        raise UserError(f"the evaluation gives no {name!r}", where="best_metric", todo=todo)
+        raise UserError(f"the evaluation has no metric {name!r}", where="best_metric", todo=todo)
     return float(metrics[name])
 
 
 def as_good(metric: float, best: float | None, mode: str) -> bool:
-    """At least as good as the best so far: of equals the later wins, which has seen more, at lower rates.
+    """Whether a metric is at least as good as the best so far. Of equals the later one wins, since it has been trained
+    longer, at lower rates.
 
-    Equals are common where few lesions validate, and all are equal where none does. NaN is never good, and anything
-    else is better than nothing.
+    Ties are common with few lesions in the validation data, and with none all are equal. NaN is never good, and
+    anything else is better than no metric.
     """
     if math.isnan(metric):
         return False

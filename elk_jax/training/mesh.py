@@ -1,4 +1,4 @@
-"""Devices as a mesh ("data", "fsdp"): where parameters and batches lie, and per-image stages that stay on their shard.
+"""Devices as a mesh ("data", "fsdp"): placement of parameters and batches, and per-image steps that stay on a shard.
 
 The batch is split over both axes; parameters are split over "fsdp" only (ZeRO-3 style: the compiler gathers a layer's
 parameters where they are used). With fsdp=1 this is plain data parallelism.
@@ -23,11 +23,11 @@ from elk_jax.training.model import MapImages
 
 BATCH_AXES = ("data", "fsdp")
 SMALL = 2**16
-"""Parameters of fewer elements are replicated: gathering them would cost more than it saves."""
+"""Parameters with fewer elements are replicated: gathering them would cost more than it saves."""
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices of all processes (or the given ones); `data=-1` takes what `fsdp` leaves."""
+    """A mesh over all devices of all processes (or the given ones); `data=-1` uses what `fsdp` leaves."""
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     if fsdp < 1 or count % fsdp:
@@ -35,7 +35,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     data = count // fsdp if data == -1 else data
     if data * fsdp != count:
         raise UserError(
-            f"data={data} times fsdp={fsdp} is not the {count} devices", where="mesh", todo="set mesh.data=-1"
+            f"data={data} times fsdp={fsdp} does not equal {count} devices", where="mesh", todo="set mesh.data=-1"
         )
     return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
@@ -45,12 +45,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis over all devices."""
+    """The leading axis is split over all devices."""
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def leaf_spec(shape: tuple[int, ...], fsdp: int, small: int = SMALL) -> P:
-    """Split the largest axis that `fsdp` divides (the last of equals); replicate small and indivisible leaves."""
+    """Split the largest axis divisible by `fsdp` (the last of equals); replicate small and indivisible leaves."""
     divisible = [axis for axis, size in enumerate(shape) if size and size % fsdp == 0]
     if fsdp == 1 or not divisible or int(np.prod(shape)) < small:
         return P()
@@ -59,15 +59,15 @@ def leaf_spec(shape: tuple[int, ...], fsdp: int, small: int = SMALL) -> P:
 
 
 def tree_shardings(tree: Any, mesh: Mesh, small: int = SMALL) -> Any:
-    """A NamedSharding for every leaf (array or abstract shape) by `leaf_spec`: parameters, optimiser state and all."""
+    """A NamedSharding for every leaf (array or abstract shape) by `leaf_spec`: parameters, optimiser state and so on."""
     return jax.tree.map(lambda x: NamedSharding(mesh, leaf_spec(x.shape, mesh.shape["fsdp"], small)), tree)
 
 
 def init_sharded(init: Callable[..., Any], *args: Any, mesh: Mesh, small: int = SMALL) -> Any:
     """`init(*args)` laid out by `tree_shardings`.
 
-    With fsdp > 1 the tree is born sharded (shapes -> rules -> jit with out_shardings), so it never has to fit on one
-    device; otherwise `init` runs eagerly, which spares the compilation of one large program, and is replicated.
+    With fsdp > 1 the tree is created sharded (shapes -> rules -> jit with out_shardings), so it never has to fit on one
+    device. Otherwise `init` runs eagerly, which avoids compiling one large program, and the result is replicated.
     """
     if mesh.shape["fsdp"] > 1:
         shardings = tree_shardings(jax.eval_shape(init, *args), mesh, small)
@@ -76,12 +76,12 @@ def init_sharded(init: Callable[..., Any], *args: Any, mesh: Mesh, small: int = 
 
 
 def place(tree: Any, mesh: Mesh, small: int = SMALL) -> Any:
-    """Lay out a tree that every process holds in full (arrays of any kind). The result owns its buffers."""
+    """Place a tree that every process holds in full (arrays of any kind). The result owns its buffers."""
     return jax.tree.map(_put, tree, tree_shardings(tree, mesh, small))
 
 
 def place_constants(tree: Any, mesh: Mesh) -> Any:
-    """`place` for arrays that nothing donates: those that lie as they should are not copied."""
+    """`place` for arrays that are never donated: those already in place are not copied."""
 
     def put(x, sharding):
         return x if isinstance(x, jax.Array) and x.sharding == sharding else _put(x, sharding)
@@ -97,7 +97,7 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def on_host(tree: Any, mesh: Mesh) -> Any:
-    """The whole arrays of a tree on the devices, as NumPy, on every process; all of them must call this."""
+    """The complete arrays of a tree on the devices, as NumPy, on every process; all processes must call this."""
     if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
         tree = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
     return jax.device_get(tree)
@@ -106,8 +106,8 @@ def on_host(tree: Any, mesh: Mesh) -> Any:
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """Move a host batch onto the devices, split along its leading axis.
 
-    Every process passes its own part: the rows of the global batch that lie on its devices, in the order of the mesh.
-    The parts follow each other in process order, except on a TPU slice, whose mesh interleaves the processes.
+    Every process passes its own part: the rows of the global batch on its devices, in the order of the mesh. The parts
+    are in process order, except on a TPU slice, whose mesh interleaves the processes.
     """
     sharding = batch_sharding(mesh)
     local_devices = mesh.local_mesh.devices.size
@@ -117,7 +117,7 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
         if x.ndim == 0 or x.shape[0] % local_devices:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(
-                f"{name} of shape {x.shape} does not divide over {local_devices} devices",
+                f"{name} of shape {x.shape} cannot be divided among {local_devices} devices",
                 where="batch",
                 todo="choose a batch size that is a multiple of the number of devices",
             )
@@ -129,12 +129,12 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def check_micro_batches(batch_size: int, accumulate: int, mesh: Mesh) -> None:
-    """Raise UserError where a global batch cut into `accumulate` parts does not give every device whole examples."""
+    """Raise UserError if a global batch in `accumulate` parts does not give every device whole examples."""
     if batch_size % (accumulate * mesh.size):
         raise UserError(
-            f"a batch of {batch_size} in {accumulate} micro-batches does not divide over {mesh.size} devices",
+            f"a batch of {batch_size} in {accumulate} micro-batches cannot be divided among {mesh.size} devices",
             where="accumulate",
-            todo=f"choose a batch size that is a multiple of {accumulate * mesh.size}, or accumulate less",
+            todo=f"choose a batch size that is a multiple of {accumulate * mesh.size}, or a smaller accumulate",
         )
 
 
@@ -142,13 +142,13 @@ def shard_map_images(mesh: Mesh) -> MapImages:
     """A drop-in for `jax.vmap` of per-image functions that never moves data between devices.
 
     `shard_map_images(mesh)(fn)(*args)`: every leaf of args and of the result has the batch as leading axis, a multiple
-    of the number of devices. Each device maps `fn` over its own images. Under plain jit a batch-sharded `lax.top_k`
-    (JAX 0.10) gathers the whole batch on every device first. `fn` may close over constants, not over sharded arrays.
+    of the number of devices. Each device maps `fn` over its own images. Under plain jit, a batch-sharded `lax.top_k`
+    (JAX 0.10) first gathers the whole batch on every device. `fn` may close over constants, not over sharded arrays.
     """
 
     def map_images(fn: Callable[..., Any]) -> Callable[..., Any]:
-        # Loop carries inside fn start from constants; the check of varying axes would refuse them, and there is no
-        # collective in fn that it could protect.
+        # Loop carries inside fn start from constants, which the check of varying axes would refuse; fn has no
+        # collective that the check could protect.
         return jax.shard_map(jax.vmap(fn), mesh=mesh, in_specs=P(BATCH_AXES), out_specs=P(BATCH_AXES), check_vma=False)
 
     return map_images
@@ -157,7 +157,7 @@ def shard_map_images(mesh: Mesh) -> MapImages:
 def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, traced with `mesh` as JAX's ambient mesh.
 
-    There kernels that the compiler cannot split learn how a batch is split over devices (`diffusion/attention.py`).
+    Kernels that the compiler cannot split read from it how a batch is split over devices (`diffusion/attention.py`).
     """
 
     @functools.wraps(function)
@@ -169,17 +169,17 @@ def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
-    """Join the other processes of this run, as `cluster.find` describes them; does nothing for a run of one process.
+    """Join the other processes of this run, as described by `cluster.find`; does nothing for a single-process run.
 
-    Call before any other use of JAX. Raises UserError where the others cannot be joined, or only half of them is
-    described.
+    Call this before any other use of JAX. Raises UserError if the others cannot be joined, or if their description is
+    incomplete.
     """
     described = cluster.find(environment)
     if described is None:
         return
     try:
         jax.distributed.initialize(**described)
-        # Gloo gives the first collective 30 s to find the others, later ones any time: meet while all are here
+        # Gloo gives the first collective 30 s to find the others, later ones any time: meet while all are present
         if jax.distributed.is_initialized():
             multihost_utils.sync_global_devices("joined")
     except (RuntimeError, ValueError) as error:

@@ -11,7 +11,7 @@ import jax
 Params = Any
 """A pytree of float32 arrays. Models keep no other state."""
 Constants = Any
-"""A pytree of arrays that a loss or a prediction reads and nobody trains."""
+"""A pytree of arrays that a loss or a prediction reads and that are never trained."""
 Batch = Mapping[str, jax.Array]
 """Arrays with the examples along the leading axis, [B, ...]."""
 Metrics = dict[str, jax.Array]
@@ -22,23 +22,23 @@ MapImages = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model family as pure functions. Who calls them passes `constants`, and chooses `map_images`.
+    """A model family as pure functions. The caller passes `constants` and chooses `map_images`.
 
     init:        rng -> params.
     loss:        (params, constants, batch, rng, map_images) -> (scalar, metrics). Means are over the GLOBAL batch.
     predict:     (params, constants, batch, map_images) -> dict of arrays with leading axis B.
-    per_example: whether the loss of a batch is the sum or the mean of one term per valid example, where a term follows
-                 from its own example, params, constants and random numbers only. Then the gradient is the sum or mean
-                 of per-example gradients, and these can be clipped one by one, as private training does. False where
-                 examples meet: a normaliser that is counted over the batch (a detector's sampled anchors and RoIs),
-                 statistics of the batch, weights that depend on which other examples are in it.
-    frozen:      regular expressions (re.search on 'a/b/c' parameter paths) that are never trained, whatever the
-                 configuration sets.
-    statistics:  regular expressions of the parameters that are running statistics of batches. What the loss says is
-                 their gradient is a step that is subtracted as it is, by any recipe: no optimiser, no rate, no part in
-                 norms (see `backbones.norms.BatchNorm`). Where there are any, images meet, and privacy is refused.
+    per_example: whether the loss of a batch is the sum or the mean of one term per valid example, where a term depends
+                 only on its own example, params, constants and random numbers. Then the gradient is the sum or mean of
+                 per-example gradients, and these can be clipped one by one, as in private training. False if examples
+                 interact: a normaliser counted over the batch (a detector's sampled anchors and RoIs), statistics of
+                 the batch, weights that depend on the other examples.
+    frozen:      regular expressions (re.search on 'a/b/c' parameter paths) of parameters that are never trained,
+                 whatever the configuration sets.
+    statistics:  regular expressions of the parameters that are running statistics of batches. Their "gradient" from the
+                 loss is a step that is subtracted unchanged, by any recipe: no optimiser, no rate, no part in norms
+                 (see `backbones.norms.BatchNorm`). With statistics, examples interact, and privacy is refused.
     constants:   arrays that are read and never trained: a teacher, an autoencoder, the base of low-rank adapters. They
-                 are not averaged, not in checkpoints and not in the result of a training.
+                 are not averaged, and are in neither checkpoints nor the training result.
     """
 
     init: Callable[[jax.Array], Params]
@@ -52,18 +52,18 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Game:
-    """Two players as pure functions: what a `Model` is to a training with one loss.
+    """Two players as pure functions: the counterpart of a `Model` for training with two losses.
 
     init:     rng -> {GENERATOR: params, DISCRIMINATOR: params}.
-    draw:     (rng, batch) -> what the generator is given beside its params: noise, classes.
-    generate: (generator, constants, drawn) -> what it makes, an array or a tree of arrays.
+    draw:     (rng, batch) -> the generator's input besides its params: noise, classes.
+    generate: (generator, constants, drawn) -> generated examples, an array or a tree of arrays.
     discriminator_loss: (discriminator, constants, batch, drawn, made, rng) -> (scalar, metrics).
     generator_loss:     (discriminator, constants, drawn, made, rng) -> (scalar, metrics).
     predict:  (generator, constants, batch, map_images) -> dict of arrays with leading axis B.
 
-    Means are over the GLOBAL batch. constants: as of a `Model`. per_example: whether the loss of the discriminator is
-    the mean over valid examples of one term each, which follows from the example, what is made in its place, params,
-    constants and random numbers only; as of a `Model`.
+    Means are over the GLOBAL batch. constants: as in `Model`. per_example: as in `Model`: whether the loss of the
+    discriminator is the mean over valid examples of one term each, which depends only on the example, the example
+    generated alongside it, params, constants and random numbers.
     """
 
     init: Callable[[jax.Array], Params]
@@ -77,7 +77,7 @@ class Game:
 
 
 class Predictor(Protocol):
-    """What predicts: a `Model`, a `Game`, or what was never trained step by step. Both as of a `Model`."""
+    """Anything that predicts: a `Model`, a `Game`, or a predictor not trained in steps. Both fields as in `Model`."""
 
     @property
     def predict(self) -> Callable[[Params, Constants, Batch, MapImages], dict[str, jax.Array]]: ...

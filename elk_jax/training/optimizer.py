@@ -1,4 +1,4 @@
-"""From a configuration to one optax transformation: decay, learning rates and freezing by regular expression.
+"""One optax transformation from a configuration: decay, learning rates and freezing by regular expression.
 
 Expressions are matched with `re.search` against parameter paths such as `backbone/stem/conv/kernel`.
 """
@@ -24,13 +24,12 @@ NORMS_AND_BIASES = (r"(^|/)(bias|scale)$", r"(?i)(norm|(^|[/_])(bn|gn|ln))[_\d]*
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """name: `sgd` (torch's and detectron2's: the decay is added to the gradient, then momentum) or `adamw` (decoupled).
+    """name: `sgd` (as in torch and detectron2: decay is added to the gradient, then momentum) or `adamw` (decoupled).
 
-    clip_norm: the gradient over all trainable parameters is scaled down to this L2 norm; 0 switches it off.
-    no_decay: expressions of the parameters that weight decay spares. An expression here may match nothing.
-    multipliers: (expression, factor) pairs on the learning rate; the first that matches a parameter counts.
-    frozen: expressions of the parameters that are not trained: no update, no decay, no optimiser state, not in the
-    norm.
+    clip_norm: the gradient over all trainable parameters is scaled down to this L2 norm; 0 switches clipping off.
+    no_decay: expressions of parameters without weight decay. An expression here may match nothing.
+    multipliers: (expression, factor) pairs for the learning rate; the first that matches a parameter applies.
+    frozen: expressions of parameters that are not trained: no update, no decay, no optimiser state, not in the norm.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -54,7 +53,7 @@ class OptimizerConfig:
 
 
 FOLLOWED = 2
-"""Of running statistics, beside True and False of what is trained and what is not, with which it is sorted."""
+"""Label of running statistics, beside True (trained) and False (not trained), with which it is sorted."""
 
 
 def paths(params: Params) -> Any:
@@ -65,9 +64,9 @@ def paths(params: Params) -> Any:
 
 
 def matches(params: Params, patterns: Iterable[str], where: str, *, may_miss: bool = False) -> Any:
-    """Tree of bools: does any of `patterns` match the leaf's path?
+    """Tree of bools: whether any of `patterns` matches the leaf's path.
 
-    Raises UserError for a malformed expression, and for one that matches no parameter unless `may_miss`.
+    Raises UserError for a malformed expression and, unless `may_miss`, for one that matches no parameter.
     """
     names = paths(params)
     flat = jax.tree.leaves(names)
@@ -77,13 +76,13 @@ def matches(params: Params, patterns: Iterable[str], where: str, *, may_miss: bo
             raise UserError(
                 f"the expression {expression.pattern!r} matches no parameter",
                 where=where,
-                todo=f"parameters are called like {', '.join(flat[i] for i in spread(len(flat), 5))}",
+                todo=f"examples of parameter names: {', '.join(flat[i] for i in spread(len(flat), 5))}",
             )
     return jax.tree.map(lambda name: any(expression.search(name) for expression in compiled), names)
 
 
 def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
-    """`re.compile` whose error is a UserError."""
+    """`re.compile`, with UserError for a bad expression."""
     try:
         return re.compile(pattern)
     except re.error as error:
@@ -93,8 +92,8 @@ def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
 def trainable_mask(
     params: Params, config: OptimizerConfig, frozen: Iterable[str] = (), statistics: Iterable[str] = ()
 ) -> Any:
-    """Tree of bools, True where a parameter is trained. frozen, statistics: the model's own expressions (`Model`),
-    beside the config's."""
+    """Tree of bools, True for trained parameters. frozen, statistics: the model's own expressions (`Model`), in
+    addition to the config's."""
     by_model = matches(params, (*frozen, *statistics), "the model's frozen parameters", may_miss=True)
     by_config = matches(params, config.frozen, "optimizer.frozen")
     trainable = jax.tree.map(lambda a, b: not (a or b), by_model, by_config)
@@ -106,8 +105,8 @@ def trainable_mask(
 def followed_mask(params: Params, config: OptimizerConfig, statistics: Iterable[str] = ()) -> Any:
     """Tree of bools, True for running statistics, which follow the batches.
 
-    UserError for an expression of the config that freezes some: the training would read those of the batch all the
-    same, and predictions others.
+    UserError for an expression of the config that freezes some of them: training would still use the statistics of the
+    batch, and predictions would use others.
     """
     own = matches(params, statistics, "the model's statistics", may_miss=True)
     for pattern in config.frozen:
@@ -115,7 +114,7 @@ def followed_mask(params: Params, config: OptimizerConfig, statistics: Iterable[
         names = [name for name, both in zip(jax.tree.leaves(paths(params)), jax.tree.leaves(frozen)) if both]
         if names:
             what = f"the expression {pattern!r} freezes {names[0]}, a running statistic of a norm that reads the batch"
-            todo = r"choose norm=affine_bn, or spare them: '^(?!.*/norm/(mean|var)$)' before what is to be frozen"
+            todo = r"choose norm=affine_bn, or exclude statistics with '^(?!.*/norm/(mean|var)$)' before the expression"
             raise UserError(what, where="optimizer.frozen", todo=todo)
     return own
 
@@ -130,7 +129,7 @@ def build(
     """The transformation for `params` (arrays or abstract shapes; only their paths are read).
 
     Order: clip the global norm -> (sgd) add decay, momentum | (adamw) Adam, add decay -> learning rate ->
-    multipliers. Running statistics take their step as it is.
+    multipliers. The step of running statistics is applied unchanged.
     """
     trainable = trainable_mask(params, config, frozen, statistics)
     spared = matches(params, config.no_decay, "optimizer.no_decay", may_miss=True)
@@ -147,7 +146,7 @@ def build(
     parts += _scales(params, config.multipliers, trainable)
     follows = followed_mask(params, config, statistics)
     kinds: dict[int, optax.GradientTransformation] = {True: optax.chain(*parts), False: optax.set_to_zero()}
-    if any(jax.tree.leaves(follows)):  # else the state stays as that of models without statistics
+    if any(jax.tree.leaves(follows)):  # otherwise the state stays that of models without statistics
         kinds[FOLLOWED] = optax.scale(-1.0)
     return optax.partition(kinds, jax.tree.map(lambda t, f: FOLLOWED if f else bool(t), trainable, follows))
 

@@ -1,4 +1,4 @@
-"""The prediction of a model on a mesh, as evaluations, launch scripts, plans and benchmarks compile it."""
+"""Prediction on a mesh, as compiled by evaluations, launch scripts, plans and benchmarks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from elk_jax.training.model import Batch, Constants, Params, Predictor
 
 
 def on_mesh(model: Predictor, mesh: Mesh, echo: Sequence[str] = ()) -> Any:
-    """The jitted function (params, constants, batch) -> (what `model.predict` finds, the keys `echo` of the batch).
+    """The jitted function (params, constants, batch) -> (result of `model.predict`, the keys `echo` of the batch).
 
-    Both are whole on every process, although each of them has only its part of the batch.
+    Both are complete on every process, although each process has only its part of the batch.
     """
     map_images = meshes.shard_map_images(mesh)
 

@@ -1,4 +1,4 @@
-"""The settings of every training; the recipe of a task inherits them and adds model and data."""
+"""Settings of every training run; the recipe of a task inherits them and adds model and data."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MOST_FOLDS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
-    """steps: updates of the whole training. accumulate: micro-batches that a batch is split into.
+    """steps: updates of the whole training run. accumulate: micro-batches per batch.
 
-    ema_decay: of the smoothed parameters, which are then the ones that are evaluated and kept; 0 for none.
+    ema_decay: of the averaged parameters, which are then the ones evaluated and kept; 0: no averaging.
     checkpoint_every, eval_every: in steps; 0: only at the end. folds: of a cross-validation over the patients of the
-    training and validation splits, by which the steps and thresholds are chosen before the model is trained on all of
-    them; 0: the validation split alone chooses. refit: False: the folds together are the model, an ensemble, and
-    nothing is trained after them. privacy: of the training data; None: they are not protected.
+    training and validation splits, which selects the number of steps and the thresholds before the model is trained on
+    all of them; 0: the validation split selects them. refit: if False, the folds together are the model, an ensemble,
+    and nothing is trained after them. privacy: of the training data; None: no protection.
     """
 
     steps: Annotated[int, AtLeast(1)] = 300
@@ -42,31 +42,31 @@ class TrainingRecipe:
 
     def __post_init__(self) -> None:
         if self.folds == 1:
-            raise UserError("one fold leaves no patient to train on", where="folds", todo="give 2 at least, or 0")
+            raise UserError("one fold leaves no patient to train on", where="folds", todo="give at least 2, or 0")
         if not self.refit and not self.folds:
-            what = "refit is False with no folds to make an ensemble of"
+            what = "refit is False, but there are no folds for an ensemble"
             raise UserError(what, where="refit", todo="set folds, or refit=True")
         if self.privacy is not None and self.folds:
-            what = f"folds is {self.folds} in a private training, whose promise counts no choice on protected patients"
-            raise UserError(what, where="folds", todo="set it to 0, and choose on other people's data")
+            what = f"folds is {self.folds} in private training, whose budget covers no selection on protected patients"
+            raise UserError(what, where="folds", todo="set it to 0, and select on data of other patients")
         if self.privacy is not None and self.accumulate > 1:
-            todo = "set privacy.micro_batch, the units of a device at once, and leave accumulate at 1"
-            raise UserError(f"accumulate is {self.accumulate} in a private training", where="accumulate", todo=todo)
-        schedules.build(self.schedule, self.steps)  # milestones in an order that only the number of steps shows
+            todo = "set privacy.micro_batch (units on a device at once) instead, and leave accumulate at 1"
+            raise UserError(f"accumulate is {self.accumulate} in private training", where="accumulate", todo=todo)
+        schedules.build(self.schedule, self.steps)  # checks milestones whose order depends on the number of steps
 
     @property
     def releases(self) -> int:
-        """Noisy gradients of a private step, each of a separate batch."""
+        """Noisy gradients per private step, each from a separate batch."""
         return 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialRecipe(TrainingRecipe):
-    """The settings of a training of two players: `optimizer`, `schedule`, `steps` and `ema_decay` are the generator's.
+    """Settings for training two players: `optimizer`, `schedule`, `steps` and `ema_decay` are the generator's.
 
-    ratio: updates of the discriminator for each of the generator, each on its own part of the batch.
-    discriminator_optimizer, discriminator_schedule: of its updates, `ratio * steps` in all. privacy: of the data of the
-    discriminator, which alone sees them.
+    ratio: updates of the discriminator per update of the generator, each on its own part of the batch.
+    discriminator_optimizer, discriminator_schedule: for its updates, `ratio * steps` in total. privacy: of the
+    discriminator's data; only the discriminator sees data.
     """
 
     ratio: Annotated[int, AtLeast(1)] = 1
@@ -77,8 +77,8 @@ class AdversarialRecipe(TrainingRecipe):
         super().__post_init__()
         schedules.build(self.discriminator_schedule, self.steps * self.ratio)
         if self.accumulate > 1:
-            what = f"accumulate is {self.accumulate} in a training of two players"
-            raise UserError(what, where="accumulate", todo="leave it at 1, and make the batch smaller")
+            what = f"accumulate is {self.accumulate} in training with two players"
+            raise UserError(what, where="accumulate", todo="leave it at 1, and reduce the batch size")
 
     @property
     def releases(self) -> int:

@@ -16,13 +16,13 @@ from elk_jax.errors import UserError
 from elk_jax.fields import AtLeast, Checked
 
 Steps = Annotated[int | float, AtLeast(0)]
-"""A number of steps, or, as a float below 1, a share of all steps."""
+"""A number of steps or, as a float below 1, a share of all steps."""
 Factor = Annotated[float, AtLeast(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupMultistep(Checked):
-    """`base * warmup(step) * gamma ** (number of milestones <= step)`, as detectron2's WarmupMultiStepLR.
+    """`base * warmup(step) * gamma ** (number of milestones <= step)`, as in detectron2's WarmupMultiStepLR.
 
     For step < warmup_steps, warmup is `factor * (1 - a) + a` with a = step / warmup_steps (linear), or `factor`
     (constant); from warmup_steps on it is 1. Milestones decay the rate during warm-up too.
@@ -63,12 +63,12 @@ Schedule = WarmupMultistep | WarmupCosine | Constant
 
 
 def build(schedule: Schedule, total_steps: int) -> optax.Schedule:
-    """The rate of every step of a run of `total_steps`. UserError where the milestones, as steps, do not increase."""
+    """The rate at every step of a run of `total_steps`. UserError if the milestones, in steps, do not increase."""
     warmup = in_steps(schedule.warmup_steps, total_steps)
     if isinstance(schedule, WarmupMultistep):
         milestones = [in_steps(one, total_steps) for one in schedule.milestones]
         if milestones != sorted(milestones):
-            raise UserError(f"milestones must be increasing, got {tuple(milestones)}", where="schedule.milestones")
+            raise UserError(f"milestones must increase, but are {tuple(milestones)}", where="schedule.milestones")
         return _warmup_multistep(schedule, warmup, np.asarray(milestones, np.int32))
     if isinstance(schedule, WarmupCosine):
         return _warmup_cosine(schedule, warmup, total_steps)

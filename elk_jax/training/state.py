@@ -1,4 +1,4 @@
-"""The state of a training run from step to step: one plain pytree."""
+"""The state of a training run between steps: one plain pytree."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from elk_jax.training.model import Params
 
 
 class TrainState(NamedTuple):
-    """Of every kind of training: with several players, trees by player.
+    """State of any kind of training; with several players, trees by player.
 
-    step: int32 scalar, updates done so far. params, opt_state: any trees. ema_params: smoothed parameters, perhaps of a
-    part alone; None when smoothing is off.
+    step: int32 scalar, updates so far. params, opt_state: any trees. ema_params: averaged parameters, possibly of a
+    part only; None without averaging.
     """
 
     step: jax.Array
@@ -25,12 +25,12 @@ class TrainState(NamedTuple):
 
 
 def evaluation_params(state: TrainState) -> Params:
-    """The parameters to evaluate and to ship: the smoothed ones where they are kept."""
+    """The parameters to evaluate and to ship: the averaged ones if they exist."""
     return state.params if state.ema_params is None else state.ema_params
 
 
 def create(params: Params, tx: optax.GradientTransformation, ema: bool) -> TrainState:
-    """A state at step 0. The smoothed parameters start as a copy (their own buffers: the step donates them all)."""
+    """A state at step 0. The averaged parameters start as a copy (with their own buffers: the step donates all)."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -42,7 +42,7 @@ def create(params: Params, tx: optax.GradientTransformation, ema: bool) -> Train
 def update_ema(ema_params: Params, params: Params, step: jax.Array, decay: float) -> Params:
     """Exponential moving average with warm-up: the decay at step t (from 0) is min(decay, (1 + t) / (10 + t)).
 
-    Written so that a parameter that never changes (frozen) keeps exactly its value.
+    Written so that a parameter that never changes (frozen) keeps its exact value.
     """
     rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda e, p: (e + rate.astype(p.dtype) * (p - e)).astype(e.dtype), ema_params, params)

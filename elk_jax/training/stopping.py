@@ -1,4 +1,4 @@
-"""Stopping a run from outside: SIGTERM and Ctrl-C."""
+"""Stopping a run by SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from jax.experimental import multihost_utils
 
 
 class StopSignal:
-    """Notes SIGTERM and Ctrl-C so that the loop can stop between two steps; a second Ctrl-C acts at once."""
+    """Records SIGTERM and Ctrl-C so that the loop can stop between two steps; a second Ctrl-C acts at once."""
 
     def __init__(self) -> None:
         self._seen = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        # With several processes JAX's own service catches SIGTERM and finds a step common to all of them.
-        # Outside the main thread signals are somebody else's business.
+        # With several processes, JAX's own service catches SIGTERM and finds a step common to all of them.
+        # Outside the main thread, signals are handled elsewhere.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)

@@ -1,4 +1,4 @@
-"""Where the time and the memory of a run go."""
+"""Time and memory of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jax
 
 
 class Timer:
-    """Where the time goes between two log lines. `before`: seconds of earlier attempts."""
+    """Time spent on what between two log lines. `before`: seconds of earlier attempts."""
 
     def __init__(self, before: float = 0.0):
         self._before, self._began = before, time.monotonic()
@@ -31,7 +31,7 @@ class Timer:
 
     @contextlib.contextmanager
     def spending(self, what: Literal["data", "pause", "compile"]) -> Iterator[None]:
-        """data: waiting for it. pause: evaluation and saving, which are not part of a training step."""
+        """data: waiting for data. pause: evaluation and saving, which are not part of a training step."""
         start = time.monotonic()
         try:
             yield
@@ -56,7 +56,7 @@ class Timer:
 
 
 def peak_memory() -> int:
-    """Bytes: of the first device where it keeps count, else of this process."""
+    """Peak memory in bytes: of the first device if it keeps count, else of this process."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]

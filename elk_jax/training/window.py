@@ -1,4 +1,4 @@
-"""Metrics on their way from the device to the log, and the check that they are finite."""
+"""Metrics between the device and the log, and the check that they are finite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from elk_jax.errors import UserError
 
 
 class Window:
-    """The metrics of the steps since the last log line; they stay on the device until somebody asks."""
+    """The metrics of the steps since the last log line; they stay on the device until requested."""
 
     def __init__(self, steps=()):
         self._steps: list[list[Any]] = [list(entry) for entry in steps]
@@ -28,7 +28,7 @@ class Window:
         return [list(entry) for entry in self._steps]
 
     def take(self, last: int) -> dict[str, float]:
-        """Means over the steps up to `last`, which leave the window; the learning rate is the last one's."""
+        """Means over the steps up to `last`, which leave the window; the learning rate is that of the last step."""
         count = sum(step <= last for step, _ in self._steps)
         self._fetch(count)
         taken = [metrics for _, metrics in self._steps[:count]]
@@ -46,15 +46,15 @@ class Window:
                 raise UserError(
                     f"step {entry[0]}: {term} is {entry[1][term]}",
                     where="training",
-                    todo="lower the learning rate or clip the gradient (optimizer.clip_norm), and look at "
-                    "the data; the last checkpoint is from before this step",
+                    todo="lower the learning rate or clip the gradient (optimizer.clip_norm), and check the data; "
+                    "the last checkpoint is from before this step",
                 )
 
 
 def first_nonfinite(metrics: Mapping[str, float]) -> str | None:
-    """The name of the first non-finite value of a step that is not `finite`: loss terms, then their sum, then norms.
+    """The name of the first non-finite value in a step that is not `finite`: loss terms, then their sum, then norms.
 
-    metrics: one step's, on the host. None for a finite step.
+    metrics: of one step, on the host. None for a finite step.
     """
     if metrics["finite"]:
         return None

@@ -18,11 +18,11 @@ from elk_jax.errors import UserError, from_os_error
 
 
 class Writer:
-    """Writes under `folder`: `metrics.jsonl`, one object `{"step": ..., ...}` a line, and `tensorboard/`.
+    """Writes under `folder`: `metrics.jsonl`, one object `{"step": ..., ...}` per line, and `tensorboard/`.
 
-    Only process 0 writes. `resume_step` is the step a run resumes from (0 for a new one): what an earlier attempt wrote
-    for later steps is dropped, so that the file ends up as that of an uninterrupted run, except for keys that begin
-    with `time/`: wall-clock measurements go there and nowhere else.
+    Only process 0 writes. `resume_step` is the step from which a run resumes (0 for a new one): entries of an earlier
+    attempt for later steps are dropped, so that the file equals that of an uninterrupted run, except for keys that
+    begin with `time/`, which hold all wall-clock measurements.
     """
 
     def __init__(self, folder: str | os.PathLike, *, resume_step: int = 0, tensorboard: bool = True):
@@ -39,7 +39,7 @@ class Writer:
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            # events of steps >= purge_step are hidden; a fresh run has nothing to hide
+            # events of steps >= purge_step are hidden; a new run has none to hide
             purge = resume_step + 1 if resume_step else None
             self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=purge)
 
@@ -77,7 +77,7 @@ class Writer:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut off by a crash is left out. [] where there is no file.
+    """The lines of a metrics.jsonl, without a last line truncated by a crash. [] if there is no file.
 
     UserError for any other line that is not a record.
     """
@@ -85,7 +85,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def start_after(path: Path, step: int) -> None:
-    """Make a metrics.jsonl of the lines up to `step`, without a broken last one: an empty file for step 0."""
+    """Reduce a metrics.jsonl to the lines up to `step`, without a broken last one; an empty file for step 0."""
     kept = [line for record, line in _lines(path) if record["step"] <= step] if step else []
     files.write_bytes(path, b"".join(kept))
 
@@ -97,13 +97,13 @@ def _lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
     found = []
     for number, line in enumerate(files.read_bytes(path).splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
-            break  # cut off by a crash: a line is written with its end
+            break  # truncated by a crash: a line is written together with its newline
         try:
             record = json.loads(line)
         except ValueError:
             record = None
         if not isinstance(record, dict) or type(record.get("step")) is not int:
-            todo = "remove the line: the other lines are used as they are"
+            todo = "remove the line; the others can be used unchanged"
             raise UserError(f"line {number} is damaged", where=path, todo=todo)
         found.append((record, line))
     return found

@@ -91,9 +91,9 @@ def test_the_same_warp_is_found_in_larger_images_of_different_sizes(breast):
 
 def test_what_cannot_be_aligned_says_so(breast):
     low, subtracted, _ = breast
-    assert register(np.zeros_like(low), subtracted).failure == "no breast to be seen"
+    assert register(np.zeros_like(low), subtracted).failure == "no breast visible"
     noise = np.random.default_rng(0).random((SIDE, SIDE)).astype(np.float32)
-    assert "edges agree by" in register(noise, subtracted).failure
+    assert "edges correlate" in register(noise, subtracted).failure
     assert np.array_equal(register(low, subtracted).matrix, register(low, subtracted).matrix)
 
 

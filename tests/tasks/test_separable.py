@@ -108,7 +108,7 @@ def standardised(model):
 
 
 def is_refused(model, examples):
-    with refused("change each other's gradients", where="privacy"):
+    with refused("affect each other's gradients", where="privacy"):
         check_examples(model, examples)
 
 

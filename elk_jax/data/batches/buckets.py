@@ -1,6 +1,6 @@
 """Canvases of padded batches: every image is assigned to one, and a training step is compiled once for each.
 
-A bucket is the number of a canvas. No pixel is read here.
+A bucket is the number of a canvas. No pixels are read here.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from elk_jax.images.schema import ImageInfo
 Canvas = tuple[int, int]
 """(height, width) in px."""
 Side = Annotated[int, SIDE]
-"""Of a canvas, px: of the largest mammograms, with room to spare. The memory of a batch grows with its square."""
+"""Largest side of a canvas, px: that of the largest mammograms, with room to spare. A batch's memory grows with its
+square."""
 Canvases = tuple[tuple[Side, Side], ...]
-"""As a setting."""
+"""A canvas as a setting."""
 MULTIPLE = 32
 
 
@@ -45,9 +46,9 @@ def choose_buckets(infos: Sequence[ImageInfo], resize: Resize, augmentation: Aug
 def assign_buckets(
     infos: Sequence[ImageInfo], buckets: Sequence[Canvas], resize: Resize, augmentation: Augmentation
 ) -> np.ndarray:
-    """Bucket [n] of each record: the smallest canvas that holds it; with jitter, the one it fills best.
+    """Bucket [n] of each record: the smallest canvas that holds it; with jitter, the one that it fills best.
 
-    UserError that names the first record that fits no bucket.
+    UserError for the first record that fits no bucket.
     """
     area = np.array([height * width for height, width in buckets])
     chosen = np.zeros(len(infos), int)

@@ -1,7 +1,7 @@
-"""From a source to an inpainter's batches: close-ups of lesions, and of healthy tissue with masks like lesions.
+"""From a source to an inpainter's batches: close-ups of lesions, and of healthy tissue with lesion-like masks.
 
 Shapes: B batch, W side of the square window in the image's pixels, S side of the model's picture. A batch is a
-function of (seed, batch number) alone.
+function of (seed, batch number) only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CloseupBatch(TypedDict):
     """One batch of close-ups, a plain dict of arrays."""
 
     image: np.ndarray  # [B, S, S, 1] float32 in [0, 1]
-    mask: np.ndarray  # [B, S, S, 1] float32, 1 where the lesion (or the place of one) is
+    mask: np.ndarray  # [B, S, S, 1] float32, 1 over the lesion (or the place for one)
     lesion: np.ndarray  # [B] float32, 1 for a lesion, 0 for healthy tissue under the mask
     index: np.ndarray  # [B] int32, which image of the source
     valid: np.ndarray  # [B] bool, False for examples that only fill the last batch
@@ -43,10 +43,10 @@ class CloseupConfig(Reading):
     """How a source becomes close-ups.
 
     window: W, native pixels.
-    margin: of a lesion's width and height, by which the mask reaches beyond its box on each side. Lesions that do not
-        fit into the window with it are left out.
+    margin: share of a lesion's width and height by which the mask extends beyond its box on each side. Lesions that do
+        not fit into the window with it are left out.
     batch_size: of the GLOBAL batch, over all hosts.
-    tissue_share: of the examples that show healthy tissue under the mask instead of a lesion.
+    tissue_share: share of the examples that show healthy tissue under the mask instead of a lesion.
     horizontal_flip, vertical_flip: probabilities. gain: grey values are multiplied by 1 - gain to 1 + gain.
     """
 
@@ -60,17 +60,17 @@ class CloseupConfig(Reading):
 
     @property
     def largest(self) -> int:
-        """Native pixels that both sides of a lesion's box must be below."""
+        """Upper limit, in native pixels, of both sides of a lesion's box (exclusive)."""
         return int(self.window / (1 + 2 * self.margin))
 
 
 def train_closeups(
     source: ImageSource, config: CloseupConfig, size: int, seed: int, process_index: int = 0, process_count: int = 1
 ) -> Stream[CloseupBatch]:
-    """Endless batches of random close-ups. Every lesion comes once an epoch, at a new place of a new window; where
-    healthy tissue is drawn (`tissue_share`), it takes the place of a lesion.
+    """Endless batches of random close-ups. Every lesion occurs once an epoch, at a new place in a new window; healthy
+    tissue, if drawn (`tissue_share`), replaces a lesion.
 
-    size: S. UserError: no lesion fits into the window, no image has healthy tissue where some is wanted, batch size
+    size: S. UserError: no lesion fits into the window, no image has healthy tissue although some is wanted, batch size
     not divisible by the number of hosts, unreadable image (when it is reached).
     """
     make = shuffled(source, config, size, seed, process_index, process_count)
@@ -88,7 +88,7 @@ def shuffled(
 
 
 def apart(source: ImageSource, config: CloseupConfig, size: int, sizes: AreaRule) -> tuple[Augmented, list[ImageInfo]]:
-    """(number of a lesion -> an example of it; the image of every lesion), for a training whose examples are protected.
+    """(number of a lesion -> an example of it; the image of every lesion), for private training.
 
     size: S. sizes: of the masks over healthy tissue. UserError: no lesion fits into the window.
     """
@@ -99,7 +99,7 @@ def apart(source: ImageSource, config: CloseupConfig, size: int, sizes: AreaRule
 def eval_closeups(
     source: ImageSource, config: CloseupConfig, size: int, seed: int, count: int = 0
 ) -> Iterator[CloseupBatch]:
-    """`count` lesions (0: all that fit) in order, each in one random window that is the same every time; no flips.
+    """`count` lesions (0: all that fit) in order, each in one random window that is always the same; no flips.
 
     size: S. Lesions are spread over the whole source. The last batch is filled with copies whose `valid` is False.
     """
@@ -118,10 +118,10 @@ def cached_closeups(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Stream[dict[str, np.ndarray]]:
-    """Endless batches of examples that are in memory (arrays with a leading axis), in a new order every epoch.
+    """Endless batches of examples held in memory (arrays with a leading axis), in a new order every epoch.
 
-    origin: what the examples follow from. Not the examples themselves: computed again they may differ in the last bit,
-    and a training run must still resume.
+    origin: the inputs that determine the examples. Not the examples themselves: recomputed, they may differ in the last
+    bit, and a training run must still resume.
     """
     shuffle = Shuffle(len(next(iter(examples.values()))), seed, Purpose.CACHED_ORDER)
     example = lambda slot: {key: values[shuffle(slot)] for key, values in examples.items()}
@@ -142,7 +142,7 @@ def digest(source: ImageSource, config: CloseupConfig, size: int, seed: int) -> 
 
 
 def records(source: ImageSource) -> list[Any]:
-    """What tells the lesions of a source from others, for JSON."""
+    """What identifies the lesions of a source, for JSON."""
     return [(info.image_id, info.boxes.tolist(), info.ignore.tolist()) for info in source.infos]
 
 
@@ -169,7 +169,7 @@ class _Lesions:
         return _example(self.config, self.size, closeup, position, True, rng)
 
     def tissue(self, position: int, sizes: AreaRule, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
-        """A close-up of healthy tissue of an image; None where no window of it is healthy."""
+        """A close-up of healthy tissue of an image; None if no window of it is healthy."""
         info, window = self.source.infos[position], self.config.window
         if min(info.width, info.height) < window:
             return None
@@ -191,7 +191,7 @@ class _Evaluation(_Lesions):
 
 @dataclass(frozen=True)
 class _Training(_Lesions):
-    """Slot -> example. Healthy tissue is of a random image that has some."""
+    """Slot -> example. Healthy tissue is taken from a random image that has some."""
 
     seed: int
     shuffle: Shuffle
@@ -217,9 +217,9 @@ class _Training(_Lesions):
 
 @dataclass(frozen=True)
 class Augmented(_Lesions):
-    """Number of a lesion -> example, which shows nothing but the image of the lesion.
+    """Number of a lesion -> example, which depends on the image of that lesion only.
 
-    Healthy tissue is of that image too. Where it has no healthy window, the lesion takes its place.
+    Healthy tissue is taken from the same image. If it has no healthy window, the lesion is shown instead.
     """
 
     sizes: AreaRule

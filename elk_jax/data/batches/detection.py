@@ -1,6 +1,6 @@
 """From a source to a detector's batches: an endless stream for training, a finite ordered one for evaluation.
 
-What a batch holds follows from (seed, batch number) alone: threads, workers, hosts and restarts change nothing.
+The content of a batch depends on (seed, batch number) only: threads, workers, hosts and restarts change nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from elk_jax.images.schema import Batch, ImageInfo
 from elk_jax.randomness import Purpose, generator
 
 LEARNED = ("image", "image_size", "gt_boxes", "gt_labels", "gt_valid", "gt_ignore")
-"""What a loss reads of an example."""
+"""The entries of an example that a loss reads."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class LoaderConfig(Reading):
     """How a source becomes batches.
 
     batch_size: examples of the GLOBAL batch, over all hosts.
-    buckets: canvases (height, width); () chooses one that holds every image, sides a multiple of 32.
-    max_boxes: M, padded lesions per image; 0 finds it from the source (a multiple of 8).
-    lesion_share: of an epoch's images, those with lesions; None: as they come. For training only.
-    small_share: of those, the ones with a lesion whose side (root of its area) is below `small_side`, a share of the
-        longer side of the image; None: as they come. For training only.
+    buckets: canvases (height, width); () chooses one that holds every image, with sides that are multiples of 32.
+    max_boxes: M, padded lesions per image; 0 derives it from the source (a multiple of 8).
+    lesion_share: share of an epoch's images that have lesions; None: as in the data. For training only.
+    small_share: share of those that have a lesion whose side (root of its area) is below `small_side`, a share of the
+        longer side of the image; None: as in the data. For training only.
     """
 
     batch_size: Annotated[int, AtLeast(1)] = 4
@@ -54,7 +54,7 @@ class LoaderConfig(Reading):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resize.jitter and not self.buckets:
-            what = "resize.jitter scales images to fit their canvas, and no canvas is given"
+            what = "resize.jitter scales images to fit their canvas, but no canvas is given"
             todo = "give one or more (height, width), or use short_sides with jitter=()"
             raise UserError(what, where="buckets", todo=todo)
 
@@ -69,10 +69,9 @@ def train_batches(
 ) -> TrainBatches:
     """Endless batches of augmented records; host p of n gets rows p*B/n to (p+1)*B/n of every global batch.
 
-    weights: share of the draws that each of the mixed sources has, on any scale; () draws by size.
-    Each example's randomness follows from (seed, epoch, slot in the epoch). UserError: an image fits no bucket,
-    too many lesions for `max_boxes`, batch size not divisible by the number of hosts, unreadable image (when
-    it is reached).
+    weights: share of the draws for each of the mixed sources, on any scale; () draws by size.
+    Each example's randomness depends on (seed, epoch, slot in the epoch). UserError: an image fits no bucket, too many
+    lesions for `max_boxes`, batch size not divisible by the number of hosts, unreadable image (when it is reached).
     """
     make = mixed(source, config, seed, process_index, process_count, weights)
     stream_digest = digest(config, seed, tuple(weights), *records(source))
@@ -98,7 +97,7 @@ def mixed(
     examples = _TrainExamples(source, config, canvases, strata, donors, seed)
     rows = host_rows(config.batch_size, process_index, process_count)
     if source.images > 1 and augmentation.copy_paste > 0:
-        what = "lesions are pasted into single images, and these are pairs"
+        what = "copy-paste works on single images, and these are pairs"
         raise UserError(what, where="augmentation.copy_paste", todo="set it to 0")
     pasted = MAX_PASTED if augmentation.copy_paste > 0 else 0
     most = find_max_boxes(source.infos, config.max_boxes, pasted)
@@ -106,7 +105,7 @@ def mixed(
 
 
 def records(source: ImageSource) -> list[Any]:
-    """What tells the images of a source from others, for JSON."""
+    """What identifies the images of a source, for JSON."""
     found = [
         (i.image_id, i.patient_id, i.boxes.tolist(), i.labels.tolist(), i.ignore.tolist(), i.source)
         for i in source.infos
@@ -117,7 +116,7 @@ def records(source: ImageSource) -> list[Any]:
 def eval_batches(
     source: ImageSource, config: LoaderConfig, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
-    """Every record once, resized without randomness, in the order of the source within a bucket.
+    """Every record once, resized without randomness; within a bucket in the order of the source.
 
     The last batch of a bucket is filled with copies whose `valid` is False. Every host gets the same number
     of batches.
@@ -145,7 +144,7 @@ def blank_batch(batch_size: int, canvas: Canvas, max_boxes: int, images: int = 1
 
 
 def find_max_boxes(infos: Sequence[ImageInfo], max_boxes: int = 0, pasted: int = 0) -> int:
-    """M for these records: `max_boxes` if given and enough, else the need, a multiple of 8."""
+    """M for these records: `max_boxes` if it is given and sufficient, else the required number, a multiple of 8."""
     most = max(infos, key=lambda info: len(info.boxes))
     need = len(most.boxes) + pasted
     if not max_boxes:
@@ -154,14 +153,14 @@ def find_max_boxes(infos: Sequence[ImageInfo], max_boxes: int = 0, pasted: int =
         raise UserError(
             f"image {most.image_id} needs {need} boxes ({pasted} for copy-paste), max_boxes is {max_boxes}",
             where=most.file_name,
-            todo=f"set max_boxes to at least {need}, or to 0 to let it be found",
+            todo=f"set max_boxes to at least {need}, or to 0 to derive it from the data",
         )
     return max_boxes
 
 
 def augmented(source: ImageSource, config: LoaderConfig) -> Augmented:
-    """The examples of a source on one canvas, as private trainings draw them. UserError: an image does not fit it, or
-    has more lesions than `max_boxes`."""
+    """The examples of a source on one canvas, as private training draws them. UserError for an image that does not fit
+    the canvas, or has more lesions than `max_boxes`."""
     assign_buckets(source.infos, config.buckets, config.resize, config.augmentation)
     return Augmented(source, config, find_max_boxes(source.infos, config.max_boxes))
 
@@ -177,7 +176,7 @@ class TrainBatches(Stream[Batch]):
 
 @dataclass(frozen=True)
 class Augmented:
-    """Number of an image -> example, augmented by the random numbers alone. config: with one canvas."""
+    """Number of an image -> example, whose augmentation depends on the random numbers only. config: with one canvas."""
 
     source: ImageSource
     config: LoaderConfig
@@ -257,7 +256,7 @@ class Batches(Generic[Examples]):
 
 
 def empty_batch(size: int, canvas: Canvas, max_boxes: int, images: int = 1) -> Batch:
-    """A batch of which every row is filler."""
+    """A batch in which every row is filler."""
     return Batch(
         image=np.zeros((size, *canvas, images), np.float32),
         image_size=np.zeros((size, 2), np.float32),

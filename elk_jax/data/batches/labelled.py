@@ -1,6 +1,6 @@
-"""Batches of whole images with a class each, scaled to one size, for networks that classify.
+"""Batches of whole images with one class each, scaled to one size, for classifiers.
 
-Shapes: B batch, S side of an image in the network. A batch is a function of (seed, batch number) alone.
+Shapes: B batch, S side of an image in the network. A batch is a function of (seed, batch number) only.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class LabelledBatch(TypedDict):
 class LabelledConfig(Reading):
     """How images become batches.
 
-    batch_size: of the GLOBAL batch, over all hosts. horizontal_flip, vertical_flip, transpose: probabilities; with one
+    batch_size: of the GLOBAL batch, over all hosts. horizontal_flip, vertical_flip, transpose: probabilities; at one
     half each, an image is seen in all eight symmetries of the square. zoom: an image is scaled by exp(u(-zoom, zoom)).
-    shift: it is moved by up to this share of its side along each. gain, gamma, noise: as in `data.augment`.
+    shift: it is moved by up to this share of its side along each axis. gain, gamma, noise: as in `data.augment`.
     """
 
     batch_size: Annotated[int, AtLeast(1)] = 16
@@ -51,7 +51,7 @@ class LabelledConfig(Reading):
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images and the class of each [N]; size: S."""
+    """Images and their classes [N]; size: S."""
 
     source: ImageSource
     labels: np.ndarray
@@ -66,7 +66,7 @@ class Labelled:
         return {"image": np.ascontiguousarray(image, np.float32), "label": np.asarray(self.labels[index], np.int32)}
 
     def records(self) -> list[Any]:
-        """What tells the images from others, for JSON."""
+        """What identifies the images, for JSON."""
         infos = zip(self.source.infos, self.labels)
         return [self.size, *((info.source, info.image_id, info.file_name, int(label)) for info, label in infos)]
 
@@ -90,7 +90,7 @@ def shuffled(
 
 
 def eval_batches(found: Labelled, config: LabelledConfig) -> Iterator[LabelledBatch]:
-    """Every image once, in order and as it is. The last batch is filled with copies whose `valid` is False."""
+    """Every image once, in order and unchanged. The last batch is filled with copies whose `valid` is False."""
     make = Stacked(found.example, config.batch_size, count=len(found))
     return cast(Iterator[LabelledBatch], finite(make, batch_count(len(found), config.batch_size), config))
 

@@ -1,7 +1,7 @@
-"""Which records make which batch: mixing of sources, oversampling, buckets. No pixel is read here.
+"""Which records go into which batch: mixing of sources, oversampling, buckets. No pixels are read here.
 
 Every batch holds records of one bucket (`buckets.py`). All epochs have the same number of batches, so that batch
-number k is found without walking through the batches before it.
+number k is found without computing the batches before it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from elk_jax.images.schema import ImageInfo
 from elk_jax.randomness import Purpose, random_order
 
 SMALL_SIDE = 0.08
-"""Of a small lesion, as a share of the image's longer side: 40 of 512 px."""
+"""Side of a small lesion as a share of the image's longer side: 40 of 512 px."""
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """Records that are drawn equally often: of one source, one bucket, and one kind (without lesions, with large ones
-    only, with a small one)."""
+    """Records that are drawn equally often: of one source, one bucket and one kind (without lesions, with large lesions
+    only, or with a small one)."""
 
     positions: np.ndarray  # [n] in the source
     bucket: int
@@ -54,12 +54,12 @@ def plan_strata(
     small_share: float | None = None,
     small_side: float = SMALL_SIDE,
 ) -> tuple[Stratum, ...]:
-    """Divide the records into strata and say how often each is drawn in an epoch of about len(infos) draws.
+    """Divide the records into strata and compute how often each is drawn in an epoch of about len(infos) draws.
 
     weights: share of the draws for each of the mixed sources (`info.source`), on any scale; () draws by size.
-    lesion_share: share of the draws, within each source, that shows a lesion (ignore boxes do not count); None: as
-    they come. small_share: of those, the share that shows a small one (`shows_small`); None: as they come. The draws of
-    a bucket are rounded up to whole batches. UserError for weights that do not fit the sources.
+    lesion_share: within each source, the share of draws that show a lesion (ignore boxes do not count); None: as in the
+    data. small_share: the share of those that show a small one (`shows_small`); None: as in the data. The draws of a
+    bucket are rounded up to whole batches. UserError for weights that do not match the sources.
     """
     if len(infos) == 0:
         raise UserError("the source has no image to train on")
@@ -98,13 +98,13 @@ def shows_small(info: ImageInfo, side: float) -> bool:
 
 
 def _share(group: np.ndarray, kind: np.ndarray, wanted: float | None) -> float:
-    """Share of a group's draws that are of a kind: as wanted, where the group has both kinds; else as they come."""
+    """Share of a group's draws of one kind: the wanted share if the group has both kinds, else that of the data."""
     found = float(kind[group].mean()) if group.any() else 0.0
     return found if wanted is None or found in (0.0, 1.0) else wanted
 
 
 def check_weights(weights: Sequence[float], sources: int) -> None:
-    """Raise UserError unless there is one weight for each of `sources` sources, or none: shares by size."""
+    """Raise UserError unless there is one weight for each of `sources` sources, or none (shares by size)."""
     shares = all(0 <= weight < math.inf for weight in weights)
     if weights and not (shares and len(weights) == sources and sum(weights) > 0):
         raise UserError(
@@ -122,8 +122,8 @@ def batches_per_epoch(strata: Sequence[Stratum], batch_size: int) -> int:
 def epoch_batches(strata: Sequence[Stratum], batch_size: int, seed: int, epoch: int) -> list[PlannedBatch]:
     """The batches of one epoch, in order: a pure function of its arguments.
 
-    Each stratum is an endless chain of shuffles of its records, of which an epoch takes the next `draws`:
-    over any run the counts of two records of a stratum differ by at most one.
+    Each stratum is an endless chain of shuffles of its records, from which an epoch takes the next `draws`. Over any
+    run, the counts of two records of a stratum differ by at most one.
     """
     batches = []
     slot = 0
@@ -139,7 +139,7 @@ def epoch_batches(strata: Sequence[Stratum], batch_size: int, seed: int, epoch: 
 
 
 def ordered_batches(buckets: np.ndarray, batch_size: int) -> list[PlannedBatch]:
-    """Every record once, bucket by bucket in the source's order; a bucket's last batch is filled up."""
+    """Every record once, bucket by bucket in the source's order; a bucket's last batch is padded."""
     batches = []
     for bucket in np.unique(buckets):
         positions = np.flatnonzero(buckets == bucket)

@@ -1,6 +1,6 @@
 """Batches of pairs of tiles (`data/sources/pairs.py`), for translating one image into the other.
 
-Shapes: B batch, S side of a tile. A batch is a function of (seed, batch number) alone.
+Shapes: B batch, S side of a tile. A batch is a function of (seed, batch number) only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PairBatch(TypedDict):
 
     low_energy: np.ndarray  # [B, S, S, 1] float32 in [0, 1]
     subtracted: np.ndarray  # [B, S, S, 1] float32 in [0, 1]
-    index: np.ndarray  # [B] int32, which of the pairs
+    index: np.ndarray  # [B] int32, position of the pair
     valid: np.ndarray  # [B] bool, False for examples that only fill the last batch
 
 
@@ -34,8 +34,8 @@ class PairBatch(TypedDict):
 class PairConfig(Reading):
     """How pairs become tiles and batches.
 
-    stride: pixels from a tile to the next where images are larger than S; 0: S. max_black: share of a tile of the
-    low-energy image that may be black. batch_size: of the GLOBAL batch, over all hosts. horizontal_flip,
+    stride: pixels from one tile to the next in images larger than S; 0: S. max_black: largest black share of a tile of
+    the low-energy image. batch_size: of the GLOBAL batch, over all hosts. horizontal_flip,
     vertical_flip: probabilities, of both images together.
     """
 
@@ -63,7 +63,7 @@ def shuffled(pairs: Pairs, config: PairConfig, seed: int, process_index: int = 0
 
 
 def eval_pairs(pairs: Pairs, config: PairConfig, count: int = 0) -> Iterator[PairBatch]:
-    """`count` pairs (0: all), spread over the whole collection, in order and as they are.
+    """`count` pairs (0: all), spread over the whole collection, in order and unchanged.
 
     The last batch is filled with copies whose `valid` is False.
     """
@@ -80,7 +80,7 @@ def blank_batch(batch_size: int, size: int) -> PairBatch:
 
 
 def records(pairs: Pairs) -> list[Any]:
-    """What tells the pairs from others, for JSON."""
+    """What identifies the pairs, for JSON."""
     return [
         (info.image_id, info.file_name, str(info.meta.get(PARTNER, "")), window)
         for info, (_, window) in zip(pairs.infos, pairs.places)

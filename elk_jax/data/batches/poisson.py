@@ -1,10 +1,10 @@
-"""Batches of a private training: every unit is in every batch with the same probability, independently (Poisson).
+"""Batches for private training: every unit is in every batch independently with the same probability (Poisson).
 
-Shapes: R rows of a batch, one for each unit that is in it, and padding; K examples of a unit: images times views.
+Shapes: R rows of a batch, one for each of its units, plus padding; K examples of a unit: images times views.
 
-A unit (a patient or an image) is what privacy protects: its examples are in one row. Which units are in batch `number`
-follows from the secret and the number alone, not from their data and not from the devices. The rows suffice for all
-batches but one in 10^12; a batch that has more units is an error, since a unit that is left out is not accounted for.
+A unit (a patient or an image) is what privacy protects: its examples are in one row. The units in batch `number`
+depend on the secret and the number only, not on their data or the devices. The rows suffice for all but one batch in
+10^12; a batch with more units is an error, since the accounting does not cover dropped units.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ OVERFLOW = 1e-12
 """Probability that a batch has more units than rows."""
 
 Example = Callable[[int, np.random.Generator], Mapping[str, Any]]
-"""(which of all examples, random numbers for its augmentation) -> its arrays, always of the same shapes."""
+"""(number of the example, random numbers for its augmentation) -> its arrays, always of the same shapes."""
 Members = tuple[tuple[int, ...], ...]
-"""The examples of every unit, [N] of at least one each."""
+"""The examples of every unit: [N] numbers each, at least one."""
 
 
 class UnitBatch(TypedDict):
@@ -43,15 +43,15 @@ class UnitBatch(TypedDict):
 def members(infos: Sequence[ImageInfo], unit: Unit) -> Members:
     """The positions in `infos` by patient, or by image: several tiles of one image are one unit.
 
-    UserError where patients are asked for and images name none.
+    UserError if the unit is a patient and some images have no patient ID.
     """
     if unit == "patient":
         named = patients.named(infos)
         unnamed = [info for info in infos if info.patient_id not in named]
         if unnamed:
-            todo = "give every image a patient, or set unit=image"
+            todo = "give every image a patient ID, or set unit=image"
             raise UserError(
-                f"{len(unnamed)} images name no patient, for example {unnamed[0].file_name or unnamed[0].image_id}",
+                f"{len(unnamed)} images have no patient ID, for example {unnamed[0].file_name or unnamed[0].image_id}",
                 where="privacy.unit",
                 todo=todo,
             )
@@ -64,14 +64,14 @@ def members(infos: Sequence[ImageInfo], unit: Unit) -> Members:
 
 def row_count(units: int, rate: float, multiple: int) -> int:
     """R: enough rows for the units of a batch (`OVERFLOW`), a multiple of `multiple`."""
-    from scipy import stats  # takes seconds, and most trainings do not need it
+    from scipy import stats  # the import takes seconds, and most training runs do not need it
 
     most = int(stats.binom.isf(OVERFLOW, units, rate)) if rate < 1 else units
     return multiple * max(1, -(-most // multiple))
 
 
 def expected_rows(expected: int, multiple: int) -> int:
-    """R for batches of so many expected units, however many units there are: more than `row_count` of any number."""
+    """R for batches with this expected number of units, whatever the total: at least `row_count` of any total."""
     from scipy import stats  # as above
 
     return multiple * -(-int(stats.poisson.isf(OVERFLOW, expected)) // multiple)
@@ -86,8 +86,8 @@ def drawn_units(secret: Secret, number: int, units: int, rate: float) -> np.ndar
 class PoissonBatches:
     """Batch number -> the rows of this host.
 
-    rate: probability of a unit to be in a batch. rows: R. images, views: K = images * views. lanes: devices, over which
-    the units are spread evenly: each has R / lanes rows, the first of which are in use. shapes: what `example` gives.
+    rate: probability that a unit is in a batch. rows: R. images, views: K = images * views. lanes: devices, over which
+    the units are spread evenly: each has R / lanes rows and fills the first ones. shapes: of the arrays of `example`.
     """
 
     example: Example
@@ -105,9 +105,9 @@ class PoissonBatches:
         chosen = drawn_units(self.secret, number, len(self.members), self.rate)
         if len(chosen) > self.rows:
             raise UserError(
-                f"batch {number} has {len(chosen)} units and {self.rows} rows",
+                f"batch {number} has {len(chosen)} units but only {self.rows} rows",
                 where="private batches",
-                todo="start in a new workdir: a batch is so large once in 10^12",
+                todo="start in a new workdir: the probability of so large a batch is 10^-12",
             )
         places = np.arange(len(chosen))
         unit = np.full(self.rows, -1, np.int32)
@@ -128,7 +128,7 @@ class PoissonBatches:
         return {name: np.zeros((*count, *shape), dtype) for name, (shape, dtype) in shapes.items()}
 
     def _examples(self, number: int, unit: int) -> list[Mapping[str, Any]]:
-        """Of one unit: all of its images, or so many at random, each with its views."""
+        """The examples of one unit: all of its images, or `images` of them at random, each with its views."""
         rng = self.secret.generator(Purpose.PRIVATE_UNIT, number, unit)
         own = np.asarray(self.members[unit])
         if len(own) > self.images:
@@ -155,10 +155,11 @@ def private_batches(
 ) -> tuple[Stream[UnitBatch], dict[str, np.ndarray]]:
     """(endless batches of units, the examples [1, K, ...] of a row without a unit).
 
-    images: of a unit at most; no more than the largest unit has are kept. micro_batch: units of a device at once.
+    images: most images of a unit; capped at those of the largest unit. micro_batch: units on a device at once.
     lanes: devices of all processes. public: batch number -> this host's part of a batch of examples that need no
-    protection, which becomes the entry `public`. releases: batches of a step, each drawn by itself, whose rows take
-    turns: the first row of each, the second of each, and so on. identity: what else the examples depend on, for JSON.
+    protection, which becomes the entry `public`. releases: batches of a step, each drawn separately; their rows are
+    interleaved: the first row of each, the second of each, and so on. identity: what else the examples depend on, for
+    JSON.
     """
     rows = row_count(len(members), rate, lanes * micro_batch)
     images = min(images, max(map(len, members)))
@@ -187,7 +188,7 @@ class _WithPublic:
 
 @dataclass(frozen=True)
 class _InTurn:
-    """Step number -> its batches, whose rows take turns."""
+    """Step number -> its batches, with interleaved rows."""
 
     make: Callable[[int], Mapping[str, Any]]
     count: int

@@ -1,4 +1,4 @@
-"""Which example is where: the arithmetic that all batches share. A function of seed and numbers, without state.
+"""The position of every example: arithmetic that all batches share, a stateless function of the seed and numbers.
 
 A slot is the place of an example in the whole stream: batch `number` of B examples has the slots number * B to
 (number + 1) * B - 1, whatever the hosts and however often the training was interrupted.
@@ -17,7 +17,7 @@ from elk_jax.randomness import Purpose, generator, random_order
 
 
 def host_rows(batch_size: int, process_index: int = 0, process_count: int = 1) -> slice:
-    """Rows of the global batch that this host loads. UserError for hosts that would get different numbers of them."""
+    """Rows of the global batch that this host loads. UserError if hosts would get different numbers of rows."""
     if batch_size % process_count:
         raise UserError(
             f"batch size {batch_size} cannot be divided among {process_count} hosts",
@@ -29,15 +29,15 @@ def host_rows(batch_size: int, process_index: int = 0, process_count: int = 1) -
 
 
 def blank(shapes: Mapping[str, tuple[int, ...]], **dtypes: Any) -> dict[str, np.ndarray]:
-    """Arrays of zeros that take no memory, for the shapes of a batch; float32, but for those that `dtypes` names."""
+    """Arrays of zeros that take no memory, for the shapes of a batch; float32, except for those named in `dtypes`."""
     return {key: np.broadcast_to(np.zeros((), dtypes.get(key, np.float32)), shape) for key, shape in shapes.items()}
 
 
 @dataclass(frozen=True)
 class Shuffle:
-    """Slot -> which of `count` things: each once an epoch, in a new order every epoch.
+    """Slot -> one of `count` items: each once an epoch, in a new order every epoch.
 
-    of: indices of the purpose before the epoch, such as the number of a stratum.
+    of: indices of the random purpose that precede the epoch, such as the number of a stratum.
     """
 
     count: int
@@ -52,9 +52,9 @@ class Shuffle:
 
 @dataclass(frozen=True)
 class Augmenting:
-    """Slot -> example of a training, augmented by random numbers that are the slot's.
+    """Slot -> training example, augmented with the random numbers of the slot.
 
-    example: (which of all examples, random numbers) -> its arrays. purpose: of the random numbers, counted by slot.
+    example: (number of the example, random numbers) -> its arrays. purpose: of the random numbers, indexed by slot.
     """
 
     example: Callable[[int, np.random.Generator], Mapping[str, Any]]
@@ -67,7 +67,7 @@ class Augmenting:
 
 
 def filled_rows(count: int, size: int) -> np.ndarray:
-    """Rows [size] that fill a batch with `count` examples: 0 to count - 1, then the last again and again."""
+    """Rows [size] that fill a batch with `count` examples: 0 to count - 1, then the last one repeated."""
     return np.minimum(np.arange(size), count - 1)
 
 
@@ -79,15 +79,15 @@ def stack(examples: Sequence[Mapping[str, Any]], size: int) -> dict[str, np.ndar
 
 
 def batch_count(count: int, batch_size: int) -> int:
-    """Batches that hold `count` examples, the last one filled."""
+    """Batches that hold `count` examples; the last one is padded."""
     return -(-count // batch_size)
 
 
 @dataclass(frozen=True)
 class Stacked:
-    """Batch number -> its examples, stacked. For examples of one shape.
+    """Batch number -> its examples, stacked. All examples have the same shapes.
 
-    example: slot -> arrays of one example. rows: of this host; None: all. count: examples in all; None: endless.
+    example: slot -> arrays of one example. rows: of this host; None: all. count: total examples; None: endless.
     """
 
     example: Callable[[int], Mapping[str, Any]]

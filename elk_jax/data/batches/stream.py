@@ -1,6 +1,6 @@
-"""Batches read ahead by Grain, in threads or worker processes, from any function batch number -> batch.
+"""Batches prefetched by Grain, in threads or worker processes, from any function batch number -> batch.
 
-A batch is a function of its number alone, so the place in the stream is one number: threads, workers and restarts
+A batch is a function of its number only, so a position in the stream is one number: threads, workers and restarts
 change nothing.
 """
 
@@ -25,7 +25,7 @@ _ENDLESS = 1 << 40
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How batches are read, which changes nothing in them.
+    """How batches are read; their content does not depend on it.
 
     threads, workers: threads of this process, or (workers > 0) worker processes instead. prefetch: batches read ahead.
     """
@@ -41,8 +41,8 @@ class Reading:
 class Stream(Iterator[T], Generic[T]):
     """Endless batches make(0), make(1), ... `get_state()` is JSON; `set_state()` resumes exactly there.
 
-    digest: fingerprint of everything that `make` depends on; a state of another one is refused. With worker processes
-    `make` is sent to them, so it must be picklable.
+    digest: fingerprint of everything that `make` depends on; a state with another digest is refused. Worker processes
+    are sent `make`, so it must be picklable.
     """
 
     def __init__(self, make: Callable[[int], T], digest: str, reading: Reading):
@@ -58,11 +58,11 @@ class Stream(Iterator[T], Generic[T]):
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """Number of the next batch, and what the stream depends on."""
+        """Number of the next batch, and the digest of the stream."""
         return {"next_batch": self._next, "stream": self._digest}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Resume at `state`. UserError if it is of other data, of another configuration or of another seed."""
+        """Resume at `state`. UserError if it belongs to other data, another configuration or another seed."""
         if state.get("stream") != self._digest:
             raise UserError(
                 "the checkpoint was made with other data, another data configuration or another seed",
@@ -72,19 +72,19 @@ class Stream(Iterator[T], Generic[T]):
         self._next = int(state["next_batch"])
 
     def close(self) -> None:
-        """Stop reading ahead; the next batch starts it again."""
+        """Stop prefetching; the next batch starts it again."""
         if self._stream is not None:
             self._stream.close()
         self._stream = None
 
 
 def finite(make: Callable[[int], T], count: int, reading: Reading) -> Iterator[T]:
-    """make(0), ..., make(count - 1), read ahead. Reading stops when the caller is done, even before the end."""
+    """make(0), ..., make(count - 1), prefetched. Reading stops when the caller stops, even before the end."""
     return _closing(iter(_read_ahead(make, 0, count, reading)))
 
 
 def digest(settings: Reading, *others: Any) -> str:
-    """Fingerprint of what a stream depends on: its settings, but for those of reading, and `others` (for JSON)."""
+    """Fingerprint of what a stream depends on: its settings, except those for reading, and `others` (for JSON)."""
     reading = {field.name for field in fields(Reading)}
     values = {name: value for name, value in asdict(settings).items() if name not in reading}
     return hashlib.sha256(json.dumps([values, *others]).encode()).hexdigest()[:16]
@@ -98,7 +98,7 @@ def _closing(stream: grain.DatasetIterator) -> Iterator[Any]:
 
 
 def _read_ahead(make: Callable[[int], Any], start: int, count: int, reading: Reading) -> grain.IterDataset:
-    """Batches start, start + 1, ... in order, read ahead."""
+    """Batches start, start + 1, ... in order, prefetched."""
     _one_thread()
     dataset = grain.MapDataset.source(_Numbers(start, count)).map(make)
     if reading.workers == 0:
@@ -106,14 +106,14 @@ def _read_ahead(make: Callable[[int], Any], start: int, count: int, reading: Rea
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain hands its flags to the workers
+        flags.FLAGS.mark_as_parsed()  # Grain passes its flags to the workers
     buffer = max(1, reading.prefetch // reading.workers)
     options = grain.MultiprocessingOptions(reading.workers, per_worker_buffer_size=buffer)
     return dataset.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options, worker_init_fn=_one_thread)
 
 
 def _one_thread(*_: object) -> None:
-    cv2.setNumThreads(0)  # OpenCV's own threads, for each reading thread, would only compete for the cores
+    cv2.setNumThreads(0)  # OpenCV's own threads, in each reading thread, would only compete for the cores
 
 
 @dataclass(frozen=True)

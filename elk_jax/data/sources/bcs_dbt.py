@@ -1,20 +1,20 @@
 """The tomosynthesis volumes of BCS-DBT, or any in its layout: `bcs_dbt:DIR`.
 
-DIR holds the tables and, below it, the DICOM files. A table is known by its columns, whatever its name:
+DIR contains the tables and, below it, the DICOM files. A table is recognised by its columns, whatever its name:
 
-  labels  PatientID, StudyUID, View, Normal, Actionable, Benign, Cancer        one row a volume
+  labels  PatientID, StudyUID, View, Normal, Actionable, Benign, Cancer        one row per volume
   boxes   PatientID, StudyUID, View, Slice, X, Y, Width, Height, Class, VolumeSlices
   paths   PatientID, StudyUID, View, descriptive_path, classic_path
 
-The split of a row is the word train, validation or test in the name of its table. Slices count from 0; boxes are of
-slices that hang as the view says (`dicom_volumes`). One class, `lesion`; conditions choose among the fields `class`
-(normal, actionable, benign, cancer), `study_uid` and `view`. Actionable volumes have no boxes, and their lesions were
-never biopsied: they count as volumes without lesions, as in the challenge.
+The split of a row is the word train, validation or test in the name of its table. Slices are counted from 0; boxes
+refer to slices oriented according to the view (`dicom_volumes`). One class, `lesion`; conditions select by the fields
+`class` (normal, actionable, benign, cancer), `study_uid` and `view`. Actionable volumes have no boxes, and their
+lesions were never biopsied: they count as volumes without lesions, as in the challenge.
 
-The boxes of the tables are the lesions, also those that leave their slices: the challenge's evaluation takes them as
-they are written, and so does ours, from the tables (`read_entries`) and from slices (`Volume.lesions`). Detectors learn
-the part of a box in its slice. Where no part is, nobody knows where the lesion is: its slices are ignored as a whole.
-A line tells of boxes that leave their slices (`checks.boxes_outside`).
+The boxes of the tables are the lesions, even if they leave their slices: the challenge's evaluation uses them as
+written, and so does ours, from the tables (`read_entries`) and from slices (`Volume.lesions`). Detectors learn the part
+of a box inside its slice. If no part is inside, the position of the lesion is unknown and its slices are ignored. A log
+line reports boxes that leave their slices (`checks.boxes_outside`).
 
 Source: Buda et al., JAMA Netw Open 2021, e2119100; The Cancer Imaging Archive, doi 10.7937/E4WT-CD02.
 """
@@ -48,13 +48,13 @@ BOX = ("Slice", "X", "Y", "Width", "Height", "VolumeSlices")
 PATHS = ("descriptive_path", "classic_path")
 _SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
 _FILES = ("1-1.dcm", "000000.dcm")
-"""Names that versions of the downloader give to the file of a volume."""
+"""File names of a volume in the different versions of the downloader."""
 Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One volume of the tables. kind: "" without a label. slices: 0 where no box says how many it has."""
+    """One volume of the tables. kind: "" without a label. slices: 0 if no box gives their number."""
 
     patient_id: str
     study: str
@@ -64,7 +64,7 @@ class Entry:
     boxes: np.ndarray  # [N, 4] float32
     at: np.ndarray  # [N] slice of each box
     slices: int
-    paths: tuple[str, ...]  # where its file may be, below the folder
+    paths: tuple[str, ...]  # possible places of its file, below the folder
 
     @property
     def name(self) -> str:
@@ -73,26 +73,26 @@ class Entry:
 
 
 def read_entries(folder: Path, split: str = "") -> list[Entry]:
-    """The volumes of the tables in a folder, by the rows of the labels; no DICOM file is opened.
+    """The volumes of the tables in a folder, in the order of the labels; no DICOM file is opened.
 
-    UserError: no table of a kind, a volume or a box twice, a study of two patients, a box or path of a volume that no
-    label names, a box of a normal volume, bad numbers, a box without an area or in shares of the slice.
+    UserError: a kind of table is missing, a volume or box occurs twice, a study has two patients, a box or path belongs
+    to a volume without label, a normal volume has a box, bad numbers, a box without area or in shares of the slice.
     """
     labels = dict(_unique(_rows(folder, LABELS), "labels"))
     patient_of: dict[str, str] = {}
     for (patient, study, _), (_, where, _) in labels.items():
         if (other := patient_of.setdefault(study, patient)) != patient:
-            what = f"the study {study} is of two patients, {other} and {patient}"
+            what = f"the study {study} belongs to two patients, {other} and {patient}"
             raise UserError(what, where=where, todo="give every study its own UID")
     paths = dict(_unique(_rows(folder, PATHS), "paths"))
     boxes: dict[Key, list[tuple[str, Mapping[str, str]]]] = {}
     for key, _, where, row in _rows(folder, BOX):
         if key not in labels:
-            raise UserError(f"no label of the volume {' '.join(key)}", where=where, todo="use tables of one release")
+            raise UserError(f"the volume {' '.join(key)} has no label", where=where, todo="use tables of one release")
         boxes.setdefault(key, []).append((where, row))
     for key, (_, where, _) in paths.items():
         if key not in labels:
-            raise UserError(f"no label of the volume {' '.join(key)}", where=where, todo="use tables of one release")
+            raise UserError(f"the volume {' '.join(key)} has no label", where=where, todo="use tables of one release")
     entries = [
         _entry(key, part, where, row, boxes.get(key, []), paths.get(key)) for key, (part, where, row) in labels.items()
     ]
@@ -100,9 +100,9 @@ def read_entries(folder: Path, split: str = "") -> list[Entry]:
 
 
 def open_bcs_dbt(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
-    """The slices of all volumes of a split that `spec.slices` asks for; the headers of their files are read now.
+    """The slices, selected by `spec.slices`, of all volumes of a split; the headers of their files are read now.
 
-    UserError as in `read_entries` and `dicom_volume`, and for volumes whose file is missing or is there twice.
+    UserError as in `read_entries` and `dicom_volume`, and for volumes with no file or two.
     """
     entries = read_entries(Path(spec.place), split)
     volumes = _open_all(entries, spec, progress)
@@ -113,7 +113,7 @@ def open_bcs_dbt(spec: SourceSpec, split: str = "", progress: ProgressBar = no_b
 
 
 def open_unlabelled(spec: SourceSpec) -> list[Volume]:
-    """The whole volumes that the tables of paths name; those of labels and boxes are not read, and need not be there.
+    """The whole volumes listed in the tables of paths; tables of labels and boxes are not read and need not exist.
 
     UserError as in `open_bcs_dbt`.
     """
@@ -128,7 +128,7 @@ def _open_all(entries: list[Entry], spec: SourceSpec, progress: ProgressBar = no
     places = [_file_of(entry, folder) for entry in entries]
     if missing := [entry.name for entry, place in zip(entries, places) if place is None]:
         what = f"{len(missing)} of {len(entries)} volumes have no file; the first is {missing[0]}"
-        todo = "fetch them, or take their rows out of the tables"
+        todo = "download them, or remove their rows from the tables"
         raise UserError(what, where=spec.spec, todo=todo)
     return map_in_threads(partial(_opened, entries, places, spec), len(entries), progress)
 
@@ -138,8 +138,8 @@ def _opened(entries: list[Entry], places: list[Path | None], spec: SourceSpec, p
     assert path is not None
     volume = dicom_volume(path, spec, view=entry.view, name=entry.name)
     if entry.slices and entry.slices != len(volume):
-        what = f"{len(volume)} frames, the table says VolumeSlices {entry.slices}"
-        raise UserError(what, where=path, todo="fetch the file again, or correct the table")
+        what = f"the file has {len(volume)} frames, but VolumeSlices in the table is {entry.slices}"
+        raise UserError(what, where=path, todo="download the file again, or correct the table")
     width, height = volume.infos[0].width, volume.infos[0].height
     parts = box_ops.clipped(entry.boxes, width, height)
     unseen = box_ops.area(parts) == 0
@@ -171,36 +171,36 @@ def _rows(folder: Path, columns: tuple[str, ...]) -> Iterator[tuple[Key, str, st
         for where, row in files.read_table(path, (*KEY, *columns)):
             view = row["View"].lower()
             if not view.startswith(("l", "r")):
-                todo = "write the side first, as in lcc or rmlo: a volume is turned so that it shows that breast"
+                todo = "write the side first, as in lcc or rmlo: it determines the orientation of the volume"
                 raise UserError(f"View is {row['View']!r}", where=where, todo=todo)
             yield (row["PatientID"], row["StudyUID"], view), split, where, row
 
 
 def _tables(folder: Path) -> dict[Path, set[str]]:
-    """The tables of volumes, with their columns. UserError for one that is empty, of no kind, or without a column by
-    which volumes are named: its rows would be missed."""
+    """The tables of volumes, with their columns. UserError for a table that is empty, of an unknown kind, or without a
+    column that identifies volumes: its rows would be missed."""
     headers = {path: files.read_text(path).lstrip("\r\n").partition("\n")[0] for path in sorted(folder.glob("*.csv"))}
     if empty := next((path for path, header in headers.items() if not header.strip()), None):
-        raise UserError("a table without a line", where=empty, todo="fetch it again, or remove it")
+        raise UserError("the table is empty", where=empty, todo="download it again, or remove it")
     tables = {}
     for path, header in headers.items():
         names = _names(header, ",")
         if not any({"PatientID", "StudyUID"} & _names(header, between) for between in ",;\t"):
-            continue  # of something else
+            continue  # not a table of volumes
         if missing := [name for name in KEY if name not in names]:
             what = f"a table of volumes without the column {', '.join(missing)}"
-            todo = f"name its columns {', '.join(KEY)}, with commas between them, or move it elsewhere"
+            todo = f"name its columns {', '.join(KEY)}, separated by commas, or move it elsewhere"
             raise UserError(what, where=path, todo=todo)
         if not any(names.issuperset(columns) for columns in (LABELS, BOX, PATHS)):
-            what = "a table of volumes that holds neither labels nor boxes nor paths"
-            todo = f"move it elsewhere, or give it the columns {', '.join(BOX)} (boxes) or those of labels or paths"
+            what = "a table of volumes without the columns of labels, boxes or paths"
+            todo = f"move it elsewhere, or add the columns {', '.join(BOX)} (boxes), or those of labels or paths"
             raise UserError(what, where=path, todo=todo)
         tables[path] = names
     return tables
 
 
 def _names(header: str, between: str) -> set[str]:
-    """The columns in the first line of a table, quoted or not. between: what separates them."""
+    """The columns in the first line of a table, quoted or not. between: their separator."""
     return {name.strip() for line in csv.reader([header], delimiter=between) for name in line}
 
 
@@ -211,7 +211,7 @@ def _unique(
     for key, split, where, row in rows:
         if key in seen:
             what = f"the volume {' '.join(key)} has two rows of {kind}, the first in {seen[key]}"
-            raise UserError(what, where=where, todo="keep one; a folder holds one release of the tables")
+            raise UserError(what, where=where, todo="keep one; a folder must contain one release of the tables")
         seen[key] = where
         yield key, (split, where, row)
 
@@ -226,11 +226,11 @@ def _entry(
 ) -> Entry:
     kinds = [name.lower() for name in LABELS if files.number(label, name, where) == 1]
     if len(kinds) != 1:
-        what = f"{' and '.join(kinds) or 'none'} of {', '.join(LABELS)} is 1"
-        raise UserError(what, where=where, todo="mark one of them")
+        what = f"of {', '.join(LABELS)}, {' and '.join(kinds) or 'none'} is 1; exactly one must be"
+        raise UserError(what, where=where, todo="set one of them to 1")
     if boxes and kinds == ["normal"]:
-        what = f"the volume {' '.join(key)} is Normal, and has a box in {boxes[0][0]}"
-        raise UserError(what, where=where, todo="mark it as what the box shows, or remove the box")
+        what = f"the volume {' '.join(key)} is Normal, but has a box in {boxes[0][0]}"
+        raise UserError(what, where=where, todo="label it by what the box shows, or remove the box")
     corners: list[list[float]] = []
     at: list[int] = []
     counts: list[int] = []
@@ -240,17 +240,17 @@ def _entry(
             what = f"a box of {width:g} x {height:g} px in slice {position:g} of {count:g}"
             raise UserError(what, where=place, todo="correct the row")
         corners.append([x, y, x + width, y + height])
-        if (corners[-1], int(position)) in zip(corners[:-1], at):  # no finding could hit the second of them
-            what = f"the box in slice {position:g} of the volume {' '.join(key)} is there twice"
+        if (corners[-1], int(position)) in zip(corners[:-1], at):  # no finding could hit the second one
+            what = f"the box in slice {position:g} of the volume {' '.join(key)} occurs twice"
             raise UserError(what, where=place, todo="remove one of the rows")
         box = np.array(corners[-1:], np.float32)
         if not box_ops.area(box)[0] > 0 or box_ops.within_a_pixel(box)[0]:
             what = f"a box of {width:g} x {height:g} px at ({x:g}, {y:g})"
             raise UserError(
-                what, where=place, todo="give pixels, if these are shares of the slice; else correct the row"
+                what, where=place, todo="if these are shares of the slice, convert them to pixels; else correct the row"
             )
         if counts and count != counts[0]:
-            what = f"VolumeSlices is {count:g}, and {counts[0]} in another row of the volume"
+            what = f"VolumeSlices is {count:g}, but {counts[0]} in another row of the volume"
             raise UserError(what, where=place, todo="correct one of the rows")
         at.append(int(position))
         counts.append(int(count))
@@ -260,14 +260,14 @@ def _entry(
 
 
 def _places(row: Mapping[str, str]) -> tuple[str, ...]:
-    """Where the file of a volume may be, by its row of the table of paths."""
+    """Possible places of a volume's file, from its row in the table of paths."""
     return tuple(row[name] for name in PATHS if row[name])
 
 
 def _file_of(entry: Entry, folder: Path) -> Path | None:
-    """The file of a volume: either layout of the downloader, either name, with the collection's folder or without it.
+    """The file of a volume: either layout and name of the downloader, with or without the collection's folder.
 
-    UserError where a volume has two files.
+    UserError if a volume has two files.
     """
     found: dict[Path, None] = {}
     for text in entry.paths:
@@ -278,6 +278,6 @@ def _file_of(entry: Entry, folder: Path) -> Path | None:
                 if place.is_file():
                     found[place.resolve()] = None
     if len(found) > 1:
-        what = f"two files for the volume {entry.name}: {' and '.join(str(place) for place in found)}"
+        what = f"the volume {entry.name} has two files: {' and '.join(str(place) for place in found)}"
         raise UserError(what, where=folder, todo="keep one of them")
     return next(iter(found), None)

@@ -1,4 +1,4 @@
-"""Checks of records before they are used; every failure is one line that names the file and the ids.
+"""Checks of records before use; every failure is one line with the file and the ids.
 
 Shapes: N boxes of one image; H, W image size in pixels.
 """
@@ -22,7 +22,7 @@ from elk_jax.images.names import look, whole_number
 from elk_jax.images.schema import ImageInfo
 
 ROUNDING = 1.0
-"""Pixels by which a box may overhang its image, since tables are rounded: it is clipped. More is an error."""
+"""Pixels by which a box may overhang its image, since tables are rounded; it is then clipped. More is an error."""
 
 
 def checked_box(box: Sequence[float], width: int, height: int, where: str) -> np.ndarray:
@@ -37,8 +37,8 @@ def checked_box(box: Sequence[float], width: int, height: int, where: str) -> np
         raise UserError(what, where=where, todo="correct or remove the annotation")
     overhang = max(-x1, -y1, x2 - width, y2 - height)
     if within_a_pixel(values[None])[0] and max(width, height) > 1:
-        what = f"the box ({x1:g}, {y1:g}, {x2:g}, {y2:g}) lies within a pixel or so at the corner of the image"
-        todo = "give pixels if these are shares of the image, else remove the annotation"
+        what = f"the box ({x1:g}, {y1:g}, {x2:g}, {y2:g}) lies within a pixel or so of the corner of the image"
+        todo = "if these are shares of the image, convert them to pixels; else remove the annotation"
         raise UserError(what, where=where, todo=todo)
     clipped = np.clip(values, 0.0, [width, height, width, height])
     if overhang > ROUNDING or clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
@@ -56,10 +56,10 @@ def checked_box(box: Sequence[float], width: int, height: int, where: str) -> np
 
 
 def boxes_outside(volumes: Iterable[tuple[str, np.ndarray, tuple[float, float]]]) -> str:
-    """A line on boxes that leave their slices by more than rounding does; "" where none does.
+    """A line about boxes that leave their slices by more than rounding; "" if there are none.
 
-    volumes: name, boxes [N, 4] as they were marked, (width, height) of the slices. Not an error: the evaluation of the
-    challenge, whose boxes they are, counts them.
+    volumes: name, boxes [N, 4] as annotated, (width, height) of the slices. Not an error: these are the challenge's
+    boxes, and its evaluation counts them.
     """
     found, total = [], 0
     for name, boxes, (width, height) in volumes:
@@ -72,29 +72,29 @@ def boxes_outside(volumes: Iterable[tuple[str, np.ndarray, tuple[float, float]]]
     corners = ", ".join(f"{side:g}" for side in box)
     return (
         f"{len(found)} of {total} boxes leave their slices by more than {ROUNDING:g} px, the first ({corners}) in "
-        f"{name}: they count as they are marked; detectors learn the part inside"
+        f"{name}: the evaluation uses them as annotated; detectors learn the part inside"
     )
 
 
 def check_pixels(image: np.ndarray, width: int, height: int, where: object) -> None:
     """UserError unless `image` is [height, width, 1], finite and within [0, 1]."""
     if image.shape[:2] != (height, width):
-        what = f"the image has {image.shape[1]} x {image.shape[0]} px, its record says {width} x {height}"
+        what = f"the image has {image.shape[1]} x {image.shape[0]} px, but its record gives {width} x {height}"
         todo = "correct the record or replace the image"
         if image.shape[:2] == (width, height):
-            todo = "give size and boxes of the image as it is shown, turned as its orientation tag says"
+            todo = "give size and boxes of the image as displayed, rotated according to its orientation tag"
         raise UserError(what, where=where, todo=todo)
     if image.shape[2:] != (1,):
-        raise UserError(f"the image has shape {image.shape}, wanted one grey channel", where=where)
-    low, high = float(image.min()), float(image.max())  # both are NaN if one pixel is
+        raise UserError(f"the image has shape {image.shape}; one grey channel is needed", where=where)
+    low, high = float(image.min()), float(image.max())  # both are NaN if any pixel is
     if not (low >= 0.0 and high <= 1.0):
         bad = int((~np.isfinite(image)).sum())
-        what = f"{bad} pixels are NaN or infinite" if bad else f"grey values reach from {low:g} to {high:g}, not 0 to 1"
+        what = f"{bad} pixels are NaN or infinite" if bad else f"grey values range from {low:g} to {high:g}, not 0 to 1"
         raise UserError(what, where=where, todo="repair or remove the image, or set on_error=skip")
 
 
 def check_files(infos: Iterable[ImageInfo], folder: Path, where: object) -> None:
-    """UserError that names the first image whose file is missing, and counts the others."""
+    """UserError that names the first image without a file and counts the others."""
     missing = [info for info in infos if not os.path.isfile(folder / info.file_name)]
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -112,7 +112,7 @@ def check_unique(ids: Iterable[object], what: str, where: object) -> None:
 def check_no_patient_in_two_splits(infos: Sequence[ImageInfo], where: object = "") -> None:
     """UserError if images of one patient name different splits; images without a split do not count.
 
-    IDs that other files know (`patients.named`) are compared by their keys: 108 and 108.0 are too alike.
+    IDs that other files may use (`patients.named`) are compared by their keys: 108 and 108.0 are too similar.
     """
     known = named(infos)
     split_of: dict[tuple[bool, str], ImageInfo] = {}
@@ -125,8 +125,8 @@ def check_no_patient_in_two_splits(infos: Sequence[ImageInfo], where: object = "
             continue
         what, todo = f"patient {info.patient_id} is", "put all images of a patient into one split"
         if first.patient_id != info.patient_id:
-            what = f"patients {first.patient_id} and {info.patient_id} are written alike, and are"
-            todo = "write a patient in one way, in one split; give different people IDs that differ in more"
+            what = f"patients {first.patient_id} and {info.patient_id} may be one, by their IDs, and are"
+            todo = "write each patient's ID in one way, in one split; give different people clearly different IDs"
         raise UserError(
             f"{what} in two splits: image {first.image_id} in '{first.split}', image {info.image_id} in '{info.split}'",
             where=where,
@@ -135,26 +135,26 @@ def check_no_patient_in_two_splits(infos: Sequence[ImageInfo], where: object = "
 
 
 def check_split_names(infos: Sequence[ImageInfo], where: object = "") -> None:
-    """UserError where images would be left out unseen: some name no split, or one that looks like another."""
+    """UserError if images would be silently left out: they name no split, or one that looks like another."""
     names: dict[str, str] = {}
     for info in infos:
         other = names.setdefault(look(info.split), info.split)
         if other != info.split:
-            todo = "write the name of a split in one way"
-            what = f"the splits '{other}' and '{info.split}' differ in case, blanks or invisible characters alone"
+            todo = "write the name of each split in one way"
+            what = f"the splits '{other}' and '{info.split}' differ only in case, blanks or invisible characters"
             raise UserError(what, where=where, todo=todo)
     unused = [info.image_id for info in infos if not info.split]
     if unused and len(unused) < len(infos):
-        what = f"{len(unused)} of {len(infos)} images name no split, for example image {unused[0]}, and would be unused"
-        raise UserError(what, where=where, todo="name a split for every image, 'unused' for example, or remove them")
+        what = f"{len(unused)} of {len(infos)} images have no split, for example image {unused[0]}, and would be unused"
+        raise UserError(what, where=where, todo="give every image a split, for example 'unused', or remove them")
 
 
 def no_lesions(split: str, where: object) -> UserError:
-    """The error for images without lesions where some are needed."""
+    """The error for a split without lesions, if some are needed."""
     return UserError(
         f"no lesion in the images of the split '{split}'",
         where=where,
-        todo="check the annotations and which images are chosen (split, where; ignored boxes do not count)",
+        todo="check the annotations and the selection of images (split, where; ignore boxes do not count)",
     )
 
 
@@ -164,15 +164,15 @@ def lacking_lesion(infos: Sequence[ImageInfo]) -> str:
 
 
 def checked_lists(meta: dict[str, Any], boxes: int, where: str) -> dict[str, Any]:
-    """The further fields of an image, without those of `slices.OF_BOXES` that are None (unknown).
+    """The other fields of an image, without those of `slices.OF_BOXES` that are None (unknown).
 
-    UserError where one of those has no slice, or no four corners, for each of its boxes.
+    UserError if one of those lacks a slice, or four corners, for any of the boxes.
     """
     given = {name: meta[name] for name in OF_BOXES if meta.get(name) is not None}
     for name, values in given.items():
         entry_is_right = _is_slice if name == "lesion_slices" else _is_corners
         if not isinstance(values, list) or len(values) != boxes or not all(map(entry_is_right, values)):
-            what, todo = f"{name} has no entry for each of {boxes} boxes", "correct it, or leave it out"
+            what, todo = f"{name} does not have an entry for each of {boxes} boxes", "correct it, or leave it out"
             raise UserError(what, where=where, todo=todo)
     return {name: value for name, value in meta.items() if name not in OF_BOXES or name in given}
 

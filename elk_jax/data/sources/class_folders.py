@@ -1,8 +1,8 @@
 """Image files in folders of classes: `folders:DIR`, with DIR/SPLIT/CLASS/FILE, or DIR/CLASS/FILE without splits.
 
-The classes are the names of their folders, sorted. Every image has one box, the whole image, of the class of its
-folder, which is its field `class` too. An image is its own patient, unless `SourceSpec.patient_pattern` finds one in
-its name. What is known of the models behind drawn images goes with them (`coco.behind_folder`).
+The classes are the folder names, sorted. Every image has one box, the whole image, with the class of its folder, which
+is also its field `class`. An image is its own patient, unless `SourceSpec.patient_pattern` finds one in its name.
+Drawn images carry what is known about the models that made them (`coco.behind_folder`).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ LAYOUT = "put images into DIR/SPLIT/CLASS or DIR/CLASS"
 def open_class_folders(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
     """All images below a folder, whatever their split. Their sizes are read from the headers of the files.
 
-    A file whose header cannot be read has no size, 0 x 0; reading the image says what is wrong with it. Files that are
-    not images are skipped. UserError: no such folder, no image in it, images at other depths than those of a layout,
-    and classes whose names look alike.
+    A file whose header cannot be read has the size 0 x 0; reading the image reports what is wrong with it. Files that
+    are not images are skipped. UserError: no such folder, no image in it, images at a depth that fits no layout, and
+    classes whose names look alike.
     """
     folder = Path(spec.place)
     if not spec.place or not folder.is_dir():
@@ -61,15 +61,15 @@ def _depth(names: Sequence[Path], folder: Path) -> int:
     depth = Counter(len(name.parts) for name in names).most_common(1)[0][0]
     for name in names:
         if len(name.parts) != depth:
-            what = f"the image lies in {len(name.parts) - 1} folders, most others in {depth - 1}"
+            what = f"the image is {len(name.parts) - 1} folders deep, most others {depth - 1}"
             raise UserError(what, where=folder / name, todo=LAYOUT)
     if depth not in (2, 3):
-        raise UserError(f"the images lie in {depth - 1} folders", where=folder / names[0], todo=LAYOUT)
+        raise UserError(f"the images are {depth - 1} folders deep", where=folder / names[0], todo=LAYOUT)
     return depth
 
 
 def _is_beside(name: Path, depth: int, split: str) -> bool:
-    """Whether a file that is not an image lies where those of the split do; hidden files are not missed."""
+    """Whether a file that is not an image lies beside images of the split; hidden files do not count."""
     here = len(name.parts) == depth and (depth == 2 or split in ("", name.parts[0]))
     return here and not any(part.startswith(".") for part in name.parts)
 
@@ -80,8 +80,8 @@ def _classes(names: Sequence[Path], folder: Path) -> tuple[str, ...]:
         label = _named(name.parts[-2], folder / name)
         other = alike.setdefault(look(label), label)
         if other != label:
-            what = f"the classes '{other}' and '{label}' differ in case, blanks or invisible characters alone"
-            raise UserError(what, where=folder, todo="write the name of a class in one way")
+            what = f"the classes '{other}' and '{label}' differ only in case, blanks or invisible characters"
+            raise UserError(what, where=folder, todo="write the name of each class in one way")
     return tuple(sorted(alike.values()))
 
 

@@ -1,4 +1,4 @@
-"""Box cleaning: several hand-drawn regions of one lesion become one box (ELK), regions of a whole breast are ignored.
+"""Box cleaning: several hand-drawn regions of one lesion become one box (ELK); regions of a whole breast are ignored.
 
 Shapes: N boxes of one image, xyxy, px.
 """
@@ -17,12 +17,12 @@ MAX_IOU = 0.3
 
 
 def keep_clean_boxes(boxes: np.ndarray) -> np.ndarray:
-    """Mask [N] of the boxes to keep: none inside another, of two with IoU above MAX_IOU the larger.
+    """Mask [N] of the boxes to keep: none inside another, and of two with IoU above MAX_IOU only the larger.
 
-    Boxes are visited from the largest to the smallest. One is dropped if a larger box that was KEPT contains it or
-    overlaps it that much. So the result does not depend on the order of the boxes (of two equal ones the first
-    stays), and no box is dropped because of one that is itself dropped.
-    Source: Montoya-del-Angel et al. 2024; the two rules are published, the order is ours.
+    Boxes are visited from the largest to the smallest. A box is dropped if a larger box that was KEPT contains it or
+    overlaps it that much. The result therefore does not depend on the order of the boxes (of two equal ones the first
+    is kept), and no box is dropped because of one that is itself dropped.
+    Source: Montoya-del-Angel et al. 2024; the two rules are published, the order is our own.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     order = np.lexsort((boxes[:, 3], boxes[:, 2], boxes[:, 1], boxes[:, 0], -area(boxes)))
@@ -35,18 +35,18 @@ def keep_clean_boxes(boxes: np.ndarray) -> np.ndarray:
 
 
 def ignore_large(info: ImageInfo, share: float) -> ImageInfo:
-    """Boxes that cover more than `share` of the image become ignore boxes: they outline a breast, not a lesion.
+    """Turn boxes that cover more than `share` of the image into ignore boxes: they outline a breast, not a lesion.
 
-    Call it before the cleaning, which would keep such a box and drop every lesion inside.
+    Call this before the cleaning, which would keep such a box and drop every lesion inside.
     """
     large = area(np.asarray(info.boxes, np.float64).reshape(-1, 4)) > share * info.width * info.height
     return replace(info, ignore=info.ignore | large)
 
 
 def clean_info(info: ImageInfo) -> ImageInfo:
-    """Clean the boxes of one image, separately for each class; ignore boxes stay, and drop no other.
+    """Clean the boxes of one image, separately for each class; ignore boxes stay and do not affect others.
 
-    Fields with an entry for each box (`slices.OF_BOXES`) lose those of the boxes that go.
+    Fields with an entry for each box (`slices.OF_BOXES`) lose the entries of dropped boxes.
     """
     keep = info.ignore.copy()
     for label in np.unique(info.labels):

@@ -1,8 +1,8 @@
-"""COCO folders in and out: one JSON file, images in `images/` beside it (or beside the JSON itself).
+"""Reading and writing COCO folders: one JSON file, with the images in `images/` beside it (or beside the JSON itself).
 
-Per image the fields `patient_id` and `split` are honoured, and of a slice of a tomosynthesis volume `volume` and
-`slice`; all others are kept in `meta`. An image without patient (no such field, null, NaN or "") is its own patient,
-together with the other slices of its volume or frames of its file.
+For each image the fields `patient_id` and `split` are used, and for slices of tomosynthesis volumes `volume` and
+`slice`; all other fields are kept in `meta`. An image without patient (field missing, null, NaN or "") is its own
+patient, together with the other slices of its volume or frames of its file.
 Boxes are xywh in the file and xyxy, px, everywhere else.
 """
 
@@ -33,19 +33,19 @@ from elk_jax.privacy.mechanism import Statement, in_words
 from elk_jax.threads import ProgressBar, no_bar
 
 LARGEST_SIDE = 1 << 24
-"""Pixels of an image up to which float32 tells any two apart."""
+"""Largest image side for which float32 distinguishes any two pixels."""
 
 IMAGES = "images"
-"""The folder of the images, beside a COCO file."""
+"""The folder of the images, beside the COCO file."""
 SYNTHETIC = "synthetic.json"
-"""The COCO file of images that a program made; they lie in `images/` beside it."""
+"""The COCO file of generated images, which lie in `images/` beside it."""
 
-UNKNOWN = "The private trainings behind these images do not say what they spend."
+UNKNOWN = "The privacy cost of the training runs behind these images is not recorded."
 _IMAGE_FIELDS = {"id", "file_name", "width", "height", "patient_id", "split", "volume", "slice"}
 
 
 class Behind(NamedTuple):
-    """What a file says of the models behind its images; both as of an `ImageSource`."""
+    """What a file records about the models behind its images; both as in `ImageSource`."""
 
     seen_patients: frozenset[str] = frozenset()
     promises: tuple[Statement, ...] | None = ()
@@ -55,8 +55,8 @@ class CocoFile(NamedTuple):
     """The content of a COCO file.
 
     infos: its images, in the order of the file. classes: their names. category_ids: their ids, in the same order.
-    seen_patients: hashes (`patients.patient_hash`) of the patients that the model behind painted images has seen.
-    promises: as of an `ImageSource`.
+    seen_patients: hashes (`patients.patient_hash`) of the patients seen by the model behind painted images.
+    promises: as in `ImageSource`.
     """
 
     infos: tuple[ImageInfo, ...]
@@ -87,7 +87,7 @@ def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
 
 
 def check_partners(infos: Sequence[ImageInfo], named: Sequence[ImageInfo], path: str | Path) -> None:
-    """UserError where a partner is the image itself, or an image of the file of another patient or split."""
+    """UserError if a partner is the image itself, or belongs to another patient or split in the file."""
     folder = image_folder(path)
     file_of = lambda info: _file(folder, info.file_name)
     for info, partner in zip(infos, named, strict=True):
@@ -103,21 +103,21 @@ def check_partners(infos: Sequence[ImageInfo], named: Sequence[ImageInfo], path:
         for what, own, its in (("patient", info.patient_id, other.patient_id), ("split", info.split, other.split)):
             if own != its:
                 raise UserError(
-                    f"the image is of {what} {own!r}, and its partner, image {other.image_id}, of {its!r}",
+                    f"the image belongs to {what} {own!r}, but its partner, image {other.image_id}, to {its!r}",
                     where=f"{path}, image {info.image_id} ({info.file_name})",
                     todo="name an image of the same breast",
                 )
 
 
 def partners(infos: Sequence[ImageInfo], field: str, where: object) -> tuple[ImageInfo, ...]:
-    """The images with the files that their field names instead of their own. UserError for an image without one.
+    """The images, with the files named in `field` instead of their own. UserError for an image without that field.
 
-    What the image says of the decoding of its file is not said of the partner's (`decode.decoding_of_partner`).
+    Settings for decoding an image's own file do not apply to its partner's (`decode.decoding_of_partner`).
     """
     for info in infos:
         if not isinstance(info.meta.get(field), str) or not info.meta[field]:
             raise UserError(
-                f"the field '{field}' is missing, which names the file of the partner",
+                f"the field '{field}', the file of the partner, is missing",
                 where=f"{where}, image {info.image_id} ({info.file_name})",
                 todo="make pairs with data_prep/paired_images.py (tiles: paired_tiles.py), or remove the image",
             )
@@ -130,9 +130,9 @@ def read_coco(path: str | Path) -> CocoFile:
     """Read and validate a COCO file.
 
     Labels are positions in the list of categories sorted by id. `iscrowd` and `ignore` annotations become ignore boxes.
-    Entries of one image file that agree in all but their ids are one image, with the annotations of all.
-    UserError names the file, the image id and the annotation id of the first error: fields that are missing or of
-    another type, duplicate ids, one image file in entries that differ, an unknown category or image, a box that is
+    Entries for one image file that differ only in their ids are merged into one image, with the annotations of all.
+    UserError names the file, the image id and the annotation id of the first error: fields that are missing or have the
+    wrong type, duplicate ids, differing entries for one image file, an unknown category or image, a box that is
     inverted, empty, NaN, outside the image or within its first pixel. Image files are not opened.
     """
     path = Path(path)
@@ -168,7 +168,7 @@ def read_coco(path: str | Path) -> CocoFile:
 
 
 def behind_folder(folder: Path) -> Behind:
-    """Of the images in a folder: what `synthetic.json` says, where it lies in the folder or beside its `images/`."""
+    """`Behind` for the images in a folder, from a `synthetic.json` in the folder or beside its `images/`."""
     place = folder.resolve()
     path = (place.parent if place.name == IMAGES else place) / SYNTHETIC
     return _behind(read_json(path), path) if path.is_file() else Behind()
@@ -186,15 +186,15 @@ def _categories(categories: list[dict], path: Path) -> tuple[tuple[str, ...], di
     classes = tuple(name_of[key] for key in label_of)
     for name, count in Counter(name.casefold() for name in classes).items():
         if count > 1:
-            todo = "remove those without annotations and use one id for a class, or give them different names"
-            raise UserError(f"{count} categories are called '{name}'", where=path, todo=todo)
+            todo = "remove those without annotations and use one id per class, or give them different names"
+            raise UserError(f"{count} categories have the name '{name}'", where=path, todo=todo)
     return classes, label_of
 
 
 def _one_per_file(entries: dict[str, dict], path: Path) -> dict[str, str]:
-    """The id of each entry -> that of the first entry of the same image: a file, or a frame of it.
+    """The id of each entry -> the id of the first entry for the same image (a file, or a frame of it).
 
-    UserError where the entries of an image differ.
+    UserError if the entries of an image differ.
     """
     folder, first, image_of = image_folder(path), dict[str, str](), dict[str, str]()
     plain = {}
@@ -207,7 +207,7 @@ def _one_per_file(entries: dict[str, dict], path: Path) -> dict[str, str]:
         differing = [name for name in fields if plain[kept].get(name) != plain[key].get(name)]
         if differing:
             raise UserError(
-                f"the images {kept} and {key} are one file, {image['file_name']}, but differ in {differing[0]}",
+                f"the images {kept} and {key} have the same file, {image['file_name']}, but differ in {differing[0]}",
                 where=path,
                 todo="list an image file once, with all its annotations",
             )
@@ -215,12 +215,12 @@ def _one_per_file(entries: dict[str, dict], path: Path) -> dict[str, str]:
 
 
 def _file(folder: Path, name: str) -> str:
-    """The path of an image file, one for `a.png`, `./a.png` and `FOLDER/a.png`."""
+    """The path of an image file, the same for `a.png`, `./a.png` and `FOLDER/a.png`."""
     return os.path.normpath(folder / name)
 
 
 def _not_repeated(annotations: list[dict]) -> list[dict]:
-    """The annotations of several entries of one image, without those of an earlier entry again."""
+    """The annotations of several entries of one image, without repeats of those of an earlier entry."""
     what = ("bbox", "category_id", "iscrowd", "ignore")
     entry_of: dict[str, str] = {}
     of_entry = lambda a: entry_of.setdefault(repr([a.get(name) for name in what]), str(a["image_id"]))
@@ -233,17 +233,17 @@ def _behind(content: Any, path: Path) -> Behind:
 
 
 def _seen_patients(info: Any, path: Path) -> frozenset[str]:
-    """The hashes in a file's `info`; sets painted by earlier versions call them `learned_from`."""
+    """The hashes in a file's `info`; earlier versions stored them as `learned_from`."""
     if not isinstance(info, dict):
         return frozenset()
     seen = info.get("seen_patients") or info.get("learned_from") or ()
     if not isinstance(seen, list | tuple) or not all(isinstance(one, str) for one in seen):
-        raise UserError(f"seen_patients is {seen!r:.40}", where=f"{path}, info", todo="give a list of texts")
+        raise UserError(f"seen_patients is {seen!r:.40}", where=f"{path}, info", todo="give a list of strings")
     return frozenset(seen)
 
 
 def _promises(info: Any, path: Path) -> tuple[Statement, ...] | None:
-    """The ledgers in a file's `info`; None where there is a promise in words alone, as earlier versions wrote it."""
+    """The ledgers in a file's `info`; None if it has only a promise in words, as written by earlier versions."""
     if not isinstance(info, dict):
         return ()
     given = info.get("promises")
@@ -255,7 +255,7 @@ def _promises(info: Any, path: Path) -> tuple[Statement, ...] | None:
 
 
 def image_folder(path: str | Path) -> Path:
-    """Where the images of a COCO file lie: `images/` beside it if that exists, else beside it."""
+    """The folder of the images of a COCO file: `images/` beside it if that exists, else its own folder."""
     folder = Path(path).parent / IMAGES
     return folder if folder.is_dir() else folder.parent
 
@@ -271,10 +271,10 @@ def write_coco(
 ) -> None:
     """Write a COCO file atomically; the caller writes the images, to `images/` beside it.
 
-    Image ids are kept where all are whole numbers, else they are numbers from 1 in the order of `infos`. `meta`
-    fields that JSON can hold go into the image entries. Boxes are rounded to 0.001 px.
-    seen_patients: hashes of the patients that a model behind these images has seen. promises: what protects others, as
-    of an `ImageSource`; they are written in words too.
+    Image ids are kept if all are whole numbers, else images are numbered from 1 in the order of `infos`. `meta` fields
+    that JSON can represent go into the image entries. Boxes are rounded to 0.001 px.
+    seen_patients: hashes of the patients seen by a model behind these images. promises: as in `ImageSource`; they are
+    also written in words.
     """
     infos = list(infos)
     said = UNKNOWN if promises is None else in_words(promises)
@@ -356,28 +356,28 @@ def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where:
 
 
 def _place_in_volume(image: dict, where: str) -> dict[str, Any]:
-    """`volume` and `slice` of an image. A slice may be of a volume that is not named."""
+    """`volume` and `slice` of an image. The volume of a slice may be unnamed."""
     volume, position = checked_text(image.get("volume"), "volume", where), whole_number(image.get("slice"))
     if image.get("volume") is None and image.get("slice") is None:
         return {}
     if position is None or position < 0 or (not volume and image.get("volume") is not None):
-        todo = "give the volume's id, and the position in it as a whole number from 0; or rename the field"
+        todo = "give the volume's id and the position in it, a whole number from 0; or rename the field"
         raise UserError(f"volume is {image.get('volume')!r} and slice {image.get('slice')!r}", where=where, todo=todo)
     if image.get("volume_slices") is not None:
         slices = whole_number(image["volume_slices"])
         if slices is None or slices <= position:
-            todo = "count slices from 0, and give the number of all slices of the volume, or leave volume_slices out"
+            todo = "count slices from 0 and give the number of all slices of the volume, or leave volume_slices out"
             what = f"slice {position} of a volume whose volume_slices is {image['volume_slices']!r}"
             raise UserError(what, where=where, todo=todo)
     return {"volume": volume, "slice": position}
 
 
 def _xyxy(annotation: dict, where: str) -> list[float]:
-    """The corners of an annotation's box; `bbox_mode` is what detectron2 adds to its records."""
+    """The corners of an annotation's box; `bbox_mode` is a field that detectron2 adds to its records."""
     bbox, mode = _field(annotation, "bbox", where), annotation.get("bbox_mode")
     if mode not in (None, 1, "XYWH_ABS"):
         todo = "write boxes as left, top, width, height in pixels, and leave bbox_mode out"
-        raise UserError(f"bbox_mode is {mode!r}, not that of COCO", where=where, todo=todo)
+        raise UserError(f"bbox_mode is {mode!r}, which is not COCO's", where=where, todo=todo)
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
         todo = "give four numbers: left, top, width, height"
         raise UserError(f"bbox is {bbox!r:.60}", where=where, todo=todo)
@@ -394,7 +394,7 @@ def _field(entry: dict, name: str, where: object) -> Any:
 
 
 def _id(entry: dict, name: str, where: object) -> str:
-    """An id as text: "1" and 1 are one."""
+    """An id as text: "1" and 1 are the same."""
     value = checked_text(_field(entry, name, where), f"'{name}'", where)
     if not value:
         raise UserError(f"'{name}' is {entry[name]!r}", where=where, todo="write a text or a whole number")
@@ -414,7 +414,7 @@ def _flag(entry: dict, name: str, where: object) -> bool:
     if value is None or isinstance(value, bool):
         return bool(value)
     if whole_number(value) not in (0, 1):
-        todo = "write 1 for a box that is neither lesion nor background, else 0 or no such field"
+        todo = "write 1 for a box that is neither lesion nor background, else 0, or omit the field"
         raise UserError(f"{name} is {value!r}", where=where, todo=todo)
     return bool(value)
 
@@ -424,12 +424,12 @@ def _file_name(image: dict, where: object) -> str:
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"file_name is {name!r}", where=where, todo="name the image file")
     if not is_plain(name):
-        raise UserError(f"file_name is {name!r}, which no file is called", where=where, todo="correct it")
+        raise UserError(f"file_name is {name!r}, which is not a valid file name", where=where, todo="correct it")
     return name
 
 
 def _without_nan(value: Any, where: object) -> Any:
-    """The same content with None for NaN, as tables are written to JSON. UserError for an infinite number."""
+    """The same content with None for NaN, which tables exported to JSON contain. UserError for an infinite number."""
     if isinstance(value, dict):
         return {key: _without_nan(inner, where) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The one warning of images whose values use little of the range that their files could hold."""
+"""One warning about images whose values use little of the range of their files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from threading import Lock
 
 DARK = 1 / 8
-"""Share of the range: an image that stays below it probably has values of fewer bits than its file says."""
+"""Share of the range: values of an image that stays below it probably have fewer bits than its file declares."""
 
 _WARNED = Lock()
 """Acquired at the first such image and never released: one warning per process is enough."""
@@ -15,16 +15,16 @@ _WARNED = Lock()
 def warn_if_dark(extent: int, bits: int, where: object) -> None:
     """Log the first image whose integers use less than DARK of the range of `bits`.
 
-    extent: the largest value; of signed ones, the difference between the largest and the smallest.
+    extent: the largest value; for signed values, the difference between the largest and the smallest.
     """
     if not 0 < extent < DARK * 2**bits or bits <= 8 or not _WARNED.acquire(blocking=False):
         return
     fewer = extent.bit_length()
     todo = (
-        f"If such files hold fewer bits, set bit_depth={fewer + fewer % 2} or so (--bit_depth, "
+        f"If such files have fewer significant bits, set bit_depth, for example to {fewer + fewer % 2} (--bit_depth, "
         "config.data.NAME.bit_depth, or a field of the COCO image). If they are meant to be dark, set bit_depth=16"
         if bits == 16
-        else "Export such files with a window, or with the BitsStored of their values"
+        else "Export such files with a window, or with the BitsStored that their values need"
     )
     logging.getLogger(__name__).warning(
         f"the image {where} is nearly black: its values span {extent} of {2**bits - 1}. {todo}"

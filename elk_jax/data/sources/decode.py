@@ -1,12 +1,12 @@
-"""Image files of any kind that holds mammograms -> one grey image.
+"""Image files of any kind used for mammograms -> one grey image.
 
 Shapes: H, W image size in pixels. Grey images are [H, W, 1] float32 in [0, 1].
 
-8- and 16-bit PNG, JPEG, TIFF and DICOM. A file that is damaged is refused: what a decoder fills in for
-missing bytes (grey blocks, black rows) looks like tissue to a detector.
+8- and 16-bit PNG, JPEG, TIFF and DICOM. A damaged file is refused: what a decoder fills in for missing bytes (grey
+blocks, black rows) looks like tissue to a detector.
 
-A picture is turned as its orientation tag says (EXIF in JPEG and PNG, a TIFF's own), as viewers and annotation tools
-show it. Its size, and boxes in it, are those of the turned picture.
+Pictures are rotated according to their orientation tag (EXIF in JPEG and PNG, TIFF's own tag), as in viewers and
+annotation tools. Size and boxes refer to the rotated picture.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", *DICOM_SUFFIXES)
 """File name endings that count as images when a folder is searched."""
 DECODING = ("frame", "bit_depth")
-"""Fields of an image that say how its file is decoded."""
+"""Fields of an image that control how its file is decoded."""
 
 
 def decode_image(
     source: str | os.PathLike | bytes, *, name: object = "", frame: int | None = None, bit_depth: int | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Decode a file (or its bytes): image [H, W, 1] float32 in [0, 1], 1 is white, and what the file says of it.
+    """Decode a file (or its bytes): image [H, W, 1] float32 in [0, 1], 1 is white, and the metadata of the file.
 
-    name: what to call bytes in an error. frame: of a multi-frame DICOM; None accepts single-frame files only.
-    bit_depth: significant bits where the values have fewer than the file could hold (12-bit values in a 16-bit PNG);
-        None takes the file's, and warns once where 16 bits seem to be too many. Ignored for files of fewer bits, and
-        for DICOM files that say how they are shown: by a window, a look-up table or fewer than 16 stored bits.
+    name: names bytes in an error. frame: of a multi-frame DICOM; None accepts single-frame files only.
+    bit_depth: significant bits if the values have fewer than the file allows (12-bit values in a 16-bit PNG); None uses
+        those of the file, and warns once if 16 bits seem too many. Ignored for files with fewer bits, and for DICOM
+        files that define their display: by a window, a look-up table or fewer than 16 stored bits.
 
     The dict: `format` ("png", "jpeg", "tiff", "dicom"), `bits` (significant, of a pixel in the file), `pixel_spacing`
     ((row, column) mm in the breast plane, or None), `laterality` ("L", "R" or None) and, for DICOM, what
@@ -61,7 +61,7 @@ def decode_pixels(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Like `decode_image`, but [H, W] uint8 or uint16, where the largest value of the type is white.
 
-    That is as stored, unless fewer bits are significant. float32 in [0, 1] for DICOM and float TIFF.
+    The values are as stored, unless fewer bits are significant. float32 in [0, 1] for DICOM and float TIFF.
     """
     stored = _stored(source, name, frame, bit_depth)
     if stored.pixels.dtype == np.float32:
@@ -73,7 +73,7 @@ def decode_pixels(
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(width, height) of the image that `decode_image` makes of a file, by its header. UserError as there."""
+    """(width, height) of the image that `decode_image` returns, from the file's header. UserError as there."""
     with files.open_regular(path) as file:
         try:
             if _is_dicom(file.read(dicom.PREFIX), path):
@@ -87,16 +87,16 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
 def decode_as(
     spec: SourceSpec, source: str | os.PathLike | bytes, name: object = "", frame: int | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """`decode_image` of a file of a data source, with what its settings say of its files."""
+    """`decode_image` of a file of a data source, with the source's settings for its files."""
     return decode_image(source, name=name, frame=frame, bit_depth=spec.bit_depth)
 
 
 def slice_reader(
     spec: SourceSpec, places: Sequence[tuple[Path, int | None]]
 ) -> Callable[[int], tuple[np.ndarray, dict[str, Any]]]:
-    """Position -> `decode_as` of a slice of a volume, of the file and frame at its place.
+    """Position -> `decode_as` of a slice of a volume, from its file and frame.
 
-    One window shows the volume, so that of an end slice of air it may show nothing; the middle one it must show.
+    One window applies to the whole volume, so an end slice of air may come out blank; the middle slice must not.
     """
     return partial(_read_slice, spec, tuple(places))
 
@@ -104,7 +104,7 @@ def slice_reader(
 def _read_slice(
     spec: SourceSpec, places: tuple[tuple[Path, int | None], ...], position: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """A function of the module, which worker processes can be sent."""
+    """A module-level function, so that it can be sent to worker processes."""
     path, frame = places[position]
     image, meta = _decoded(path, "", frame, spec.bit_depth)
     if meta.get("blank"):
@@ -114,7 +114,7 @@ def _read_slice(
 
 
 def decoding_of_partner(meta: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """The fields of an image for the file that `field` names: of DECODING, FIELD_frame and FIELD_bit_depth count."""
+    """The fields of an image for the file named in `field`: FIELD_frame and FIELD_bit_depth in place of DECODING's."""
     rest = {name: value for name, value in meta.items() if name not in DECODING}
     return rest | {name: meta[f"{field}_{name}"] for name in DECODING if f"{field}_{name}" in meta}
 
@@ -124,8 +124,8 @@ def files_reader(
 ) -> Callable[[int], np.ndarray]:
     """Position -> image [H, W, 1] of the file of `infos[position]` in a folder.
 
-    A field `bit_depth` of an image goes before that of the source; a field `frame` is that of a multi-frame DICOM file.
-    UserError for an impossible one. where: what has it.
+    A field `bit_depth` of an image overrides that of the source; a field `frame` selects a frame of a multi-frame DICOM
+    file. UserError for an impossible value. where: the place of the fields, for errors.
     """
     places = []
     for info in infos:
@@ -136,7 +136,7 @@ def files_reader(
 
 
 def _read_file(places: Sequence[tuple[Path, int, int | None]], position: int) -> np.ndarray:
-    """A function of the module, which worker processes can be sent."""
+    """A module-level function, so that it can be sent to worker processes."""
     path, bit_depth, frame = places[position]
     return decode_image(path, bit_depth=bit_depth, frame=frame)[0]
 
@@ -144,7 +144,7 @@ def _read_file(places: Sequence[tuple[Path, int, int | None]], position: int) ->
 def _decoded(
     source: str | os.PathLike | bytes, name: object, frame: int | None, bit_depth: int | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """`decode_image` also where the window of the header shows nothing."""
+    """`decode_image`, also if the window of the header makes the image blank."""
     stored = _stored(source, name, frame, bit_depth)
     if stored.pixels.dtype == np.float32:
         return stored.pixels[..., None], stored.meta
@@ -152,9 +152,9 @@ def _decoded(
 
 
 def _not_blank(image: np.ndarray, meta: dict[str, Any], where: object) -> tuple[np.ndarray, dict[str, Any]]:
-    """UserError where the window of the header shows nothing of a single image: it is not of these pixels."""
+    """UserError if the window of the header makes a single image blank: it cannot belong to these pixels."""
     if shade := meta.get("blank"):
-        what = f"the {meta['voi']} of the header shows all pixels {shade}"
+        what = f"the {meta['voi']} in the header makes all pixels {shade}"
         raise UserError(what, where=where, todo="repair the DICOM header, or export the image again")
     return image, meta
 
@@ -170,7 +170,7 @@ def _stored(source: str | os.PathLike | bytes, name: object, frame: int | None, 
             raise from_os_error(error, source) from error
     data = source if isinstance(source, bytes) else files.read_bytes(source)
     if not data:
-        raise UserError("empty image file", where=where, todo="fetch the file again, or leave it out")
+        raise UserError("empty image file", where=where, todo="download the file again, or leave it out")
     if _is_dicom(data, where):
         return Stored(*dicom.decode(data, name=where, frame=frame, bit_depth=bit_depth))
     if frame:
@@ -185,7 +185,7 @@ def _grey_values(stored: Stored, white: int) -> np.ndarray:
 
 
 def _white(stored: Stored, bit_depth: int | None, where: object) -> int:
-    """The integer that is white, or black where white is zero."""
+    """The integer that means white, or black if white is zero."""
     brightest, bits = int(stored.pixels.max(initial=0)), stored.meta["bits"]
     if bit_depth:
         bits = min(bit_depth, stored.width)
@@ -198,7 +198,7 @@ def _white(stored: Stored, bit_depth: int | None, where: object) -> int:
 
 
 def as_integers(pixels: np.ndarray) -> np.ndarray:
-    """uint8 and uint16 as they are; float32 in [0, 1] (DICOM) as uint16, where 65535 is white."""
+    """uint8 and uint16 unchanged; float32 in [0, 1] (DICOM) as uint16, where 65535 is white."""
     return np.round(pixels * 65535).astype(np.uint16) if pixels.dtype == np.float32 else pixels
 
 
@@ -210,9 +210,9 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def check_bit_depth(bit_depth: object, where: object = "") -> None:
-    """UserError unless it is a number of significant bits, or 0 or None: the file's own."""
+    """UserError unless it is a number of significant bits, or 0 or None (the file's own)."""
     if bit_depth is not None and not fits(bit_depth, BitDepth):
-        raise UserError(f"bit_depth is {bit_depth!r}", where=where, todo="give 1 to 16, or 0: as the file says")
+        raise UserError(f"bit_depth is {bit_depth!r}", where=where, todo="give 1 to 16, or 0 for the file's own")
 
 
 def checked_frame(value: Any, where: object = "") -> int | None:

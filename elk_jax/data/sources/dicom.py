@@ -1,9 +1,9 @@
-"""DICOM mammograms -> grey images as a workstation would show them.
+"""DICOM mammograms -> grey images as a workstation would display them.
 
 Shapes: H, W image size in pixels; F frames.
 
-This file reads headers and refuses anything but grey images; `dicom_pixels` reads the pixels of a frame as they are
-stored, and `dicom_grey` turns them into grey values.
+This module reads headers and refuses anything but grey images; `dicom_pixels` reads the pixels of a frame as stored,
+and `dicom_grey` converts them to grey values.
 Attributes are looked up in the frame's functional groups first, then in the shared ones, then at the top level, so that
 enhanced multi-frame objects (tomosynthesis) work like classic ones. docs/dicom.md lists every attribute.
 """
@@ -38,12 +38,12 @@ from elk_jax.errors import UserError
 
 _CHUNK = 1 << 20
 _LEAST_FRAME = 8
-"""Bytes that a frame takes in a file, at least."""
+"""Fewest bytes that a frame takes in a file."""
 _ASPECT = 0.01
-"""Difference of the sides of a pixel that is rounding."""
+"""Difference between the sides of a pixel that counts as rounding."""
 
 PREFIX = 132
-"""Bytes that identify a DICOM file: a preamble of 128, and DICM."""
+"""Bytes that identify a DICOM file: a preamble of 128 bytes, and DICM."""
 
 
 def looks_like_dicom(data: bytes) -> bool:
@@ -54,17 +54,17 @@ def looks_like_dicom(data: bytes) -> bool:
 def decode(
     data: bytes, *, name: object = "", frame: int | None = None, bit_depth: int | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Decode the content of a DICOM file: image [H, W] float32 in [0, 1], 1 is white, and what the header says.
+    """Decode the content of a DICOM file: image [H, W] float32 in [0, 1], 1 is white, and the header's metadata.
 
-    name: of the file, for errors. frame: of a multi-frame object, 0-based; None accepts objects of one frame only.
-    bit_depth: significant bits where the header says 16 and has no window.
+    name: of the file, for errors. frame: of a multi-frame object, 0-based; None accepts single-frame objects only.
+    bit_depth: significant bits if the header declares 16 and has no window.
 
     The header's dict: `format` "dicom"; `bits` stored; `pixel_spacing` (row, column) mm in the breast plane,
-    or None; `laterality` "L", "R" or None; `laterality_header` what the header says; `view` "CC", "MLO", ... or "";
+    or None; `laterality` "L", "R" or None; `laterality_header` as in the header; `view` "CC", "MLO", ... or "";
     `patient_id`; `frames` F; `photometric`; `voi` which of "lut", "window" or "full" was applied; `blank` "black" or
-    "white" where that shows different values all so, else "".
+    "white" if that makes differing values all black or all white, else "".
 
-    UserError: damaged, without pixels, not a grey image for presentation, a missing decoder (naming the package to
+    UserError: damaged, without pixels, not a grey image for presentation, a missing decoder (with the package to
     install), no such frame, far larger than the file.
     """
     with errors_of(name):
@@ -77,9 +77,9 @@ def decode(
 def decode_frame(
     file: BinaryIO, frame: int, *, name: object = "", bit_depth: int | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """`decode` of one frame of an open file: of its pixels, those of that frame alone are read.
+    """`decode` of one frame of an open file; only the pixels of that frame are read.
 
-    A file that is cut off, deflated or mislabelled is read as a whole.
+    A truncated, deflated or mislabelled file is read as a whole.
     """
     with errors_of(name):
         budget = budget_for(file.seek(0, io.SEEK_END), name)
@@ -95,9 +95,9 @@ def decode_frame(
 
 
 def other_object(file: BinaryIO) -> str:
-    """What a DICOM file holds instead of an image, such as "Mammography CAD SR Storage"; "" for an image.
+    """What a DICOM file contains instead of an image, such as "Mammography CAD SR Storage"; "" for an image.
 
-    Damaged files are images here: who decodes them says what is wrong.
+    Damaged files count as images here: decoding them reports what is wrong.
     """
     try:
         with errors_of(""):
@@ -107,7 +107,7 @@ def other_object(file: BinaryIO) -> str:
 
 
 def count_frames(file: BinaryIO) -> int:
-    """Frames of a DICOM file, at least 1; no more than it has room for. Of a damaged one 1."""
+    """Frames of a DICOM file: at least 1, at most as many as it has room for; 1 for a damaged file."""
     try:
         with errors_of(""):
             size = file.seek(0, io.SEEK_END)
@@ -118,27 +118,27 @@ def count_frames(file: BinaryIO) -> int:
 
 
 def size(file: BinaryIO, name: object) -> tuple[int, int]:
-    """(width, height) of the frames of a DICOM file, by its header."""
+    """(width, height) of the frames of a DICOM file, from its header."""
     with errors_of(name):
         dataset = header(file, name)
         return int(dataset.Columns), int(dataset.Rows)
 
 
 def header(file: BinaryIO, name: object) -> Dataset:
-    """All that a DICOM file says before its pixels. UserError also for more frames than the file has room for."""
+    """The whole header of a DICOM file. UserError also for more frames than the file has room for."""
     with errors_of(name):
         size = file.seek(0, io.SEEK_END)
         dataset = _read(file, budget_for(size, name), stop_before_pixels=True)
         _check_object(dataset, True)
         if (frames := first_number(dataset, "NumberOfFrames") or 1) > max(1, size // _LEAST_FRAME):
-            what = f"the header says {frames:.0f} frames, for which a file of {size} bytes has no room"
-            raise UserError(what, todo="fetch the file again, or repair NumberOfFrames")
+            what = f"the header declares {frames:.0f} frames, for which a file of {size} bytes has no room"
+            raise UserError(what, todo="download the file again, or repair NumberOfFrames")
         return dataset
 
 
 def volume_header(file: BinaryIO, name: object) -> Dataset:
-    """The header of a file of several frames. UserError also where these cannot be shown, and for a file that is cut
-    off: found now, and not when the volumes before it have been looked at."""
+    """The header of a multi-frame file. UserError also for frames that cannot be displayed and for a truncated file, so
+    that these are found now, not after the volumes before it have been processed."""
     dataset = header(file, name)
     with errors_of(name):
         what, todo = problem(dataset, attributes_of_frame(dataset, 0))
@@ -148,7 +148,7 @@ def volume_header(file: BinaryIO, name: object) -> Dataset:
         start = file.tell()
         if not dicom_pixels.are_complete(
             file, start, file.seek(0, io.SEEK_END), dataset
-        ):  # or deflated, or mislabelled
+        ):  # truncated, deflated or mislabelled
             file.seek(0)
             decode(file.read(), name=name, frame=int(dataset.get("NumberOfFrames") or 1) - 1)
     return dataset
@@ -156,22 +156,22 @@ def volume_header(file: BinaryIO, name: object) -> Dataset:
 
 @contextmanager
 def errors_of(name: object) -> Iterator[None]:
-    """Whatever goes wrong with the file `name` becomes a UserError with this place; warnings are dropped."""
+    """Turn any error about the file `name` into a UserError with this place; warnings are dropped."""
     try:
-        with warnings.catch_warnings():  # what matters is raised; the rest is about values that are not used
+        with warnings.catch_warnings():  # what matters is raised; the rest concerns values that are not used
             warnings.simplefilter("ignore")
             yield
     except UserError as error:
         if error.where:
             raise
         raise UserError(error.what, where=name, todo=error.todo) from error
-    except Exception as error:  # a damaged header makes pydicom raise almost anything; all mean the same here
-        todo = "fetch the file again; if that does not help, export the image again"
+    except Exception as error:  # a damaged header makes pydicom raise almost anything; it all means the same here
+        todo = "download the file again; if that does not help, export the image again"
         raise UserError(f"damaged DICOM file: {error}", where=name, todo=todo) from error
 
 
 def _read(file: BinaryIO, budget: Budget, stop_before_pixels: bool = False) -> Dataset:
-    """The dataset of a file, with the file's position after what was read."""
+    """The dataset of a file; the file's position is then after the part that was read."""
     file.seek(128)
     meta_start = PREFIX if file.read(4) == b"DICM" else 0
     file.seek(meta_start)
@@ -193,10 +193,10 @@ def _decode(
     frame: int | None,
     bit_depth: int | None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """dataset: the header. pixels: where the stored values are, the same dataset or its file, at their element."""
+    """dataset: the header. pixels: the source of the stored values, the same dataset, or its file at their element."""
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frame is None and frames > 1:
-        todo = f"give the image a field `frame`, 0 to {frames - 1}, or export single frames"
+        todo = f"add a field `frame` to the image, 0 to {frames - 1}, or export single frames"
         raise UserError(f"{frames} frames in one file", todo=todo)
     if frame is not None and not 0 <= frame < frames:
         raise UserError(f"no frame {frame}: the file has {frames}", todo=f"choose 0 to {frames - 1}")
@@ -228,9 +228,9 @@ def _decode(
 def breast_side(image: np.ndarray) -> str | None:
     """Laterality from pixels [H, W]: a left breast touches the image's left edge, a right one its right edge.
 
-    "L", "R", or None where both sides look alike (no breast, a frame-filling close-up). This is the hanging
-    that vendors store; headers are wrong often enough (BCS-DBT's reading code trusts the pixels too) that
-    pixels win where they are clear.
+    "L", "R", or None if both sides look alike (no breast, a frame-filling close-up). This is the orientation that
+    vendors store. Headers are wrong often enough that clear pixels take precedence (BCS-DBT's reading code trusts the
+    pixels too).
     """
     breast = image > image.min() + 0.05 * np.ptp(image)
     strip = max(1, image.shape[1] // 20)
@@ -241,9 +241,9 @@ def breast_side(image: np.ndarray) -> str | None:
 
 
 def _check_object(dataset: Dataset, has_pixels: bool) -> None:
-    """UserError for an object without an image; one without a transfer syntax gets it."""
+    """UserError for an object without an image; an object without a transfer syntax gets one."""
     if other := _other_object(dataset):
-        raise UserError(f"not an image: {other}", todo="leave it out, and give the images of the exam")
+        raise UserError(f"not an image: {other}", todo="leave it out, and use the images of the exam")
     if not has_pixels and dataset.get("PixelDataProviderURL"):
         todo = "download the image with its pixels"
         raise UserError("DICOM file whose pixels are on a server (PixelDataProviderURL)", todo=todo)
@@ -251,7 +251,7 @@ def _check_object(dataset: Dataset, has_pixels: bool) -> None:
         kind = (
             "DICOM file without pixels, or" if "Rows" in dataset and "Columns" in dataset else "not a DICOM image, or"
         )
-        raise UserError(f"{kind} cut off before its pixels", todo="fetch the file again, or leave it out")
+        raise UserError(f"{kind} truncated before its pixels", todo="download the file again, or leave it out")
     dataset.ensure_file_meta()
     if "TransferSyntaxUID" not in dataset.file_meta:  # old files without a preamble
         implicit, little = dataset.original_encoding
@@ -275,7 +275,7 @@ def _other_object(dataset: Dataset) -> str:
 
 
 def problem(dataset: Dataset, attributes: Dataset) -> tuple[str, str]:
-    """Why the pixels of a frame cannot be shown as one grey image, and what to do; ("", "") where they can.
+    """Why the pixels of a frame cannot be displayed as one grey image, and what to do; ("", "") if they can.
 
     attributes: of the frame.
     """
@@ -287,7 +287,7 @@ def problem(dataset: Dataset, attributes: Dataset) -> tuple[str, str]:
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         return f"photometric interpretation {photometric or 'missing'}: not a grey image", grey
     if dataset.SamplesPerPixel != 1:
-        return f"{dataset.SamplesPerPixel} samples a pixel: not a grey image", grey
+        return f"{dataset.SamplesPerPixel} samples per pixel: not a grey image", grey
     return _problem_of_bits(dataset) or _problem_of_display(dataset, attributes, photometric) or ("", "")
 
 
@@ -318,32 +318,32 @@ def _problem_of_bits(dataset: Dataset) -> tuple[str, str] | None:
 
 
 def _problem_of_display(dataset: Dataset, attributes: Dataset, photometric: str) -> tuple[str, str] | None:
-    """What the header says of showing the pixels, where that cannot be done."""
+    """What in the header prevents the display of the pixels, or None."""
     if _word(dataset, "PresentationIntentType") == "FOR PROCESSING" or "For Processing" in _sop_class(dataset).name:
-        what = "a raw image FOR PROCESSING, which does not look like a mammogram for reading"
+        what = "a raw image FOR PROCESSING, which does not look like a mammogram prepared for reading"
         return what, "export the images FOR PRESENTATION, and leave this one out (on_error=skip)"
     shape, fitting = _word(dataset, "PresentationLUTShape"), "INVERSE" if photometric == "MONOCHROME1" else "IDENTITY"
     if shape not in ("", fitting):
-        what = f"PresentationLUTShape {shape} contradicts {photometric}, and viewers differ in which they follow"
-        right = f"if air is dark where it is shown as {photometric}, delete PresentationLUTShape"
+        what = f"PresentationLUTShape {shape} contradicts {photometric}, and viewers differ in which one they follow"
+        right = f"if air is dark when displayed as {photometric}, delete PresentationLUTShape"
         return what, f"{right}, else correct PhotometricInterpretation"
     if "PresentationLUTSequence" in attributes and photometric == "MONOCHROME1":
         return "PresentationLUTSequence of a MONOCHROME1 image", "export it as MONOCHROME2"
     aspect, square = attributes.get("PixelAspectRatio") or (1, 1), "export the image with square pixels"
     if isinstance(aspect, str | int) or len(aspect) != 2 or not math.isclose(*map(float, aspect), rel_tol=_ASPECT):
         return f"the pixels are not square (PixelAspectRatio {aspect})", square
-    spacing = pixel_spacing(attributes)  # files that say it have no PixelAspectRatio (PS3.3 C.7.6.3.1.7)
+    spacing = pixel_spacing(attributes)  # files with a spacing have no PixelAspectRatio (PS3.3 C.7.6.3.1.7)
     if spacing and not math.isclose(*spacing, rel_tol=_ASPECT):
         return f"the pixels are not square: {spacing[0]:g} mm high, {spacing[1]:g} mm wide", square
     if _word(dataset, "RecommendedViewingMode") == "SUB":
-        return "an image that is to be shown after a subtraction of masks", "export the subtracted image"
+        return "an image meant for display after mask subtraction", "export the subtracted image"
     if _word(dataset, "PixelPresentation") not in ("", "MONOCHROME"):
-        return "a grey image with ranges shown in colour (PixelPresentation)", "export it as a grey image"
+        return "a grey image with ranges displayed in colour (PixelPresentation)", "export it as a grey image"
     return None
 
 
 def header_laterality(attributes: Dataset) -> str | None:
-    """ "L" or "R", as the header says."""
+    """ "L" or "R" from the header, or None."""
     keys = ("FrameLaterality", "ImageLaterality", "Laterality")
     values = (str(attributes.get(key) or "").strip().upper() for key in keys)
     return next((value for value in values if value in ("L", "R")), None)
@@ -365,7 +365,7 @@ def view(attributes: Dataset) -> str:
 
 
 def pixel_spacing(attributes: Dataset) -> tuple[float, float] | None:
-    """(row, column) mm. PixelSpacing is calibrated; ImagerPixelSpacing holds at the detector."""
+    """(row, column) mm. PixelSpacing is calibrated; ImagerPixelSpacing applies at the detector."""
     for key in ("PixelSpacing", "ImagerPixelSpacing"):
         value = attributes.get(key)
         if value is None or isinstance(value, str | float) or len(value) != 2:

@@ -1,4 +1,4 @@
-"""The grey-scale pipeline of DICOM (PS3.4 Annex N.2): stored values of one frame -> what a workstation shows.
+"""The grey-scale pipeline of DICOM (PS3.4 Annex N.2): stored values of one frame -> grey values of a workstation.
 
 Shapes: H, W image size in pixels; N entries of a look-up table.
 
@@ -43,17 +43,17 @@ _UNITS = {
         *((key,) for key in _ALONE.split()),
     )
 }
-"""The attributes that are read, with their tags. Those of one tuple come from one place: the window of a frame does not
-mix with the function or the table of another."""
+"""The attributes that are read, with their tags. Those of one tuple come from one place: the window of a frame is not
+mixed with the function or the table of another."""
 _FAR = 1 << 15
-"""Pixels up to which OpenCV draws."""
+"""Largest coordinate, in pixels, that OpenCV can draw."""
 _HEADER = "repair the DICOM header, or export the image again"
 
 
 class Table(NamedTuple):
-    """A look-up table: values below `first` have the first entry, those beyond the last have the last.
+    """A look-up table: values below `first` map to the first entry, those beyond the last to the last.
 
-    entries: [N] int64. first: the value of the first entry. white: what its brightest entry means.
+    entries: [N] int64. first: the value that maps to the first entry. white: the entry value that means white.
     """
 
     entries: np.ndarray
@@ -66,22 +66,22 @@ class Table(NamedTuple):
 
 
 def attributes_of_frame(dataset: Dataset, frame: int) -> Dataset:
-    """One flat dataset: of the frame's own functional groups, else of the shared ones, else of the top level.
+    """One flat dataset from the frame's own functional groups, else the shared ones, else the top level.
 
-    An empty value or item counts as missing. UserError where the file has no functional groups for this frame.
+    An empty value or item counts as missing. UserError if the file has no functional groups for this frame.
     """
     return next(attributes_of_frames(dataset, [frame]))
 
 
 def attributes_of_frames(dataset: Dataset, frames: Iterable[int]) -> Iterator[Dataset]:
-    """`attributes_of_frame` of each frame; what all frames share is looked up once."""
+    """`attributes_of_frame` for each frame; what all frames share is looked up once."""
     own = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
     for_all = [*_macros(shared[:1]), dataset]
     common: dict[tuple[str, ...], list[DataElement]] = {}
     for frame in frames:
         if own and frame >= len(own):
-            raise UserError(f"functional groups of {len(own)} frames, none of frame {frame}", todo=_HEADER)
+            raise UserError(f"functional groups for {len(own)} frames, none for frame {frame}", todo=_HEADER)
         macros = list(_macros(own[frame : frame + 1]))
         said = frozenset().union(*(place.keys() for place in macros))
         flat = Dataset()
@@ -100,12 +100,12 @@ def attributes_of_frames(dataset: Dataset, frames: Iterable[int]) -> Iterator[Da
 def presented(
     stored: np.ndarray, words: np.ndarray, attributes: Dataset, bit_depth: int | None, name: object
 ) -> tuple[np.ndarray, str, str]:
-    """Stored values [H, W] -> grey values [H, W] in [0, 1], 1 is white, which of "lut", "window", "full" it was, and
-    "black" or "white" where that shows different values all so, else "".
+    """Stored values [H, W] -> grey values [H, W] in [0, 1], 1 is white; which of "lut", "window", "full" was applied;
+    and "black" or "white" if that makes differing values all black or all white, else "".
 
-    words: the values with the bits beyond BitsStored, in which padding may be written. attributes: of
+    words: the values with the bits beyond BitsStored, which may encode padding. attributes: from
     `attributes_of_frame`. bit_depth: significant bits of 16-bit values without a window. name: of the file, for the
-    warning of values that use little of their range.
+    warning about values that use little of their range.
     """
     hidden = _padding(stored, words, attributes) | _behind_shutter(attributes, stored.shape)
     seen = ~hidden if hidden.any() else np.s_[:]
@@ -130,8 +130,8 @@ def presented(
 
 
 def grey_scale(attributes: Dataset) -> tuple[Any, ...] | None:
-    """What makes grey values of the stored values of a frame, so that frames can be compared; None without a window or
-    a table, since their grey values then depend on their pixels."""
+    """The parameters that map the stored values of a frame to grey values, for comparing frames; None without a window
+    or table, since the grey values then depend on the pixels."""
 
     def table(key: str) -> tuple[Any, ...] | None:
         items = attributes.get(key)
@@ -180,7 +180,7 @@ def high_bit(dataset: Dataset) -> Any:
 
 
 def first_number(attributes: Dataset, key: str) -> float | None:
-    """First of a multi-valued number, or None; UserError unless it is finite."""
+    """The first value of a multi-valued number, or None; UserError unless it is finite."""
     value = attributes.get(key)
     value = (value[0] if len(value) else None) if isinstance(value, list | tuple | MultiValue) else value
     if value is None or value == "":
@@ -202,7 +202,7 @@ def _macros(groups: Any) -> Iterator[Dataset]:
 
 
 def _has(place: Dataset, key: str) -> bool:
-    """Whether a value is there: an empty one, an empty sequence and an empty item are none."""
+    """Whether a value is present: an empty value, an empty sequence and an empty item do not count."""
     value = place.get(key)
     if isinstance(value, str | bytes) or not hasattr(value, "__len__"):
         return _is(value)
@@ -215,7 +215,7 @@ def _is(value: Any) -> bool:
 
 
 def _elements(places: Iterable[Dataset], unit: tuple[str, ...]) -> list[DataElement] | None:
-    """The attributes of a unit at the first place that has what it needs; None where no place does."""
+    """The attributes of a unit from the first place that has all it needs; None if no place does."""
     place = next((place for place in places if _says(place, unit)), None)
     return None if place is None else [place[key] for key in unit if _has(place, key)]
 
@@ -230,7 +230,7 @@ def _says(place: Dataset, unit: tuple[str, ...]) -> bool:
 
 
 def _range_of_bits(attributes: Dataset, stored: np.ndarray, bits: int = 0) -> tuple[float, float]:
-    """Smallest and largest value that can be stored, of floats the ones that are."""
+    """Smallest and largest value that can be stored; for floats, those that occur."""
     if stored.dtype.kind == "f":
         return (float(stored.min()), float(stored.max())) if stored.size else (0.0, 1.0)
     bits = bits or int(attributes.BitsStored)
@@ -240,7 +240,7 @@ def _range_of_bits(attributes: Dataset, stored: np.ndarray, bits: int = 0) -> tu
 def _range_of_values(
     stored: np.ndarray, attributes: Dataset, bit_depth: int | None, name: object
 ) -> tuple[float, float]:
-    """The values that become black and white without a window. stored: without padding."""
+    """The values that become black and white if there is no window. stored: without padding."""
     low, high = _range_of_bits(attributes, stored)
     if stored.dtype.kind == "f" or not stored.size or _has(attributes, "ModalityLUTSequence"):
         return low, high
@@ -262,7 +262,7 @@ def _range_of_values(
 
 
 def _stored_number(attributes: Dataset, key: str) -> int | None:
-    """A header's pixel value; files write it signed or not, whatever their pixels are."""
+    """A pixel value in a header; files write it signed or unsigned, whatever their pixels are."""
     value = attributes.get(key)
     value = value[0] if isinstance(value, MultiValue | list) and value else value
     if not isinstance(value, int):
@@ -274,7 +274,7 @@ def _stored_number(attributes: Dataset, key: str) -> int | None:
 
 
 def _padding(stored: np.ndarray, words: np.ndarray, attributes: Dataset) -> np.ndarray:
-    """[H, W] bool: pixels that hold no image (PS3.3 C.7.5.1.1.2), which are shown black."""
+    """[H, W] bool: padding pixels (PS3.3 C.7.5.1.1.2), which are displayed black."""
     if stored.dtype.kind == "f":
         value = first_number(attributes, "FloatPixelPaddingValue")
         limit = first_number(attributes, "FloatPixelPaddingRangeLimit")
@@ -290,7 +290,7 @@ def _padding(stored: np.ndarray, words: np.ndarray, attributes: Dataset) -> np.n
 
 
 def _behind_shutter(attributes: Dataset, shape: tuple[int, ...]) -> np.ndarray:
-    """[H, W] bool: pixels beyond a shape of the display shutter (PS3.3 C.7.6.11), which are not shown."""
+    """[H, W] bool: pixels outside the display shutter (PS3.3 C.7.6.11), which are not displayed."""
     hidden = np.zeros(shape, bool)
     rows, columns = np.ogrid[1 : shape[0] + 1, 1 : shape[1] + 1]
     for kind in map(str.upper, map(str, _list(attributes.get("ShutterShape")))):
@@ -306,14 +306,14 @@ def _behind_shutter(attributes: Dataset, shape: tuple[int, ...]) -> np.ndarray:
             hidden |= cv2.fillPoly(np.zeros(shape, np.uint8), [polygon], 1) == 0
         else:
             todo = "export the image with the shutter applied, or without it"
-            raise UserError(f"a display shutter of the shape {kind}", todo=todo)
+            raise UserError(f"a display shutter of shape {kind}", todo=todo)
     if hidden.size and hidden.all():
         raise UserError("the display shutter hides the whole image", todo=_HEADER)
     return hidden
 
 
 def _numbers(attributes: Dataset, key: str, count: int = 0) -> list[float]:
-    """The finite numbers of an attribute; UserError unless they are `count`, or (0) three pairs at least."""
+    """The finite numbers of an attribute; UserError unless there are `count`, or (0) at least three pairs."""
     values = _list(attributes.get(key))
     fits = len(values) == count if count else len(values) >= 6 and len(values) % 2 == 0
     try:
@@ -326,13 +326,13 @@ def _numbers(attributes: Dataset, key: str, count: int = 0) -> list[float]:
 
 
 def _list(value: Any) -> list[Any]:
-    """The values of an attribute of any number of them."""
+    """The values of an attribute that has any number of them."""
     values = list(value) if isinstance(value, list | tuple | MultiValue) else [value]
     return [one for one in values if _is(one)]
 
 
 def _after_modality(stored: np.ndarray, attributes: Dataset, ends: tuple[float, float]) -> np.ndarray:
-    """Values after the modality step, of stored values between `ends`."""
+    """Values after the modality step, for stored values between `ends`."""
     if tables := attributes.get("ModalityLUTSequence"):
         return _table(tables[0], attributes, *ends)(stored)
     slope, intercept = _rescale(attributes)
@@ -340,7 +340,7 @@ def _after_modality(stored: np.ndarray, attributes: Dataset, ends: tuple[float, 
 
 
 def _ends_after_modality(attributes: Dataset, ends: tuple[float, float]) -> tuple[float, float]:
-    """Smallest and largest value that the modality step makes of stored values between `ends`."""
+    """Smallest and largest result of the modality step for stored values between `ends`."""
     if tables := attributes.get("ModalityLUTSequence"):
         return 0.0, float(_table(tables[0], attributes, *ends).white)
     slope, intercept = _rescale(attributes)
@@ -356,17 +356,17 @@ def _rescale(attributes: Dataset) -> tuple[float, float]:
 
 
 def _table(item: Dataset, attributes: Dataset, low: float, high: float) -> Table:
-    """A look-up table of a header (PS3.3 C.11.1.1). low, high: of the values that it is used for.
+    """A look-up table of a header (PS3.3 C.11.1.1). low, high: range of the values that it is applied to.
 
-    White is the largest number of the declared bits, unless the entries need fewer or more: many files declare the size
-    of their words instead, and viewers take the largest entry then.
+    White is the largest number with the declared bits, unless the entries need fewer or more: many files declare the
+    size of their words instead, and viewers then take the largest entry.
     """
     descriptor = item.get("LUTDescriptor")
     if not isinstance(descriptor, MultiValue | list) or len(descriptor) != 3 or not _has(item, "LUTData"):
         raise UserError("a look-up table without LUTDescriptor or LUTData", todo=_HEADER)
     count, bits = int(descriptor[0]) & 0xFFFF or 65536, int(descriptor[2]) & 0xFFFF
     entries = _entries(item["LUTData"].value, count, bits, attributes)
-    first = int(descriptor[1])  # US or SS, but writers mix them up: a table that no value reaches is the other one
+    first = int(descriptor[1])  # US or SS, but writers confuse them: if no value reaches the table, it is the other
     other = first + 65536 if first < 0 else first - 65536
     reached = lambda start: start <= high and start + count > low
     first = other if reached(other) and not reached(first) else first
@@ -375,7 +375,7 @@ def _table(item: Dataset, attributes: Dataset, low: float, high: float) -> Table
 
 
 def _entries(data: Any, count: int, bits: int, attributes: Dataset) -> np.ndarray:
-    """[N] int64 of a table that is written as numbers or as bytes, of 8 or 16 bits an entry."""
+    """[N] int64 of a table written as numbers or as bytes, with 8 or 16 bits per entry."""
     order = "<" if UID(attributes.file_meta.TransferSyntaxUID).is_little_endian else ">"
     if isinstance(data, bytes):
         words = np.frombuffer(data[: len(data) // 2 * 2], f"{order}u2")
@@ -385,12 +385,12 @@ def _entries(data: Any, count: int, bits: int, attributes: Dataset) -> np.ndarra
         return words.astype(np.int64)
     if bits <= 8 and len(words) == -(-count // 2):  # two in a word, the first in its lower half
         return words.astype("<u2").view(np.uint8)[:count].astype(np.int64)
-    what = f"LUTDescriptor says {count} entries of {bits} bits, LUTData has {len(words)} words"
+    what = f"LUTDescriptor declares {count} entries of {bits} bits, but LUTData has {len(words)} words"
     raise UserError(what, todo=_HEADER)
 
 
 def _presentation(image: np.ndarray, attributes: Dataset) -> np.ndarray:
-    """The last step: MONOCHROME1 is inverted; PresentationLUTShape says the same in other words (PS3.3 C.11.6)."""
+    """The last step: MONOCHROME1 is inverted. PresentationLUTShape expresses the same (PS3.3 C.11.6)."""
     inverted = str(attributes.PhotometricInterpretation).strip().upper() == "MONOCHROME1"
     if tables := attributes.get("PresentationLUTSequence"):
         table = _table(tables[0], attributes, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""The pixels of a DICOM file as they are stored: whether all of them are there, and one frame, decoded.
+"""The pixels of a DICOM file as stored: whether they are complete, and one decoded frame.
 
 Shapes: H, W image size in pixels.
 """
@@ -26,12 +26,11 @@ REPAIR = "repair the DICOM header, or export the image again"
 _ITEM, _DELIMITER, _UNDEFINED = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD), 0xFFFFFFFF
 """Tags and length of encapsulated pixel data (PS3.5 A.4)."""
 _RLE_MOST = 64
-"""Times that RLE makes a frame smaller, at most: 2 bytes stand for 128."""
+"""Largest compression factor of RLE: 2 bytes stand for 128."""
 
 
 def are_complete(file: BinaryIO, start: int, size: int, dataset: Dataset) -> bool:
-    """Whether the element with the pixels, from byte `start` on, ends before the file does; False where that is not
-    known."""
+    """Whether the element with the pixels, from byte `start` on, ends before the file does; False if unknown."""
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     if start >= size or syntax.is_private or not syntax.is_transfer_syntax:
         return False
@@ -70,10 +69,10 @@ def check_decoder(syntax: UID) -> None:
 def stored_values(
     pixels: Dataset | BinaryIO, dataset: Dataset, frame: int, budget: Budget
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[H, W] integers (or floats) as stored, of one frame, and the words that they are written in.
+    """[H, W] integers (or floats) of one frame as stored, and the words that contain them.
 
-    pixels: where they are, the same dataset or its file, at their element. UserError where they are damaged, of another
-    size than the header says, not grey or not finite, without a decoder, or unpack to more than the budget.
+    pixels: their source, the same dataset, or its file at their element. UserError if they are damaged, differ in size
+    from the header, are not grey or not finite, lack a decoder, or unpack to more than the budget.
     """
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     if syntax.is_encapsulated:
@@ -89,12 +88,12 @@ def stored_values(
         if syntax.is_compressed and "plugin" in str(error) and "does not support" in str(error):
             raise _no_decoder(syntax) from error
         other = f", or try another decoder: pip install {_decoder_package(syntax)}"
-        todo = "fetch the file again" + other * syntax.is_compressed
+        todo = "download the file again" + other * syntax.is_compressed
         raise UserError(f"damaged or unsupported pixel data: {error}", todo=todo) from error
     except Exception as error:
         cut = "less than expected" in str(error) or "length of the pixel data" in str(error)
         what = "truncated pixel data" if cut else f"damaged pixel data: {error}"
-        raise UserError(what, todo="fetch the file again") from error
+        raise UserError(what, todo="download the file again") from error
     if stored.ndim != 2:
         raise UserError(f"pixels of shape {stored.shape}: not one grey image", todo="export it as a grey image")
     if not np.isfinite(stored).all():
@@ -103,7 +102,7 @@ def stored_values(
 
 
 def _check_length(dataset: Dataset) -> None:
-    """UserError for native pixels of more frames than the header says: it is not of these pixels."""
+    """UserError for native pixels of more frames than the header declares: it cannot belong to these pixels."""
     frames, bits = int(dataset.get("NumberOfFrames") or 1), dataset.Rows * dataset.Columns * dataset.BitsAllocated
     length = next((len(dataset[key].value) for key in ELEMENTS if dataset.get(key)), 0)
     if _holds_more(length, frames, bits):
@@ -112,12 +111,12 @@ def _check_length(dataset: Dataset) -> None:
 
 
 def _holds_more(length: int, frames: int, bits: int) -> bool:
-    """Whether so many bytes hold more than the frames of so many bits: fewer bytes fill up a block."""
+    """Whether `length` bytes hold more than `frames` frames of `bits` bits each, beyond the padding of a block."""
     return 8 * length >= (frames + 1) * bits
 
 
 def _check_encoded(pixels: Dataset | BinaryIO, dataset: Dataset, frame: int, budget: Budget) -> None:
-    """UserError for a compressed frame that is not of the header's size; the decoders unpack whatever it asks for."""
+    """UserError for a compressed frame whose size differs from the header's; decoders unpack whatever size it has."""
     offsets = tuple(dataset.get(key) for key in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"))
     start = 0 if isinstance(pixels, Dataset) else pixels.tell()
     try:
@@ -131,10 +130,10 @@ def _check_encoded(pixels: Dataset | BinaryIO, dataset: Dataset, frame: int, bud
         )
         rle = dataset.file_meta.TransferSyntaxUID == RLELossless
         size = None if rle else Image.open(io.BytesIO(encoded), formats=("JPEG", "JPEG2000")).size
-    except Exception:  # a damaged frame, or one of another kind: whoever decodes it says so
+    except Exception:  # a damaged frame, or another kind of frame: decoding it reports that
         return
     if size not in (None, (dataset.Columns, dataset.Rows)):
-        what = f"a compressed frame of {size[1]} x {size[0]} pixels, the header says {dataset.Rows} x {dataset.Columns}"
+        what = f"a compressed frame of {size[1]} x {size[0]} pixels, the header has {dataset.Rows} x {dataset.Columns}"
         raise UserError(what, todo=REPAIR)
     if rle and len(encoded) * _RLE_MOST > budget.left:
         budget.spend(_rle_length(encoded), "an RLE frame")

@@ -1,9 +1,9 @@
-"""DICOM files of one frame: which of them are the slices of a volume, and in which order.
+"""Single-frame DICOM files: which of them are the slices of a volume, and in which order.
 
-A volume has the files of one series, side, view, thickness and acquisition. Their order is that of their positions
-along the normal of their planes, else of SliceLocation, else of InstanceNumber: the first of these that all files have,
-and that tells them apart. Mammograms have no positions, so a series without them is a volume only if it says that it is
-of one. Views that are made of a volume, scouts and projections are not slices, and neither is what cannot be shown.
+A volume consists of the files of one series, side, view, thickness and acquisition. They are ordered by position along
+the normal of their planes, else by SliceLocation, else by InstanceNumber: the first of these that all files have and
+that distinguishes them. Mammograms have no positions, so a series without positions is a volume only if it declares
+itself part of one. Views made from a volume, scouts and projections are not slices, nor is what cannot be displayed.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ from elk_jax.data.sources.dicom_volumes import BESIDE, described, image_type, li
 from elk_jax.errors import UserError
 
 OF_VOLUMES = ("TOMOSYNTHESIS", "TOMO", "VOLUME")
-"""Words of ImageType of slices, where the object is not of one of CLASSES."""
+"""Words of ImageType that mark slices, if the object is not of one of CLASSES."""
 CLASSES = (BreastTomosynthesisImageStorage, CTImageStorage, EnhancedCTImageStorage)
 MAMMOGRAMS = (
     DigitalMammographyXRayImageStorageForPresentation,
     DigitalMammographyXRayImageStorageForProcessing,
 )
 PARALLEL = 1e-3
-"""Most that the direction cosines of the rows and columns of two slices differ by."""
+"""Largest difference between the direction cosines of the rows and columns of two slices."""
 ASIDE = 1.0
-"""Most that the first pixels of two slices lie apart within the plane, in mm."""
+"""Largest distance, within the plane, between the first pixels of two slices, in mm."""
 NEAR = 0.1
-"""Step between two slices, as a share of the middle one, below which they are at one place."""
+"""Step between two slices, as a share of the median step, below which they count as one position."""
 UNEVEN = 1.5
-"""Largest step between slices, as a multiple of the smallest, beyond which some seem to be missing."""
-ALONE = "a DICOM file of one frame, not a volume"
+"""Largest step between slices, as a multiple of the smallest; beyond it, slices seem to be missing."""
+ALONE = "a single-frame DICOM file, not a volume"
 
 
 @dataclass(frozen=True)
 class SliceFile:
-    """What the header of a DICOM file of one frame says of its place in a volume.
+    """What the header of a single-frame DICOM file tells about its place in a volume.
 
-    series: what the slices of a volume have in common. acquisition: by which the volumes of a series are told apart.
-    alike: what they must agree in; a series that does not is refused. is_beside: a view or projection that lies beside
-    the slices. of_volume: the object says that it is part of one. plane: None or ([2, 3] unit vectors of rows and
-    columns, [3] position in mm). location: SliceLocation, where it is not a mammogram's. number: InstanceNumber.
-    problem: why it cannot be shown, and what to do; "" where it can. meta: of `described`.
+    series: what the slices of a volume have in common. acquisition: distinguishes the volumes of a series.
+    alike: what must agree; otherwise the series is refused. is_beside: a view or projection beside the slices.
+    of_volume: the object declares itself part of a volume. plane: None or ([2, 3] unit vectors of rows and columns,
+    [3] position in mm). location: SliceLocation, unless it is a mammogram's. number: InstanceNumber.
+    problem: why it cannot be displayed, and what to do; "" if it can. meta: from `described`.
     """
 
     path: Path
@@ -80,13 +80,13 @@ class SliceFile:
 
 
 def slice_file(header: Dataset, path: Path) -> SliceFile:
-    """Read the header of a DICOM file of one frame. UserError for one that is damaged."""
+    """Read the header of a single-frame DICOM file. UserError for a damaged file."""
     with dicom.errors_of(path):
         attributes, meta = attributes_of_frame(header, 0), described(header)
         whose = {"patient": meta["patient_id"], "study": meta["study_uid"]}
         uid = str(header.get("SeriesInstanceUID") or "")
         problem, greys = dicom.problem(header, attributes), None
-        if header.get("Rows") is None or header.get("Columns") is None:  # cut off: it may be a slice, of any series
+        if header.get("Rows") is None or header.get("Columns") is None:  # truncated: it may be a slice of any series
             raise UserError(problem[0], todo=problem[1])
         of_volume = header.get("SOPClassUID") in CLASSES or not image_type(header).isdisjoint(OF_VOLUMES)
         has_location = of_volume or header.get("SOPClassUID") not in MAMMOGRAMS
@@ -125,8 +125,8 @@ def slice_file(header: Dataset, path: Path) -> SliceFile:
 def series_of(files: Sequence[SliceFile]) -> tuple[list[tuple[SliceFile, ...]], list[tuple[Path, str]]]:
     """(the slices of each volume, from first to last; skipped files with the reason).
 
-    UserError for slices of a volume that differ in what they must agree in, that cannot be shown, or whose order is not
-    known.
+    UserError for slices of a volume that differ in what must agree, that cannot be displayed, or whose order is
+    unknown.
     """
     groups: dict[tuple[Any, ...], list[SliceFile]] = defaultdict(list)
     volumes: list[tuple[SliceFile, ...]] = []
@@ -144,7 +144,7 @@ def series_of(files: Sequence[SliceFile]) -> tuple[list[tuple[SliceFile, ...]], 
 
 
 def _acquisitions(group: Sequence[SliceFile]) -> list[list[SliceFile]]:
-    """A series by its acquisitions, if each has several files; some scanners number every slice."""
+    """A series divided by acquisition, if each has several files; some scanners number every slice."""
     parts: dict[tuple[str, str], list[SliceFile]] = defaultdict(list)
     for one in group:
         parts[one.acquisition].append(one)
@@ -152,7 +152,7 @@ def _acquisitions(group: Sequence[SliceFile]) -> list[list[SliceFile]]:
 
 
 def _check_views(volumes: Sequence[Sequence[SliceFile]]) -> None:
-    """UserError where some slices of a series name their side and view and others do not: they may be one volume."""
+    """UserError if some slices of a series have a side and view and others do not: they may be one volume."""
     views: dict[Any, dict[str, SliceFile]] = defaultdict(dict)
     for first, *_ in volumes:
         views[first.series[0]].setdefault(first.meta["view"], first)
@@ -170,7 +170,7 @@ def _is_part(view: str, other: str) -> bool:
 
 
 def _why_skipped(group: Sequence[SliceFile]) -> list[tuple[Path, str]]:
-    """(file, reason) of those of a series that are not slices of its volume: all of them where there is none."""
+    """(file, reason) for the files of a series that are not slices of its volume: all files if it has no volume."""
     if all(one.problem[0] for one in group):
         return [(one.path, one.problem[0]) for one in group]
     placed = [one for one in group if one.is_placed]
@@ -179,7 +179,7 @@ def _why_skipped(group: Sequence[SliceFile]) -> list[tuple[Path, str]]:
     if len(group) < 2 or not (by_place or all(one.of_volume for one in group)):
         return [(one.path, ALONE) for one in group]
     if mostly:
-        without = "no position, which the other slices of its series have"
+        without = "no position, unlike the other slices of its series"
         return [(one.path, without) for one in group if not one.is_placed]
     return []
 
@@ -190,13 +190,13 @@ def _checked(slices: Sequence[SliceFile]) -> tuple[SliceFile, ...]:
     if odd := next((one for one in slices if one.is_placed != first.is_placed), None):
         what = f"slices of one series and view with and without a position: {first.path.name} and {odd.path.name}"
         raise UserError(
-            what, where=first.path.parent, todo="take out what is not a slice, or export all with positions"
+            what, where=first.path.parent, todo="remove what is not a slice, or export all with positions"
         )
     for one in slices:
         if one.problem[0]:
             raise UserError(one.problem[0], where=one.path, todo="export the series again: a volume needs all slices")
         if one.alike["window"] is None:
-            what = "no window, by which the slices of its series could be shown alike"
+            what = "no window, so the slices of the series cannot be displayed alike"
             raise UserError(what, where=one.path, todo="export the series with WindowCenter and WindowWidth")
         if differing := next((key for key, value in one.alike.items() if value != first.alike[key]), None):
             what = f"slices of one series and view differ in {differing}: {first.path.name} and {one.path.name}"
@@ -207,12 +207,12 @@ def _checked(slices: Sequence[SliceFile]) -> tuple[SliceFile, ...]:
     least = 0.0 if are_numbers else NEAR * np.median(steps)
     for (one, other), step in zip(itertools.pairwise(ordered), steps):
         if step <= least:
-            what = f"slices of one series and view at one place: {one.path.name} and {other.path.name}"
-            raise UserError(what, where=one.path.parent, todo="keep one of the files of a slice")
+            what = f"slices of one series and view at the same position: {one.path.name} and {other.path.name}"
+            raise UserError(what, where=one.path.parent, todo="keep one file per slice")
     if steps.max() > UNEVEN * steps.min():
         logging.getLogger(__name__).warning(
             f"slices seem to be missing in the series of {ordered[0].path} ({first.meta['view'] or 'no view'}): steps "
-            f"of {steps.min():g} to {steps.max():g}; slices are counted as they are there"
+            f"of {steps.min():g} to {steps.max():g}; the slices present are numbered without gaps"
         )
     numbers = ordered[0].number, ordered[-1].number
     if numbers[0] is not None and numbers[1] is not None and numbers[0] > numbers[1]:
@@ -221,17 +221,17 @@ def _checked(slices: Sequence[SliceFile]) -> tuple[SliceFile, ...]:
 
 
 def _places(slices: Sequence[SliceFile]) -> tuple[np.ndarray, bool]:
-    """[S]: where the slices lie, by the first of the three ways that all have and that tells them apart; whether these
-    are numbers, not mm."""
+    """[S]: positions of the slices, by the first of the three ways that all have and that distinguishes them; and
+    whether these are numbers, not mm."""
     planes = [one.plane for one in slices if one.plane is not None]
     if len(planes) == len(slices):
         axes, origin = planes[0]
         for one, (own, position) in zip(slices, planes):
             is_turned = np.abs(own - axes).max() > PARALLEL
             if is_turned or np.abs(axes @ (position - origin)).max() > ASIDE:
-                how = "are not parallel, or one is turned" if is_turned else "do not lie above each other"
+                how = "are not parallel, or one is rotated" if is_turned else "do not lie above each other"
                 what = f"slices of one series and view {how}: {slices[0].path.name} and {one.path.name}"
-                raise UserError(what, where=one.path.parent, todo="take out what is not of the volume")
+                raise UserError(what, where=one.path.parent, todo="remove what does not belong to the volume")
         along = np.round([position @ np.cross(*axes) for _, position in planes], 4)
         if np.ptp(along):
             return along, False
@@ -239,8 +239,8 @@ def _places(slices: Sequence[SliceFile]) -> tuple[np.ndarray, bool]:
         values = np.array([value for one in slices if (value := getattr(one, key)) is not None])
         if len(values) == len(slices) and np.ptp(values):
             return values, key == "number"
-    what = f"the order of the {len(slices)} slices of a series is not known"
-    todo = "export it with ImagePositionPatient and ImageOrientationPatient, or InstanceNumber, of every slice"
+    what = f"the order of the {len(slices)} slices of a series is unknown"
+    todo = "export every slice with ImagePositionPatient and ImageOrientationPatient, or with InstanceNumber"
     raise UserError(what, where=slices[0].path, todo=todo)
 
 
@@ -256,12 +256,12 @@ def _plane(attributes: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _short(value: float | None) -> float | None:
-    """Of three digits: what differs by less is written in another way."""
+    """Rounded to three digits: smaller differences are a matter of writing."""
     return None if value is None else float(f"{value:.3g}")
 
 
 def _finite(value: Any, count: int) -> Any:
-    """`count` finite numbers (one: not an array), or None: what is not usable counts as missing."""
+    """`count` finite numbers (if one: not an array), or None: unusable values count as missing."""
     try:
         numbers = np.atleast_1d(np.array(value, float))
     except (TypeError, ValueError):

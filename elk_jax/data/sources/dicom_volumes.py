@@ -1,11 +1,11 @@
-"""Multi-frame tomosynthesis DICOM: one window for all frames, and slices that hang as their view says.
+"""Multi-frame tomosynthesis DICOM: one window for all frames, and slices oriented according to their view.
 
 Shapes: H, W size of a slice in pixels.
 
-The side of the breast is read from the pixels, since headers are wrong for some volumes of BCS-DBT: a left breast
-touches the left edge. Where that is another side than the view's, the volume is turned by 180 degrees (both axes), as
-the published reading code does; annotations are of the turned slices. Several middle frames decide, since the first
-ones are noisy.
+The side of the breast is determined from the pixels, since headers are wrong for some volumes of BCS-DBT: a left breast
+touches the left edge. If that contradicts the view, the volume is rotated by 180 degrees (both axes), as in the
+published reading code; annotations refer to the rotated slices. Several middle frames decide, since the first ones are
+noisy.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 
 NO_SLICES = ("GENERATED_2D", "TOMO_PROJ", "TOMO_SCOUT", "LOCALIZER")
-"""Words of ImageType of images that lie beside the slices of a volume."""
+"""Words of ImageType that mark images beside the slices of a volume."""
 PROJECTIONS = (BreastProjectionXRayImageStorageForPresentation, BreastProjectionXRayImageStorageForProcessing)
-BESIDE = "a view, a scout or projections beside the slices"
+BESIDE = "a synthetic view, a scout or projections, not slices"
 FRAMES_THAT_DECIDE = 3
-"""Middle frames by which the side of the breast is found."""
+"""Number of middle frames that determine the side of the breast."""
 NEAR_TIE = 0.1
-"""Difference of the sums of both edges, as a share of the larger, below which the side is doubtful."""
+"""Difference between the sums at both edges, as a share of the larger, below which the side is doubtful."""
 
 
 class OrientedFrames:
-    """Frame -> image [H, W, 1] of a volume's file, for any number of threads; one frame is in memory at a time.
+    """Frame -> image [H, W, 1] of a volume's file. Thread-safe; one frame is in memory at a time.
 
-    spec: how files are decoded. side: "L" or "R", of the view; "" leaves the frames as stored.
+    spec: how files are decoded. side: "L" or "R", from the view; "" leaves the frames as stored.
     """
 
     def __init__(self, path: Path, spec: SourceSpec, frames: int, side: str):
@@ -59,7 +59,7 @@ class OrientedFrames:
 
     @cached_property
     def is_turned(self) -> bool:
-        """Whether the file's frames are turned by 180 degrees."""
+        """Whether the file's frames are rotated by 180 degrees."""
         middle = [self.frames * (k + 1) // (FRAMES_THAT_DECIDE + 1) for k in range(FRAMES_THAT_DECIDE)]
         edges = [
             (float(image[:, 0].sum()), float(image[:, -1].sum())) for image in map(self._stored, sorted({*middle}))
@@ -68,8 +68,8 @@ class OrientedFrames:
         shown = "R" if left < right else "L"
         if abs(left - right) <= NEAR_TIE * max(left, right):
             logging.getLogger(__name__).warning(
-                f"the side of the breast in {self.path} is doubtful: the edges of its middle frames add up to "
-                f"{left:.1f} (left) and {right:.1f} (right), its view says {self.side}; it is read as {shown}"
+                f"the side of the breast in {self.path} is doubtful: the edges of its middle frames sum to "
+                f"{left:.1f} (left) and {right:.1f} (right), its view gives {self.side}; it is read as {shown}"
             )
         return shown != self.side
 
@@ -87,16 +87,16 @@ def image_type(header: Dataset) -> set[str]:
 
 
 def lies_beside(header: Dataset) -> bool:
-    """Whether the images of a file lie beside the slices of a volume: views that are made of it, scouts and the
-    projections that it is made of."""
+    """Whether the images of a file accompany the slices of a volume: views made from it, scouts, and the projections
+    that it is made from."""
     return not image_type(header).isdisjoint(NO_SLICES) or header.get("SOPClassUID") in PROJECTIONS
 
 
 def check_volume(header: Dataset, name: object) -> None:
-    """UserError unless a file holds several slices that one window shows.
+    """UserError unless a file contains several slices with a common window.
 
-    That is the window, or the table, of the shared functional groups, or of the top level. One frame, no window at all
-    and windows that differ by frame are refused.
+    That is the window, or the table, of the shared functional groups or of the top level. A single frame, no window at
+    all and windows that differ between frames are refused.
     """
     with dicom.errors_of(name):
         frames = int(header.get("NumberOfFrames") or 1)
@@ -106,16 +106,16 @@ def check_volume(header: Dataset, name: object) -> None:
             raise UserError(f"{BESIDE}: not a volume", todo="give the file of the slices")
         windows = [grey_scale(attributes) for attributes in attributes_of_frames(header, range(frames))]
     if windows[0] is None:
-        what = "no functional groups with a window, by which its slices could be shown alike"
-        todo = "fetch the file again, or export it with SharedFunctionalGroupsSequence"
+        what = "no functional groups with a window, so the slices cannot be displayed alike"
+        todo = "download the file again, or export it with SharedFunctionalGroupsSequence"
         raise UserError(what, where=name, todo=todo)
     if odd := next((frame for frame, window in enumerate(windows) if window != windows[0]), None):
-        what = f"the windows of frames 0 and {odd} differ: a volume is shown by one"
+        what = f"the windows of frames 0 and {odd} differ: a volume needs a common window"
         raise UserError(what, where=name, todo="export the volume with its window in the shared functional groups")
 
 
 def described(header: Dataset) -> dict[str, Any]:
-    """What a header says of a volume: `patient_id`, `study_uid`, `view` such as "lcc", each "" if it does not say, and
+    """A volume's metadata from the header: `patient_id`, `study_uid`, `view` such as "lcc", each "" if missing, and
     `pixel_spacing` (row, column) in mm or None."""
     attributes = attributes_of_frame(header, 0)
     position, side = dicom.view(attributes), dicom.header_laterality(attributes)

@@ -1,8 +1,8 @@
-"""Images that are in a collection more than once, by their decoded pixels: under any names of files and patients.
+"""Duplicate images in a collection, found by their decoded pixels, whatever the names of files and patients.
 
-With a copy in another split a model is evaluated on its training data, also where the patient has another ID there.
-Copies of different classes cannot all be right. Only exact copies are found: not a cut, scaled or mirrored one, nor
-one that was compressed again.
+With a copy in another split, a model is evaluated on its training data, even if the patient has another ID there.
+Copies with different classes cannot all be right. Only exact copies are found, not cropped, scaled, mirrored or
+recompressed ones.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Group = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What `find` found: every group of copies, and those that are a fault."""
+    """Result of `find`: every group of copies, and those that indicate an error."""
 
     groups: tuple[Group, ...]
     contradicting: tuple[Group, ...]  # of different classes
     in_two_splits: tuple[Group, ...]
-    of_two_patients: tuple[Group, ...]  # by IDs that are not the same patient's, however it is written
+    of_two_patients: tuple[Group, ...]  # whose IDs cannot be spellings of one ID
 
 
 def pixel_hash(image: np.ndarray) -> str:
@@ -45,7 +45,7 @@ def pixel_hashes(source: ImageSource, progress: ProgressBar = no_bar) -> list[st
 
 
 def check_apart(first: Sequence[tuple[str, str]], second: Sequence[tuple[str, str]], where: object) -> None:
-    """UserError where an image is in both of two sets that are compared: the distance would measure the copies.
+    """UserError if an image is in both of two compared sets: the distance would measure the copies.
 
     first, second: (hash, title) of every image. where: of the second set.
     """
@@ -58,9 +58,10 @@ def check_apart(first: Sequence[tuple[str, str]], second: Sequence[tuple[str, st
 
 
 def find(infos: Sequence[ImageInfo], hashes: Sequence[str], classes: Sequence[str]) -> Duplicates:
-    """Images with equal `hashes`, and which of these groups differ in class (one for each image), split or patient.
+    """Images with equal `hashes`, and which of these groups differ in class (`classes`: one per image), split or
+    patient.
 
-    An image that names no split is in none. Groups are in the order of their first images.
+    Images without a split do not count for the comparison of splits. Groups are in the order of their first images.
     """
     by_hash: dict[str, list[int]] = {}
     for position, (_, key, _) in enumerate(zip(infos, hashes, classes, strict=True)):
@@ -76,7 +77,7 @@ def find(infos: Sequence[ImageInfo], hashes: Sequence[str], classes: Sequence[st
 
 
 def notes(found: Duplicates, infos: Sequence[ImageInfo], classes: Sequence[str]) -> list[str]:
-    """What to report before a training: a line for each kind of copies, with an example; [] without copies."""
+    """What to report before training: one line for each kind of copies, with an example; [] without copies."""
 
     def line(groups: Sequence[Group], what: str, value: Callable[[int], str]) -> list[str]:
         if not groups:

@@ -19,15 +19,15 @@ from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 AS_STORED = SourceSpec()
-"""Files whose values use all of their bits."""
+"""Default decoding: values use all bits of their files."""
 
 
 def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
-    """(images, skipped files): files as given and, for folders, every file below them by name.
+    """(images, skipped files): files as given and, for folders, every file below them, sorted by name.
 
-    An image has one of SUFFIXES, or is a DICOM file of any name. DICOM objects that are not images (reports,
-    presentation states, the DICOMDIR of an export) are skipped in folders, and so are hidden files, which copies from a
-    Mac have beside every image.
+    An image has one of SUFFIXES, or is a DICOM file with any name. In folders, DICOM objects that are not images
+    (reports, presentation states, the DICOMDIR of an export) are skipped, as are hidden files, such as those that a Mac
+    creates beside every copied image.
     UserError for a missing file or folder, a device or a pipe, and for a folder without an image.
     """
     found: list[Path] = []
@@ -37,7 +37,7 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
             below = sorted(path for path in entry.rglob("*") if path.is_file() or not path.exists())  # a broken link
             images = [path for path in below if not _is_hidden(path.relative_to(entry)) and _is_image(path)]
             if not images:
-                todo = f"images are DICOM files, or end in {', '.join(SUFFIXES)}"
+                todo = f"give DICOM files, or images that end in {', '.join(SUFFIXES)}"
                 raise UserError("no image in the folder", where=entry, todo=todo)
             found += images
             skipped += sorted(set(below) - set(images))
@@ -52,14 +52,14 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _is_image(path: Path) -> bool:
-    """By content: exports have names such as IM0001 or 1.2.840.113."""
+    """Judged by content: exports have names such as IM0001 or 1.2.840.113."""
     named = path.suffix.lower() in SUFFIXES
     try:
         with files.open_regular(path) as file:
             if path.suffix.lower() in DICOM_SUFFIXES or dicom.looks_like_dicom(file.read(dicom.PREFIX)):
                 return path.name.upper() != "DICOMDIR" and not dicom.other_object(file)
     except (UserError, OSError):
-        pass  # decoding says what is wrong
+        pass  # decoding reports what is wrong
     return named
 
 
@@ -73,10 +73,10 @@ def open_files(
 ) -> ImageSource:
     """Image files as a source without lesions; the image id is the path. Every file is decoded now, for its size.
 
-    The frames of a DICOM file of several (tomosynthesis) are one image each, slices of the volume that is the path.
+    Each frame of a multi-frame DICOM file (tomosynthesis) is one image, a slice of the volume named by the path.
 
     spec: how files are decoded. on_error: "stop" raises at the first unreadable file, "skip" lists it in `.skipped`.
-    cache_bytes: memory for the images decoded now, for when they are read again; see `source.cached`.
+    cache_bytes: memory for keeping the images decoded now until they are read again; see `source.cached`.
     progress: shows the decoding.
     """
     places = tuple((path, frame) for path in paths for frame in _frames(path))
@@ -101,7 +101,7 @@ def open_files(
     skipped = tuple((_name(*place), result) for place, result in zip(places, results) if isinstance(result, str))
     if not infos:
         what = f"none of the {len(places)} images can be read; the first: {skipped[0][1]}"
-        raise UserError(what, todo="check that these are the right files")
+        raise UserError(what, todo="check that these are the intended files")
     return ImageSource("files", classes, tuple(infos.values()), partial(read_at, kept, tuple(infos)), skipped)
 
 
@@ -111,7 +111,7 @@ def _read(spec: SourceSpec, places: tuple[tuple[Path, int | None], ...], positio
 
 
 def _frames(path: Path) -> Sequence[int | None]:
-    """The frames of a DICOM file of several; None alone for any other file."""
+    """The frames of a multi-frame DICOM file; [None] for any other file."""
     try:
         with files.open_regular(path) as file:
             if path.suffix.lower() in DICOM_SUFFIXES or dicom.looks_like_dicom(file.read(dicom.PREFIX)):

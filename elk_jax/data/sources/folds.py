@@ -1,4 +1,4 @@
-"""Patients dealt out to folds, and the sources that follow: each fold validates once, and the others train.
+"""Patients dealt out to folds, and the resulting sources: each fold validates once while the others train.
 
 Shapes: K folds.
 """
@@ -18,9 +18,9 @@ from elk_jax.images.schema import ImageInfo
 
 
 def deal(infos: Sequence[ImageInfo], count: int, seed: int, where: object = "") -> tuple[frozenset[str], ...]:
-    """The patients of each of `count` folds: alike in their classes and numbers of lesions, and drawn by the seed.
+    """The patients of each of `count` folds, stratified by class and number of lesions, and drawn by the seed.
 
-    UserError where there are fewer patients than folds.
+    UserError if there are fewer patients than folds.
     """
     kinds: dict[str, np.ndarray] = {}
     classes = 1 + max([-1, *(int(label) for info in infos for label in info.labels)])
@@ -28,9 +28,9 @@ def deal(infos: Sequence[ImageInfo], count: int, seed: int, where: object = "") 
         found = np.bincount(info.labels[~info.ignore], minlength=classes)
         kinds[info.patient_id] = kinds.get(info.patient_id, np.zeros(classes, int)) + found
     if len(kinds) < count:
-        todo = f"ask for {max(0, len(kinds))} at most, or give more patients"
+        todo = f"use at most {max(0, len(kinds))} folds, or give more patients"
         raise UserError(f"{count} folds of {len(kinds)} patients", where=where, todo=todo)
-    # by the classes that a patient has, then by how many lesions
+    # by the patient's classes, then by the number of lesions
     key = lambda patient: (*(kinds[patient] > 0).tolist(), int(kinds[patient].sum()), *kinds[patient].tolist())
     ranks = {kind: rank for rank, kind in enumerate(sorted({key(patient) for patient in kinds}))}
     names = [str(number) for number in range(count)]
@@ -51,8 +51,8 @@ def of_patients(source: ImageSource, held_out: Collection[str]) -> ImageSource:
 
 
 def without_patients(source: ImageSource, held_out: Collection[str]) -> ImageSource:
-    """The images of all other patients. Of another data source, such as a painted one, those are left out as well
-    whose patient has the name of one, however it is written."""
+    """The images of all other patients. In another data source, such as a painted one, patients with the same ID, in
+    any spelling, are left out as well."""
     named = patients.named(source.infos)
     keys = {patients.patient_key(patient) for patient in held_out}
     out = {patient for patient in named if patients.patient_key(patient) in keys} | set(held_out)

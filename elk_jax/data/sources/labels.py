@@ -1,4 +1,4 @@
-"""The class of a whole image, for tasks that classify images: that of its boxes."""
+"""The class of a whole image, for tasks that classify images: the class of its boxes."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from elk_jax.errors import UserError
 
 
 def image_labels(source: ImageSource) -> np.ndarray:
-    """The class [N] int64 of every image: the one that all its boxes have; boxes to ignore do not count.
+    """The class [N] int64 of every image: the one that all its boxes share; ignore boxes do not count.
 
-    UserError that names the first image with boxes of several classes, or without a box.
+    UserError for the first image with boxes of several classes, or without a box.
     """
     labels = np.zeros(len(source), np.int64)
     for position, info in enumerate(source.infos):
         found = np.unique(info.labels[~info.ignore])
         if len(found) != 1:
             named = " and ".join(source.classes[label] for label in found)
-            what = f"the image has boxes of the classes {named}" if named else "the image has no box, and so no class"
+            what = f"the image has boxes of the classes {named}" if named else "the image has no box, so no class"
             where = f"{source.name}, image {info.image_id} ({info.file_name})"
-            todo = "give images of one class each, or choose them by `where`"
+            todo = "give images with one class each, or select them with `where`"
             raise UserError(what, where=where, todo=todo)
         labels[position] = found[0]
     return labels
 
 
 def check_both_classes(labels: np.ndarray, source: ImageSource, split: str) -> None:
-    """UserError unless there are two classes, and images of both."""
+    """UserError unless there are exactly two classes, with images of both."""
     if len(source.classes) != 2:
-        what = f"{len(source.classes)} classes: {', '.join(source.classes)}"
+        what = f"the data has {len(source.classes)} classes, not two: {', '.join(source.classes)}"
         raise UserError(what, where=source.name, todo="give data with two classes")
     missing = [name for label, name in enumerate(source.classes) if not (labels == label).any()]
     if missing:
         what = f"no image of the class {missing[0]} in the split '{split}'"
-        raise UserError(what, where=source.name, todo="check the split and which images are chosen (where)")
+        raise UserError(what, where=source.name, todo="check the split and the selection of images (where)")
 
 
 def lacking_class(source: ImageSource) -> str:

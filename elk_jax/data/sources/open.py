@@ -1,7 +1,7 @@
 """Opening a data source: from a `SourceSpec` to an `ImageSource`.
 
-`list_source` reads the annotations and applies all that the spec says; `check_readable` looks at the image files;
-`open_source` does both.
+`list_source` reads the annotations and applies the whole spec; `check_readable` checks the image files; `open_source`
+does both.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from elk_jax.threads import ProgressBar, no_bar
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is known of a drawn source before it is drawn. patients: (place, split) -> patient -> split."""
+    """What is known about a drawn source before it is drawn. patients: (place, split) -> patient -> split."""
 
     classes: tuple[str, ...]
     patients: Callable[[str, str], dict[str, str]]
@@ -47,14 +47,14 @@ class Drawn:
 class Kind:
     """A kind of source.
 
-    open: (spec, split, progress) -> its images. Those of other splits may be left out, where they would cost time.
-    image_folder: place -> the folder with a file for every image; None where images do not lie in files.
-    in_memory: the source holds its decoded images, so that they need no cache.
-    of_volumes: place -> whether it has whole volumes, of which `SourceSpec.slices` chooses.
-    of_slices: its images may say which volume they are slices of.
-    check_partner: UserError for a `SourceSpec.partner` that its images cannot have, as far as that is known without its
-        annotations; None where they have none.
-    drawn: what is known of a source without drawing it; None where opening it draws nothing.
+    open: (spec, split, progress) -> its images. Other splits may be left out if they would cost time.
+    image_folder: place -> the folder with a file for every image; None if images are not files.
+    in_memory: the source keeps its decoded images in memory, so they need no cache.
+    of_volumes: place -> whether it has whole volumes, from which `SourceSpec.slices` selects.
+    of_slices: its images may declare which volume they are slices of.
+    check_partner: UserError for a `SourceSpec.partner` that its images cannot have, as far as this is known without its
+        annotations; None if they cannot have partners.
+    drawn: what is known about a source without drawing it; None if opening it draws nothing.
     """
 
     open: Callable[[SourceSpec, str, ProgressBar], ImageSource]
@@ -86,32 +86,32 @@ KINDS = {
     ),
     "phantom_patches": Kind(open_phantom_patches, in_memory=True),
 }
-"""By the word before the colon of `SourceSpec.spec`. A new kind of source is a line here."""
+"""The kinds by the word before the colon in `SourceSpec.spec`. A new kind of source is a line here."""
 
 
 def drawn(spec: SourceSpec) -> Drawn | None:
-    """What is known of a source that would be drawn; None for any other."""
+    """What is known about a source that would be drawn; None for any other."""
     return KINDS[spec.kind].drawn if spec.kind in KINDS else None
 
 
 def has_volumes(spec: SourceSpec) -> bool:
-    """Whether a source reads whole volumes, whose slices it chooses. A COCO file of slices does not."""
+    """Whether a source reads whole volumes and selects their slices. A COCO file of slices does not."""
     return spec.kind in KINDS and KINDS[spec.kind].of_volumes(spec.place)
 
 
 def may_be_slices(spec: SourceSpec) -> bool:
-    """Whether a source may have slices of volumes, as far as that is known without its annotations."""
+    """Whether a source may contain slices of volumes, as far as this is known without its annotations."""
     return has_volumes(spec) or (spec.kind in KINDS and KINDS[spec.kind].of_slices)
 
 
 def check_partner(spec: SourceSpec) -> None:
-    """UserError for a partner that the images of a source cannot have. Nothing is opened."""
+    """UserError for a partner that the images of a source cannot have. Opens nothing."""
     if not spec.partner or spec.kind not in KINDS:
         return
     check = KINDS[spec.kind].check_partner
     if check is None:
         known = ", ".join(f"{name}:" for name, one in KINDS.items() if one.check_partner is not None)
-        what = f"partner={spec.partner} of a source without pairs"
+        what = f"partner={spec.partner}, but the source has no pairs"
         raise UserError(what, where=spec.spec, todo=f"leave it out, or give one of {known}")
     check(spec)
 
@@ -125,20 +125,20 @@ def list_source(
     cache_bytes: int = CACHE_BYTES,
     progress: ProgressBar = no_bar,
 ) -> ImageSource:
-    """The images of a split (""; of all splits) that `spec` asks for. No image is decoded.
+    """The images of a split ("": all splits) selected by `spec`. No image is decoded.
 
-    In this order: patients are read from file names (`patient_pattern`), made images without a split become training
-    images (`made_from`), splits are drawn (`split_shares`), the split and the conditions are applied, boxes are set
-    aside (`ignore_over`) and cleaned, `patients` or a `train_share` are drawn by `seed`, for the split "train" alone,
-    and partners are exchanged among the images that remain (`shuffled_partners`). Patients are drawn before unreadable
-    images are known: with on_error="skip", a patient without any readable image still counts.
+    In this order: patients are read from file names (`patient_pattern`), generated images without a split become
+    training images (`made_from`), splits are drawn (`split_shares`), the split and the conditions are applied, large
+    boxes are ignored (`ignore_over`) and boxes cleaned, `patients` or a `train_share` are drawn by `seed` (for the
+    split "train" only), and partners are exchanged among the remaining images (`shuffled_partners`). Patients are drawn
+    before unreadable images are known: with on_error="skip", a patient without any readable image still counts.
 
-    name: of the source in the configuration; it becomes the source's own. Default: the place of the data.
+    name: of the source in the configuration; it becomes the source's name. Default: the place of the data.
     cache_bytes: memory for decoded images that are read again (`cached`); 0: none.
     progress: shows the reading of TFDS records and the drawing of phantoms.
 
-    UserError: an empty spec, an unknown kind of source, split or field; no image left; a patient in two splits; images
-    without a split beside others that name the wanted one; any bad annotation.
+    UserError: an empty spec, an unknown kind of source, split or field; no image left; a patient in two splits; some
+    images without a split although others have the requested one; any bad annotation.
     """
     setting = f"config.data.{name}.spec" if name else ""
     if not spec.spec:
@@ -149,8 +149,9 @@ def list_source(
         raise UserError(f"unknown data source '{spec.spec}'", where=setting, todo=f"write {known}")
     kind = KINDS[spec.kind]
     if spec.slices != CENTRAL and not has_volumes(spec):
-        todo = "leave it out: `slices` chooses among those of bcs_dbt: and phantom_volumes:"
-        raise UserError(f"slices={spec.slices} of images: {spec.spec} has no slices", where=spec.spec, todo=todo)
+        todo = "leave it out: `slices` applies to bcs_dbt: and phantom_volumes:"
+        what = f"slices={spec.slices}, but the source has no volumes"
+        raise UserError(what, where=spec.spec, todo=todo)
     check_partner(spec)
     source = kind.open(spec, "" if spec.split_shares else split, progress)
     if spec.patient_pattern:
@@ -189,8 +190,8 @@ def open_source(
     progress: ProgressBar = no_bar,
     images: int | None = None,
 ) -> ImageSource:
-    """`list_source`, then `check_readable`; see there for the arguments. images: of a record that are wanted; None for
-    those that there are."""
+    """`list_source`, then `check_readable`; see there for the arguments. images: images wanted per record; None: as
+    many as there are."""
     source = list_source(spec, split, seed=seed, cache_bytes=cache_bytes, progress=progress)
     wanted = source if images is None else with_images(source, images)
     return check_readable(wanted, spec, on_error, progress)
@@ -199,12 +200,12 @@ def open_source(
 def check_readable(
     source: ImageSource, spec: SourceSpec, on_error: OnError = "stop", progress: ProgressBar = no_bar
 ) -> ImageSource:
-    """A listed source, of which every image can be read as far as that is known. Of pairs that is both images; where
-    the first alone is wanted (`with_images`), its partner may be missing.
+    """A listed source in which every image is readable, as far as this is known. For pairs, both images; if only the
+    first is wanted (`with_images`), its partner may be missing.
 
     on_error: "stop" raises UserError if an image file is missing; a damaged one is found when it is read. "skip"
-        decodes every image once now and lists the unreadable ones in `.skipped`, so that what follows is as
-        deterministic as without them. UserError if none can be read.
+        decodes every image once now and lists the unreadable ones in `.skipped`, so that all later steps stay
+        deterministic. UserError if none can be read.
     progress: shows the decoding of "skip".
     """
     if on_error not in get_args(OnError):
@@ -223,13 +224,13 @@ def check_readable(
 def _in_split(source: ImageSource, split: str) -> ImageSource:
     if not source.infos:
         what = f"the source has no image in split '{split}'" if split else "the source has no image"
-        raise UserError(what, where=source.name, todo="check that it is the right one, and what its splits are named")
+        raise UserError(what, where=source.name, todo="check the source and the names of its splits")
     if not split:
         return source
     counts = Counter(info.split for info in source.infos)
     if not counts[split]:
         named = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()) if name)
-        deal = "add a field `split` to the images, or set split_shares=0.7,0.15,0.15 to have patients dealt out"
+        deal = "add a field `split` to the images, or set split_shares=0.7,0.15,0.15 to draw splits"
         todo = f"choose one of: {named}" if named else deal
         raise UserError(f"no image in split '{split}'", where=source.name, todo=todo)
     return subset(source, [i for i, info in enumerate(source.infos) if info.split == split])
@@ -246,7 +247,7 @@ def _fulfilling(source: ImageSource, conditions: Mapping[str, Any]) -> ImageSour
     positions = [i for i, info in enumerate(source.infos) if _fulfils(info, conditions)]
     if not positions:
         values = {key: sorted({str(info.meta.get(key)) for info in source.infos})[:8] for key in conditions}
-        raise UserError(f"no image fulfils {dict(conditions)}", where=source.name, todo=f"values present: {values}")
+        raise UserError(f"no image matches {dict(conditions)}", where=source.name, todo=f"values present: {values}")
     return subset(source, positions)
 
 
@@ -255,7 +256,7 @@ def _fulfils(info: ImageInfo, conditions: Mapping[str, Any]) -> bool:
 
 
 def _equals(value: Any, wanted: Any) -> bool:
-    """Whether a field has the wanted value, or is written like it; of a list or tuple, one entry is enough."""
+    """Whether a field has the wanted value, or the same spelling; one entry of a list or tuple is enough."""
     if isinstance(wanted, tuple | list):
         return any(_equals(value, one) for one in wanted)
     return value == wanted or str(value).lower() == str(wanted).lower()

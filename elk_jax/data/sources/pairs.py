@@ -1,4 +1,4 @@
-"""Aligned pairs of tiles: the low-energy and the subtracted image of one breast, pixel by pixel.
+"""Pixel-aligned pairs of tiles: the low-energy and the subtracted image of one breast.
 
 Shapes: S side of a tile. Pairs come from
 
@@ -30,7 +30,7 @@ from elk_jax.images.windows import Window, cut
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 PARTNER = "low_energy"
-"""Field of an image that names the file of its low-energy partner."""
+"""Field of an image with the file of its low-energy partner."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,16 @@ class Pairs:
 
 
 def pair_up(subtracted: ImageSource, spec: SourceSpec, progress: ProgressBar = no_bar) -> ImageSource:
-    """The low-energy images of the subtracted ones that were opened from `spec`, in their order.
+    """The low-energy images for the subtracted ones opened from `spec`, in the same order.
 
-    progress: shows how far the drawing of phantoms is.
-    UserError where `spec` has no pairs: an image without partner, a data set of another kind.
+    progress: shows the drawing of phantoms.
+    UserError if `spec` has no pairs: an image without partner, or a data set of another kind.
     """
     kind, place = spec.kind, spec.place
     if kind == "phantom":
         if parse_options(place).modality != MODALITIES[0]:
-            todo = f"leave modality out: pairs are of {' and '.join(MODALITIES)}"
-            raise UserError("pairs of phantoms of one modality", where=spec.spec, todo=todo)
+            todo = f"leave modality out: pairs have {' and '.join(MODALITIES)}"
+            raise UserError("pairs of phantoms with only one modality", where=spec.spec, todo=todo)
         splits = {info.split for info in subtracted.infos}
         split = splits.pop() if len(splits) == 1 else ""
         infos, read = read_phantom(f"{place},modality={MODALITIES[1]}", split, progress)
@@ -93,9 +93,9 @@ def cut_pairs(
 ) -> Pairs:
     """Tiles of S x S pixels of all images; every image is decoded once.
 
-    low_energy: the partners, in the same order. size: S. stride: pixels from a tile to the next, 0: S. max_black: share
-    of a tile of the low-energy image that may be black. on_error: "stop" raises at the first pair that cannot be read,
-    differs in size or is smaller than a tile, "skip" leaves it out. UserError as well when no tile is left.
+    low_energy: the partners, in the same order. size: S. stride: pixels from one tile to the next, 0: S. max_black:
+    largest black share of a tile of the low-energy image. on_error: "stop" raises at the first pair that is unreadable,
+    differs in size or is smaller than a tile; "skip" leaves it out. UserError also if no tile is left.
     """
 
     def of_image(position: int) -> list[Window] | str:
@@ -104,7 +104,7 @@ def cut_pairs(
         try:
             windows = tiles.tile_windows(info.height, info.width, size, stride, where)
             image = low_energy[position].image
-            subtracted[position]  # read once as well: it may be damaged
+            subtracted[position]  # also read once: it may be damaged
         except UserError as error:
             if on_error == "stop":
                 raise
@@ -118,7 +118,7 @@ def cut_pairs(
         raise UserError(
             f"no tile of {size} px with enough breast in {len(subtracted)} images",
             where=subtracted.name,
-            todo=f"raise pairs.max_black ({max_black}), or look at the images",
+            todo=f"raise pairs.max_black ({max_black}), or inspect the images",
         )
     infos = tuple(tiles.tile_info(subtracted.infos[i], window) for i, window in places)
     skips = (*subtracted.skipped, *skipped)

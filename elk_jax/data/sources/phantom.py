@@ -1,6 +1,6 @@
 """The embedded phantom (`synthesis/phantom.py`) as a data source: `phantom:KEY=VALUE,KEY=VALUE`.
 
-The images are drawn when the source is opened, since boxes are known only then, and kept as 8-bit arrays.
+The images are drawn when the source is opened, since the boxes are known only then, and kept as 8-bit arrays.
 Images [H, W, 1] float32 in [0, 1].
 """
 
@@ -20,12 +20,12 @@ from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 MODALITIES = ("subtracted", "low_energy")
 WITHOUT = ("square",)
-"""Fields of `PhantomConfig` that are not options."""
+"""Fields of `PhantomConfig` that cannot be given as options."""
 
 
 @dataclass(frozen=True)
 class PhantomOptions(PhantomConfig):
-    """What can follow `phantom:`: these (`phantom_sets.SetOptions`), and the fields of `PhantomConfig` but `square`."""
+    """Options after `phantom:`: `phantom_sets.SetOptions`, and the fields of `PhantomConfig` except `square`."""
 
     count: int = 240
     seed: int = 0
@@ -33,7 +33,7 @@ class PhantomOptions(PhantomConfig):
 
 
 def open_phantom(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
-    """The phantoms of one split, "" for all; they are drawn now."""
+    """The phantoms of one split ("": all); they are drawn now."""
     infos, read = read_phantom(spec.place, split, progress)
     source = ImageSource(f"phantom:{spec.place}", phantom_sets.CLASSES, infos, read)
     if not spec.partner:
@@ -43,14 +43,14 @@ def open_phantom(spec: SourceSpec, split: str = "", progress: ProgressBar = no_b
 
 
 def check_partner(spec: SourceSpec) -> None:
-    """UserError for a partner that these phantoms do not have, and for a bad option."""
+    """UserError for a partner that these phantoms do not have, or a bad option."""
     phantom_sets.check_partner(spec, parse_options(spec.place).modality, MODALITIES)
 
 
 def read_phantom(options: str, split: str = "", progress: ProgressBar = no_bar) -> tuple[tuple[ImageInfo, ...], Read]:
-    """Draw the phantoms of one split ("" for all): (infos, read). UserError for a bad option.
+    """Draw the phantoms of one split ("": all): (infos, read). UserError for a bad option.
 
-    progress: shows how far the drawing is.
+    progress: shows the drawing.
     """
     return draw(parse_options(options), split, f"phantom:{options}", progress)
 
@@ -69,7 +69,7 @@ def patients(options: str, split: str = "") -> dict[str, str]:
 
 
 def parse_options(text: str) -> PhantomOptions:
-    """`size=256,seed=3` -> options. UserError that names the key and what is known."""
+    """`size=256,seed=3` -> options. UserError with the bad key and the valid ones."""
     return phantom_sets.parse(text, PhantomOptions, "phantom", MODALITIES, without=WITHOUT)
 
 

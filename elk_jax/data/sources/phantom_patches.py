@@ -1,8 +1,8 @@
 """Patches around the lesions of the embedded phantom, in two classes: `phantom_patches:KEY=VALUE,KEY=VALUE`.
 
-The classes follow from the form of the lesion, as radiologists read it: round, lobulated and rim-enhancing ones are
-`benign`, irregular, spiculated and clustered ones `malignant`. Options are those of `phantom:`, where `size` is the
-breast's, and those of `PatchOptions`. Patches [S, S, 1] float32 in [0, 1].
+The class follows from the shape of the lesion, as radiologists read it: round, lobulated and rim-enhancing lesions are
+`benign`, irregular, spiculated and clustered ones `malignant`. Options are those of `phantom:`, with `size` for the
+breast, and those of `PatchOptions`. Patches [S, S, 1] float32 in [0, 1].
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ KIND = "phantom_patches"
 
 @dataclass(frozen=True)
 class PatchOptions(phantom.PhantomOptions):
-    """side: of a patch, px. margin, least: as of `Cutting`. row, column: of the lesion's centre, as shares of it."""
+    """side: of a patch, px. margin, least: as in `Cutting`. row, column: centre of the lesion, as shares of the
+    patch."""
 
     side: Annotated[int, AtLeast(8)] = 64
     margin: Annotated[float, ABOVE_ZERO] = 1.5
@@ -38,7 +39,7 @@ class PatchOptions(phantom.PhantomOptions):
 
 
 def open_phantom_patches(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
-    """The patches of one split, "" for all; they are drawn now."""
+    """The patches of one split ("": all); they are drawn now."""
     options = phantom_sets.parse(spec.place, PatchOptions, KIND, phantom.MODALITIES, phantom.WITHOUT)
     cutting, centre = Cutting(options.margin, options.least), (options.row, options.column)
     infos, read = phantom.draw(options, split, spec.spec, progress)

@@ -1,4 +1,4 @@
-"""What all phantom data sets share: options after the colon of `phantom:KEY=VALUE,KEY=VALUE`, and splits by patient.
+"""Common parts of all phantom data sets: options after the colon in `phantom:KEY=VALUE,KEY=VALUE`, splits by patient.
 
 Nothing is drawn here.
 """
@@ -21,7 +21,7 @@ from elk_jax.synthesis.phantom import VIEWS, patient_id
 SPLITS = {"train": 0.6, "val": 0.15, "test": 0.25}
 CLASSES = ("lesion",)
 MALIGNANT = ("irregular", "spiculated", "clustered")
-"""Kinds of lesions whose form looks malignant to radiologists; the others look benign."""
+"""Kinds of lesions whose shape looks malignant to radiologists; the others look benign."""
 _SPACE = 1_000_000  # indices reserved for each split: its phantoms stay the same when `count` grows
 
 
@@ -29,8 +29,8 @@ class SetOptions(Protocol):
     """Options that every phantom data set has.
 
     count: views in all splits together, four per patient; 60 / 15 / 25 % of the patients are in train / val / test.
-    seed: sets of patients with different seeds are disjoint.
-    modality: what is shown; with the same seed, all modalities show the same breasts and lesions.
+    seed: different seeds give disjoint sets of patients.
+    modality: what the images show; with the same seed, all modalities show the same breasts and lesions.
     """
 
     @property
@@ -45,9 +45,9 @@ T = TypeVar("T", bound=SetOptions)
 
 
 def parse(text: str, kind: type[T], name: str, modalities: Sequence[str], without: Sequence[str] = ()) -> T:
-    """`size=256,seed=3` -> options of a dataclass, all of whose fields but `without` can be given.
+    """`size=256,seed=3` -> options as a dataclass; all fields except `without` can be given.
 
-    name: of the kind of source. UserError that names the key and what is known.
+    name: of the kind of source. UserError with the bad key and the valid ones.
     """
     where = f"{name}:{text}"
     kinds: dict[str, Any] = {f.name: type(f.default) for f in fields(kind) if f.name not in without}  # type: ignore[arg-type]
@@ -77,16 +77,16 @@ def parse(text: str, kind: type[T], name: str, modalities: Sequence[str], withou
 
 
 def check_partner(spec: SourceSpec, modality: str, modalities: Sequence[str]) -> None:
-    """UserError unless the partner is another of the modalities, as the first image is one of them."""
+    """UserError unless the image's modality and the partner are two different ones of `modalities`."""
     others = [name for name in modalities if name != modality]
     if modality not in modalities or spec.partner not in others:
-        what = f"partner is '{spec.partner}' of images of modality {modality}"
-        todo = f"pairs are of {' and '.join(modalities)}" + (f": set {others[0]}" if len(others) == 1 else "")
+        what = f"partner is '{spec.partner}' for images of modality {modality}"
+        todo = f"pairs have {' and '.join(modalities)}" + (f": set {others[0]}" if len(others) == 1 else "")
         raise UserError(what, where=f"{spec.spec}: partner", todo=todo)
 
 
 def jobs(options: SetOptions, split: str, where: str) -> list[tuple[str, int]]:
-    """(split, phantom index) of the views of one split, "" for all."""
+    """(split, phantom index) of the views of one split ("": all)."""
     if split and split not in SPLITS:
         todo = f"choose one of: {', '.join(SPLITS)}"
         raise UserError(f"a phantom has no split '{split}'", where=where, todo=todo)
@@ -100,12 +100,12 @@ def jobs(options: SetOptions, split: str, where: str) -> list[tuple[str, int]]:
 
 
 def patients_of(options: SetOptions, split: str, where: str) -> dict[str, str]:
-    """Patient id -> split of what a source with these options would draw."""
+    """Patient id -> split of the phantoms that a source with these options would draw."""
     return {patient_id(options.seed, index): name for name, index in jobs(options, split, where)}
 
 
 def whole_image(breast: Any, width: int, height: int, modality: str, split: str) -> ImageInfo:
-    """What is known of an image of a whole phantom breast (`Phantom`, `PhantomVolume`), with all its lesions."""
+    """The record of an image of a whole phantom breast (`Phantom`, `PhantomVolume`), with all its lesions."""
     name, count = f"{breast.patient_id}_{breast.laterality}_{breast.view}", len(breast.boxes)
     return ImageInfo(
         image_id=name,

@@ -1,8 +1,8 @@
 """The embedded tomosynthesis phantom (`synthesis/phantom_volume.py`) as a data source: `phantom_volumes:KEY=VALUE,..`.
 
 Modalities: `dbt`, slices of volumes; `mammogram` and `synthetic_2d`, one image of the same breast. With the same seed
-all show the same patients; another seed draws other patients. The images are drawn when the source is opened, and kept
-as 8-bit arrays. Images [H, W, 1] float32 in [0, 1].
+all show the same patients; another seed draws others. The images are drawn when the source is opened, and kept as 8-bit
+arrays. Images [H, W, 1] float32 in [0, 1].
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from elk_jax.synthesis.phantom_volume import PhantomVolume, VolumeConfig, sample
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 OF_VIEWS = ("mammogram", "synthetic_2d")
-"""One image of a breast: two of them are a pair."""
+"""Modalities with one image per breast: two of them form a pair."""
 MODALITIES = ("dbt", *OF_VIEWS)
 
 
 @dataclass(frozen=True)
 class VolumeOptions(VolumeConfig):
-    """What can follow `phantom_volumes:`: these, `phantom_sets.SetOptions`, and the fields of `VolumeConfig`.
+    """Options after `phantom_volumes:`: these, `phantom_sets.SetOptions`, and the fields of `VolumeConfig`.
 
-    shift, zoom: the mammogram is misaligned with the synthetic one, as by another compression: by up to this many
-        pixels of an image 1024 high, and by a factor of up to 1 +- zoom.
+    shift, zoom: misalignment of the mammogram with the synthetic one, as by another compression: up to `shift` pixels
+        of an image 1024 high, and a factor of up to 1 +- zoom.
     """
 
     count: int = 240
@@ -47,7 +47,7 @@ class VolumeOptions(VolumeConfig):
 
 
 def open_phantom_volumes(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
-    """The slices or images of one split, "" for all; they are drawn now."""
+    """The slices or images of one split ("": all); they are drawn now."""
     options = parse_options(spec.place)
     if not spec.partner:
         return _draw_all(spec, options, (options.modality,), split, progress)[0]
@@ -57,7 +57,7 @@ def open_phantom_volumes(spec: SourceSpec, split: str = "", progress: ProgressBa
 
 
 def check_partner(spec: SourceSpec) -> None:
-    """UserError for a partner that these images do not have, and for a bad option."""
+    """UserError for a partner that these images do not have, or a bad option."""
     phantom_sets.check_partner(spec, parse_options(spec.place).modality, OF_VIEWS)
 
 
@@ -72,7 +72,7 @@ def patients(options: str, split: str = "") -> dict[str, str]:
 
 
 def parse_options(text: str) -> VolumeOptions:
-    """`size=128,seed=3` -> options. UserError that names the key and what is known."""
+    """`size=128,seed=3` -> options. UserError with the bad key and the valid ones."""
     return phantom_sets.parse(text, VolumeOptions, "phantom_volumes", MODALITIES)
 
 
@@ -132,7 +132,7 @@ def _slices(volume: PhantomVolume, which: str, split: str) -> list[Drawn]:
 
 
 def _mammogram(volume: PhantomVolume, options: VolumeOptions, split: str, index: int) -> Drawn:
-    """The mammogram, misaligned as the options say."""
+    """The mammogram, misaligned according to the options."""
     image = volume.mammogram
     info, grey = _image(volume, image, "mammogram", split)
     if options.shift or options.zoom:

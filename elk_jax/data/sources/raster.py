@@ -1,9 +1,9 @@
-"""PNG, JPEG and TIFF files -> one channel of pixels, upright, and how many of their bits are significant.
+"""PNG, JPEG and TIFF files -> one channel of upright pixels, and their number of significant bits.
 
 Shapes: H, W image size in pixels.
 
-Pillow and OpenCV treat the same picture differently by its kind: orientation, a white that is 0, 16-bit colours. Here
-one rule holds for all kinds.
+Pillow and OpenCV treat the same picture differently depending on its kind: orientation, white stored as 0, 16-bit
+colours. Here one rule applies to all kinds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda pixels: pixels[::-1, ::-1].T,
     8: lambda pixels: pixels[:, ::-1].T,
 }
-"""Values of the orientation tag other than 1 (TIFF 6.0, section 8): how to turn [H, W] pixels."""
+"""How to rotate [H, W] pixels for values of the orientation tag other than 1 (TIFF 6.0, section 8)."""
 _SIDEWAYS = (5, 6, 7, 8)
 _PHOTOMETRIC, _ORIENTATION = 262, 274
 _CONVERT = "convert it to grey with 8 or 16 bits"
@@ -41,8 +41,8 @@ _CONVERT = "convert it to grey with 8 or 16 bits"
 class Stored(NamedTuple):
     """The content of a file.
 
-    pixels: [H, W] uint8 or uint16 as stored, or float32 in [0, 1]. meta: what the file says; its `bits` are the
-    significant ones. width: bits that a pixel has in the file. white_is_zero: integers are to be inverted.
+    pixels: [H, W] uint8 or uint16 as stored, or float32 in [0, 1]. meta: metadata of the file; its `bits` are the
+    significant ones. width: bits of a pixel in the file. white_is_zero: integers must be inverted.
     """
 
     pixels: np.ndarray
@@ -54,15 +54,16 @@ class Stored(NamedTuple):
 def decode(data: bytes, where: object) -> Stored:
     """The content of a PNG, JPEG or TIFF file. where: its name, for errors.
 
-    UserError: damaged, truncated, of several pages, far larger than the file, of a kind that is not read as it is
-    meant, or floats beyond [0, 1].
+    UserError: damaged, truncated, several pages, far larger than the file, a kind that decoders misread, or floats
+    outside [0, 1].
     """
     with _errors_of(where):
         return _decode(data, where)
 
 
 def size(data: bytes, where: object) -> tuple[int, int]:
-    """(width, height) of the upright picture of a file, by its header. UserError as in `decode` for what that shows."""
+    """(width, height) of the upright picture of a file, from its header. UserError as in `decode`, as far as the header
+    shows it."""
     with _errors_of(where):
         tiff = _Tiff.read(data) if data[:4] in _TIFFS else None
         image = _opened(tiff.plain if tiff else data, where)
@@ -73,9 +74,9 @@ def size(data: bytes, where: object) -> tuple[int, int]:
 
 @contextmanager
 def _errors_of(where: object) -> Iterator[None]:
-    """Whatever goes wrong with the file becomes a UserError with this place; warnings are dropped."""
+    """Turn any error about the file into a UserError with this place; warnings are dropped."""
     try:
-        with warnings.catch_warnings():  # of damaged metadata, which is not used
+        with warnings.catch_warnings():  # about damaged metadata, which is not used
             warnings.simplefilter("ignore")
             yield
     except (UserError, MemoryError):
@@ -84,10 +85,10 @@ def _errors_of(where: object) -> Iterator[None]:
         raise UserError(str(error), where=where, todo=_CONVERT) from error
     except Image.DecompressionBombError as error:
         raise UserError(f"image too large: {error}", where=where, todo="leave it out") from error
-    except Exception as error:  # damaged bytes make decoders raise almost anything; all mean the same here
+    except Exception as error:  # damaged bytes make decoders raise almost anything; it all means the same here
         cut_off = isinstance(error, _Truncated | OSError) and "truncated" in str(error)
         what, todo = ("truncated image", ", or leave it out") if cut_off else (f"damaged image: {error}", "")
-        raise UserError(what, where=where, todo=f"fetch the file again{todo}") from error
+        raise UserError(what, where=where, todo=f"download the file again{todo}") from error
 
 
 class _Unusual(Exception):
@@ -99,7 +100,7 @@ class _Truncated(Exception):
 
 
 def _decode(data: bytes, where: object) -> Stored:
-    """`decode`, which raises anything for a damaged file."""
+    """`decode`, but may raise anything for a damaged file."""
     tiff = _Tiff.read(data) if data[:4] in _TIFFS else None
     if tiff and not tiff.is_supported:
         raise _Unusual(f"a TIFF of an unusual kind: {tiff}")
@@ -109,7 +110,7 @@ def _decode(data: bytes, where: object) -> Stored:
     kind = "tiff" if tiff else "png" if chunks else "jpeg"
     pages = getattr(image, "n_frames", 1)
     if pages > 1 and kind != "jpeg":
-        raise UserError(f"{pages} pages in one {kind.upper()}", where=where, todo="write one page per file")
+        raise UserError(f"{pages} pages in one {kind.upper()}", where=where, todo="save one page per file")
     header = chunks.get(b"IHDR", b"")
     is_deep = tiff.is_deep_colour if tiff else header[8:9] == b"\x10" and header[9] in (2, 4, 6)
     width, height = image.size
@@ -133,7 +134,7 @@ def _decode(data: bytes, where: object) -> Stored:
 def _opened(data: bytes, where: object) -> Image.Image:
     """The picture, not decoded yet.
 
-    Decoders silently fill in what is missing when a file ends between two rows of blocks: its end is looked for.
+    Decoders silently fill in missing data if a file ends between two rows of blocks, so its end marker is checked.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF"))
@@ -155,8 +156,8 @@ def _opened(data: bytes, where: object) -> Image.Image:
 
 def _check_floats(pixels: np.ndarray, where: object) -> None:
     if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
-        problem = "out of [0, 1]" if np.isfinite(pixels).all() else "NaN or infinite"
-        todo = "write floats from 0 (black) to 1 (white)"
+        problem = "outside [0, 1]" if np.isfinite(pixels).all() else "NaN or infinite"
+        todo = "save floats from 0 (black) to 1 (white)"
         raise UserError(f"pixel values are {problem}", where=where, todo=todo)
 
 
@@ -164,18 +165,18 @@ _TIFFS, _BIG_ENDIAN_BIG_TIFF = (b"II*\0", b"MM\0*", b"II+\0"), b"MM\0+"
 
 
 class _Tiff(NamedTuple):
-    """What the first directory of a TIFF says of its pixels; names are those of TIFF 6.0.
+    """The pixel format in the first directory of a TIFF; names are those of TIFF 6.0.
 
-    plain: the file with the tags that decoders treat differently taken out: PhotometricInterpretation 0, Orientation.
+    plain: the file with the tags that decoders treat differently neutralised: PhotometricInterpretation 0, Orientation.
     """
 
     bits: tuple[int, ...]
     sample_format: int
     photometric: int
     orientation: int
-    largest: int  # MaxSampleValue, 0 where it is not said
+    largest: int  # MaxSampleValue, 0 if absent
     by_planes: bool
-    swapped: bool  # compressed, in the byte order of few machines
+    swapped: bool  # compressed, in big-endian byte order
     plain: bytes
 
     @classmethod
@@ -206,7 +207,7 @@ class _Tiff(NamedTuple):
     def __str__(self) -> str:
         kind = {1: "", 2: " signed", 3: " float"}.get(self.sample_format, " unknown")
         photometric = "missing" if self.photometric == -1 else self.photometric
-        return f"{len(self.bits)} x {self.bits[0]}{kind} bits a pixel, photometric interpretation {photometric}"
+        return f"{len(self.bits)} x {self.bits[0]}{kind} bits per pixel, photometric interpretation {photometric}"
 
     @property
     def white_is_zero(self) -> bool:
@@ -218,7 +219,7 @@ class _Tiff(NamedTuple):
 
     @property
     def is_supported(self) -> bool:
-        """Whether the decoders read such pixels as they are meant, and it is said what is meant."""
+        """Whether the decoders read such pixels correctly, and the tags are unambiguous."""
         if self.photometric == -1:
             return False
         if self.is_deep_colour:
@@ -230,18 +231,18 @@ class _Tiff(NamedTuple):
 
     @property
     def says(self) -> int:
-        """Significant bits, as the largest value tells; many where it is not that of all bits, but a statistic."""
+        """Significant bits implied by MaxSampleValue; a large number if that is a mere statistic of the pixels."""
         return self.largest.bit_length() if self.largest > 0 and not self.largest & (self.largest + 1) else 64
 
     def width(self, pixels: np.ndarray) -> int:
-        """Bits of a pixel that can be used."""
+        """Usable bits of a pixel."""
         if pixels.dtype == np.uint16:
             return {12: 12, 16: 15 if self.sample_format == 2 else 16}.get(self.bits[0], 16)
         return 8 * pixels.dtype.itemsize
 
 
 def _with_tag(data: bytes, tag: int, value: int) -> bytes:
-    """A TIFF whose first directory has another value of a tag that is one number."""
+    """A TIFF with another value for a single-number tag in its first directory."""
     order, big = "<" if data[:1] == b"I" else ">", data[2:3] == b"+"
     (start,) = struct.unpack_from(order + ("Q" if big else "L"), data, 8 if big else 4)
     (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
@@ -256,7 +257,7 @@ def _with_tag(data: bytes, tag: int, value: int) -> bytes:
 
 
 def _png_chunks(data: bytes) -> dict[bytes, bytes]:
-    """The first chunk of every name up to IEND; ValueError for one whose checksum is wrong, which decoders overlook."""
+    """The first chunk of every name up to IEND; ValueError for a wrong checksum, which decoders overlook."""
     chunks: dict[bytes, bytes] = {}
     position = 8
     while b"IEND" not in chunks:
@@ -271,41 +272,41 @@ def _png_chunks(data: bytes) -> dict[bytes, bytes]:
 
 
 def _significant_bits(header: bytes, sbit: bytes) -> int:
-    """What the chunk sBIT of a PNG says beside its IHDR; many where there is none.
+    """Significant bits from the chunk sBIT of a PNG, with its IHDR; a large number without sBIT.
 
-    The standard wants such values scaled up to all bits. Many writers leave them as they are: where all are below
-    2**bits, these are taken for the significant ones.
+    The standard requires such values to be scaled up to all bits, but many writers leave them unscaled: if all are
+    below 2**bits, these are taken as the significant bits.
     """
     has_alpha = header[9] in (4, 6)
     return max(sbit[: len(sbit) - has_alpha], default=64)
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a loaded JPEG or PNG; 1 where its metadata cannot be read."""
+    """The EXIF orientation of a loaded JPEG or PNG; 1 if its metadata cannot be read."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # of any kind that a damaged block of metadata raises
+    except Exception:  # a damaged block of metadata raises any kind
         return 1
 
 
 def _deep_colour(image: Image.Image, data: bytes) -> np.ndarray:
-    """16 bits and several channels -> their mean, [H, W] uint16; alpha is left out.
+    """16 bits and several channels -> their mean, [H, W] uint16, without alpha.
 
-    Pillow cuts such pictures down to 8 bits; it only tells whether they are damaged.
+    Pillow reduces such pictures to 8 bits; it is used only to detect damage.
     """
     image.load()
     colours = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if colours is None or colours.dtype != np.uint16 or colours.ndim != 3 or colours.shape[-1] not in (3, 4):
-        raise _Unusual("colours of 16 bits in a form that cannot be read")
+        raise _Unusual("16-bit colours in a form that cannot be read")
     return _mean_of_colours(colours)
 
 
 def _grey(image: Image.Image) -> np.ndarray:
     """A picture of any mode -> [H, W] uint8, uint16 or float32."""
-    image.draft("L", image.size)  # JPEG: decode the luma only, which is all there is in a grey picture
+    image.draft("L", image.size)  # JPEG: decode only the luma, which is all that a grey picture contains
     if image.mode in ("L", "F"):
         return np.array(image)
-    if image.mode.startswith("I"):  # 16-bit grey, or 32-bit integers that may carry no more
+    if image.mode.startswith("I"):  # 16-bit grey, or 32-bit integers that may need only 16 bits
         pixels = np.array(image)
         if pixels.min() < 0 or pixels.max() > 65535:
             raise _Unusual("values below 0" if pixels.min() < 0 else "values of more than 16 bits")

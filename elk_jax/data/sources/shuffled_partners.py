@@ -1,4 +1,4 @@
-"""Pairs that say nothing of each other: every image beside the partner of another patient, as a control."""
+"""Pairs of unrelated images, as a control: every image gets the partner of another patient."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from elk_jax.randomness import Purpose, random_order
 
 
 def shuffle_partners(pairs: ImageSource, seed: int = 0, where: str = "") -> ImageSource:
-    """The pairs with their partners exchanged: each stands once beside an image of another patient, in its size; of the
-    same side and view where the images name theirs and enough patients have it.
+    """The pairs with exchanged partners: each is used once, with an image of another patient and in its size, and with
+    the same side and view if the images have them and enough patients do.
 
-    where: the setting, for the UserError where images name no patient, and where one patient has more than half of
-    them: no such exchange exists.
+    where: the setting, for the UserError if images have no patient ID, or if one patient has more than half of the
+    images, so that no such exchange exists.
     """
     assert pairs.partner is not None
     others = partial(read_at, pairs.partner, _of_another_patient(pairs.infos, seed, where or pairs.name))
@@ -30,12 +30,12 @@ def shuffle_partners(pairs: ImageSource, seed: int = 0, where: str = "") -> Imag
 
 
 def _of_another_patient(infos: Sequence[ImageInfo], seed: int, where: str) -> tuple[int, ...]:
-    """For each image the position of one of another patient; every position once."""
+    """For each image the position of an image of another patient; every position occurs once."""
     if unnamed := [info for info in infos if not named([info])]:
         raise UserError(
-            f"image {unnamed[0].image_id} names no patient, so that its own may be taken for another",
+            f"image {unnamed[0].image_id} has no patient ID, so its partner might come from the same patient",
             where=where,
-            todo="name the patients: patient_id of the images, or patient_pattern",
+            todo="identify the patients: patient_id of the images, or patient_pattern",
         )
     alike: dict[tuple[str, str], list[int]] = {}
     for position, info in enumerate(infos):
@@ -52,14 +52,14 @@ def _of_another_patient(infos: Sequence[ImageInfo], seed: int, where: str) -> tu
         raise UserError(
             f"patient {name!r} has {count} of {len(rest)} images, which is more than half",
             where=where,
-            todo="use images of more patients, so that each can be shown with that of another",
+            todo="use images of more patients, so that each can be paired with another patient's",
         )
     names = sorted(set(map(patient, range(len(infos)))))
     place = {names[number]: at for at, number in enumerate(random_order(len(names), seed, Purpose.PARTNERS))}
     partner_of: dict[int, int] = {}
     for group in filter(None, (*groups, rest)):
-        # With the images of each patient side by side, the one as many places on as the largest patient has images is
-        # of another patient.
+        # With the images sorted by patient, a shift by the number of images of the largest patient always reaches
+        # another patient.
         order = sorted(group, key=lambda position: place[patient(position)])
         step = _largest(map(patient, order))[1]
         partner_of |= {position: order[(at + step) % len(order)] for at, position in enumerate(order)}
@@ -67,7 +67,7 @@ def _of_another_patient(infos: Sequence[ImageInfo], seed: int, where: str) -> tu
 
 
 def _largest(names: Iterable[str]) -> tuple[str, int]:
-    """(patient, images) of the one who has most."""
+    """(patient, number of images) of the patient with the most images."""
     return Counter(names).most_common(1)[0]
 
 

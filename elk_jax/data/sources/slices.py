@@ -1,6 +1,6 @@
 """Which slices of a volume a source has, and what is marked in them.
 
-N lesions of a volume, each marked in one slice, its own.
+A volume has N lesions, each annotated in one slice, its own.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import numpy as np
 from elk_jax.images.schema import ImageInfo
 
 IGNORED_SHARE = 0.25
-"""Of a volume's slices, within which a lesion may be seen beside its own slice: no background there."""
+"""Share of a volume's slices within which a lesion may be visible around its own slice: not background."""
 
 OF_BOXES = ("lesion_slices", "lesion_boxes")
-"""Fields of a slice that are lists with an entry for each of its boxes: the own slice of the lesion, and the box as it
-was marked, where it is another."""
+"""Fields of a slice with an entry for each of its boxes: the lesion's own slice, and the box as annotated if it
+differs."""
 
 
 def chosen_slices(count: int, at: np.ndarray, which: str) -> list[int]:
-    """Positions of slices by `SourceSpec.slices`; a volume without lesions has the middle one instead of theirs.
+    """Positions of the slices selected by `SourceSpec.slices`; for a volume without lesions, the middle slice.
 
     count: slices of the volume. at: [N] own slices.
     """
@@ -31,10 +31,10 @@ def chosen_slices(count: int, at: np.ndarray, which: str) -> list[int]:
 
 
 def with_lesions(info: ImageInfo, boxes: np.ndarray, at: np.ndarray, which: str) -> tuple[ImageInfo, np.ndarray]:
-    """A slice with the boxes of the lesions around it, and which they are, [N] bool.
+    """A slice with the boxes of the lesions around it, and a mask [N] bool of those lesions.
 
-    Lesions as far away as `which` of `SourceSpec.slices` says are lesions of this slice; beyond that their boxes are to
-    be ignored. info: its meta has `volume_slices`. boxes: [N, 4]. at: [N] own slices.
+    Lesions within the reach of `which` (`SourceSpec.slices`) are lesions of this slice; farther away, their boxes are
+    ignored. info: its meta has `volume_slices`. boxes: [N, 4]. at: [N] own slices.
     """
     reach, away = _reach(which), np.abs(at - info.slice)
     chosen = away <= max(reach, IGNORED_SHARE * info.meta["volume_slices"])
@@ -49,5 +49,5 @@ def with_lesions(info: ImageInfo, boxes: np.ndarray, at: np.ndarray, which: str)
 
 
 def _reach(which: str) -> int:
-    """Slices around a lesion's own that `SourceSpec.slices` marks with it."""
+    """Number of slices on each side of a lesion's own in which `SourceSpec.slices` marks it."""
     return int(which.partition(":")[2] or 0)

@@ -1,4 +1,4 @@
-"""Image collections as plain data, and what makes one of another. `open.py` opens them."""
+"""Image collections as plain data, and functions that derive one from another. `open.py` opens them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ Read = Callable[[int], np.ndarray]
 """Position -> image [H, W, 1] float32 in [0, 1]."""
 
 CACHE_BYTES = 1 << 30
-"""Memory for the decoded images of a source (`cached`): 4000 of 512 x 512 px, or 80 full mammograms, of 8 bits."""
+"""Memory for the decoded images of a source (`cached`): 4000 images of 512 x 512 px, or 80 full mammograms, in 8
+bits."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class ImageSource:
     """A random-access collection of images: what every loader, split and evaluation is built on.
 
     skipped: (image id, reason) of the unreadable images that were left out.
-    seen_patients: of painted images, hashes (`patients.patient_hash`) of the patients that their painter has seen.
-    promises: of the private trainings behind images that a program made; None where they promise something and do not
-    say what it spends, so that it cannot be composed.
-    category_ids: the id that a COCO file gives to each class, in label order; None where classes have no ids.
-    mixed: names of the sources that it mixes, by `ImageInfo.source`; () for one that mixes none.
-    partner: of pairs, reads the second image; boxes and everything known belong to the first. None for single images.
+    seen_patients: for painted images, hashes (`patients.patient_hash`) of the patients seen by their painter.
+    promises: ledgers of the private training runs behind generated images; None if they claim privacy without a record
+    of its cost, so that it cannot be composed.
+    category_ids: the id of each class in a COCO file, in label order; None if classes have no ids.
+    mixed: names of the mixed sources, indexed by `ImageInfo.source`; () if none are mixed.
+    partner: for pairs, reads the second image; boxes and metadata belong to the first. None for single images.
     """
 
     name: str
@@ -50,14 +51,14 @@ class ImageSource:
 
     @property
     def images(self) -> int:
-        """I, images of a record: 2 for pairs."""
+        """I, images per record: 2 for pairs."""
         return 1 if self.partner is None else 2
 
     def __len__(self) -> int:
         return len(self.infos)
 
     def __getitem__(self, index: int) -> Record:
-        """Decode one image [H, W, I]. UserError if it is missing, damaged, not finite, or of another size."""
+        """Decode one image [H, W, I]. UserError if it is missing, damaged, not finite, or of the wrong size."""
         info = self.infos[index]
         where = f"{self.name}, image {info.image_id} ({info.file_name})"
         image = self.read(index)
@@ -79,7 +80,7 @@ def subset(source: ImageSource, positions: Sequence[int] | np.ndarray) -> ImageS
 def reread(
     source: ImageSource, wrap: Callable[[Read], Read], infos: tuple[ImageInfo, ...] | None = None
 ) -> ImageSource:
-    """The source with every reader of its images replaced by what `wrap` makes of it; with other infos, if given."""
+    """The source with `wrap` applied to every reader of its images; with other infos, if given."""
     partner = None if source.partner is None else wrap(source.partner)
     return replace(source, infos=source.infos if infos is None else infos, read=wrap(source.read), partner=partner)
 
@@ -89,7 +90,7 @@ def fewshot(source: ImageSource, patients: int, seed: int = 0) -> ImageSource:
     names = sorted({info.patient_id for info in source.infos})
     if not 1 <= patients <= len(names):
         raise UserError(
-            f"{patients} patients wanted, the source has {len(names)}",
+            f"{patients} patients requested, but the source has {len(names)}",
             where=source.name,
             todo=f"choose a number from 1 to {len(names)}",
         )
@@ -99,7 +100,7 @@ def fewshot(source: ImageSource, patients: int, seed: int = 0) -> ImageSource:
 
 
 def share_of(source: ImageSource, share: float, of: Literal["patients", "images"], seed: int = 0) -> ImageSource:
-    """All images of a share of the patients, or a share of the images, rounded, at least one; drawn by the seed.
+    """All images of a share of the patients, or a share of the images (rounded, at least one), drawn by the seed.
 
     A smaller share is a subset of a larger one.
     """
@@ -111,9 +112,9 @@ def share_of(source: ImageSource, share: float, of: Literal["patients", "images"
 
 
 def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
-    """Several sources as one, in order. `ImageInfo.source` tells which of `mixed` a record is from.
+    """Several sources as one, in order. `ImageInfo.source` is the index in `mixed` of a record's source.
 
-    UserError if the sources name different classes, or only some are of pairs.
+    UserError if the sources have different classes, or only some contain pairs.
     """
     if not sources:
         raise UserError("no source to join")
@@ -126,7 +127,8 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
             )
         if source.images != sources[0].images:
             where = f"{sources[0].name} and {source.name}"
-            raise UserError("pairs and single images", where=where, todo="set `partner` of both, or of neither")
+            what = "only one of these sources has pairs"
+            raise UserError(what, where=where, todo="set `partner` for both, or for neither")
     places = tuple((part, position) for part, source in enumerate(sources) for position in range(len(source)))
     partners = tuple(source.partner for source in sources if source.partner is not None)
     ids = {source.category_ids for source in sources}
@@ -145,21 +147,21 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
 
 
 def promises_of(sources: Sequence[ImageSource]) -> tuple[Statement, ...] | None:
-    """Of the private trainings behind several sources, each once; None as of one source."""
+    """Ledgers of the private training runs behind several sources, each once; None if any source has None."""
     known = [source.promises for source in sources if source.promises is not None]
     return once(promise for own in known for promise in own) if len(known) == len(sources) else None
 
 
 def paired(first: ImageSource, second: Read) -> ImageSource:
-    """The records of `first`, each with the image that `second` reads for its position as its partner.
+    """The records of `first`, each with the image that `second` reads at its position as its partner.
 
-    The partner is read where it is asked for: who takes `one_of` them opens the files of one alone.
+    Partners are read lazily: `one_of` opens only the files of the chosen image.
     """
     return replace(first, partner=partial(read_partner, second, first.infos))
 
 
 def one_of(source: ImageSource, number: int) -> ImageSource:
-    """The first (0) or the second (1) image of every record alone; the other is not read. The boxes stay those of the
+    """Only the first (0) or the second (1) image of every record; the other is not read. The boxes remain those of the
     first."""
     if number == 0:
         return replace(source, partner=None)
@@ -169,26 +171,26 @@ def one_of(source: ImageSource, number: int) -> ImageSource:
 
 
 def with_images(source: ImageSource, images: int) -> ImageSource:
-    """The source with so many images a record: of pairs, the first alone. UserError where there are fewer."""
+    """The source with `images` images per record: from pairs, the first only. UserError if there are fewer."""
     if source.images < images:
         raise UserError(
             "the source has no pairs",
             where=source.name,
-            todo="set its `partner`: the field that names the file of the second image, or a modality",
+            todo="set its `partner`: the field with the file of the second image, or a modality",
         )
     return one_of(source, 0) if source.images > images else source
 
 
 def cached(source: ImageSource, max_bytes: int = CACHE_BYTES) -> ImageSource:
-    """Keep decoded images in memory, up to `max_bytes`: 8 bits per pixel where exact, else 16 (error < 1e-5).
+    """Keep decoded images in memory, up to `max_bytes`: 8 bits per pixel if exact, else 16 (error < 1e-5).
 
-    A record has the same pixels whether it was in memory or not.
+    A record has the same pixels whether or not it was in memory.
     """
     return reread(source, lambda read: Cache(read, max_bytes // source.images))
 
 
 def without_unreadable(source: ImageSource, progress: ProgressBar = no_bar) -> ImageSource:
-    """Decode every image once; those that fail are skipped, and listed with the reason in `.skipped`."""
+    """Decode every image once; unreadable ones are skipped, and listed with the reason in `.skipped`."""
 
     def failure(position: int) -> str:
         try:
@@ -202,14 +204,14 @@ def without_unreadable(source: ImageSource, progress: ProgressBar = no_bar) -> I
     bad = [(info.image_id, reason) for info, reason in zip(source.infos, failures) if reason]
     if not good:
         what = f"none of {len(bad)} images can be read; the first: {bad[0][1]}"
-        raise UserError(what, where=source.name, todo="check that these are the right files")
+        raise UserError(what, where=source.name, todo="check that these are the intended files")
     return replace(subset(source, good), skipped=(*source.skipped, *bad))
 
 
 def summary(infos: Iterable[ImageInfo]) -> dict[str, int]:
-    """Counts for logs and reports. `lesions` leaves out ignore boxes; `lesion_free` images have none of these either.
+    """Counts for logs and reports. `lesions` excludes ignore boxes; `lesion_free` images have no ignore boxes either.
 
-    `doubled_boxes`: those that repeat another of the image and class; `clean_boxes` drops them.
+    `doubled_boxes`: boxes that repeat another of the same image and class; `clean_boxes` drops them.
     """
     infos = list(infos)
     boxes = sum(len(info.boxes) for info in infos)
@@ -229,34 +231,34 @@ def counted(infos: Iterable[ImageInfo]) -> str:
     return ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in summary(infos).items())
 
 
-# Functions of the module, not closures, so that sources can be sent to worker processes.
+# Module-level functions, not closures, so that sources can be sent to worker processes.
 
 
 def read_at(read: Read, positions: tuple[int, ...], position: int) -> np.ndarray:
-    """`read` of the images at `positions` alone."""
+    """`read`, restricted to the images at `positions`."""
     return read(positions[position])
 
 
 def read_part(reads: tuple[Read, ...], places: tuple[tuple[int, int], ...], position: int) -> np.ndarray:
-    """The image whose reader, and position for it, are in `places`."""
+    """The image from the reader and position in `places`."""
     part, inner = places[position]
     return reads[part](inner)
 
 
 def read_partner(read: Read, infos: tuple[ImageInfo, ...], position: int) -> np.ndarray:
-    """The second image of a pair, which must be of the size of the first."""
+    """The second image of a pair, which must have the size of the first."""
     image, info = read(position), infos[position]
     if image.shape[:2] != (info.height, info.width):
         raise UserError(
-            f"the image has {info.width} x {info.height} px and its partner {image.shape[1]} x {image.shape[0]} px",
+            f"the image has {info.width} x {info.height} px, but its partner {image.shape[1]} x {image.shape[0]} px",
             where=f"image {info.image_id} ({info.file_name})",
-            todo="bring pairs into one frame with data_prep/paired_images.py",
+            todo="align pairs with data_prep/paired_images.py",
         )
     return image
 
 
 class Cache:
-    """`read` of a cached source, for any number of threads. A worker process starts with an empty one."""
+    """`read` of a cached source; thread-safe. A worker process starts with an empty cache."""
 
     def __init__(self, read: Read, max_bytes: int = CACHE_BYTES):
         self.read, self.max_bytes = read, max_bytes
@@ -283,7 +285,7 @@ class Cache:
 
 
 def pack(image: np.ndarray) -> np.ndarray:
-    """uint8 where exact, else uint16; an image that is not within [0, 1] stays as it is, for the checks to find."""
+    """uint8 if exact, else uint16; an image outside [0, 1] is left unchanged for the checks to find."""
     if not (image.min() >= 0 and image.max() <= 1):
         return image
     eight = np.round(image * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Patients into splits: all images of a patient in one split, lesion counts distributed alike in every split."""
+"""Splits by patient: all images of a patient are in one split; lesion counts are distributed alike in every split."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ SPLITS = ("train", "val", "test")
 
 
 def draw_splits(infos: Sequence[ImageInfo], shares: Sequence[float], where: object = "") -> tuple[ImageInfo, ...]:
-    """The same images with splits drawn for their patients; see split_patients.
+    """The same images with splits drawn for their patients; see `split_patients`.
 
-    shares: of SPLITS, in this order, above 0. Splits are drawn over all images and by a seed of their own: neither
-    later filters nor the seed of a training move a patient. UserError if images, or some, name their splits already.
+    shares: of SPLITS, in this order, above 0. Splits are drawn over all images with their own seed, so neither later
+    filters nor the seed of a training run move a patient. UserError if any image already has a split.
     """
     splits = {info.split for info in infos}
     if len(splits) > 1:
         todo = "leave split_shares out, or the field `split`"
         named, some = ", ".join(sorted(splits - {""})), "some of " if "" in splits else ""
-        raise UserError(f"{some}the images name their splits already: {named}", where=where, todo=todo)
+        raise UserError(f"{some}the images already have splits: {named}", where=where, todo=todo)
     lesions: Counter[str] = Counter()
     for info in infos:
         lesions[info.patient_id] += int((~info.ignore).sum())
@@ -34,13 +34,12 @@ def draw_splits(infos: Sequence[ImageInfo], shares: Sequence[float], where: obje
 
 
 def split_patients(lesions: Mapping[str, int], shares: Mapping[str, float], seed: int = 42) -> dict[str, str]:
-    """Give every patient a split, stratified on the patient's number of lesions.
+    """Assign every patient to a split, stratified by the patient's number of lesions.
 
     lesions: patient id -> number of lesions. shares: split name -> share (any positive numbers; {"train": 80,
-    "val": 19, "test": 32} gives exactly these sizes when there are 131 patients). Patients are ordered by
-    lesion count, ties shuffled by `seed`, and each goes to the split that lags furthest behind its share.
-    The result depends on the set of patients and the seed alone, not on the order of `lesions`.
-    UserError if a split stays empty.
+    "val": 19, "test": 32} gives exactly these sizes for 131 patients). Patients are ordered by lesion count, with ties
+    shuffled by `seed`, and each goes to the split that lags furthest behind its share. The result depends only on the
+    set of patients and the seed, not on the order of `lesions`. UserError if a split would be empty.
     """
     names = list(shares)
     share = np.array([shares[name] for name in names], float)
@@ -62,7 +61,7 @@ def split_patients(lesions: Mapping[str, int], shares: Mapping[str, float], seed
 
 
 def largest_remainder(shares: np.ndarray, total: int, at_least: int = 0) -> np.ndarray:
-    """Whole numbers about proportional to `shares`, with sum `total`, none below `at_least`."""
+    """Whole numbers approximately proportional to `shares`, with sum `total`, none below `at_least`."""
     exact = shares / shares.sum() * total
     counts = np.maximum(np.floor(exact), at_least).astype(int)
     while counts.sum() < total:

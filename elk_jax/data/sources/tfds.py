@@ -1,4 +1,4 @@
-"""TFDS data sets (ArrayRecord files) as a source, without TensorFlow. The layout of a record is defined here alone.
+"""TFDS data sets (ArrayRecord files) as a source, without TensorFlow. Only this module defines the layout of a record.
 
 Images [H, W, 1] float32 in [0, 1]; boxes xyxy, px.
 """
@@ -58,7 +58,7 @@ def features(classes: Sequence[str], bits: int = 8, **extra: Any) -> Any:
 
 
 def example(info: ImageInfo, png: bytes | str | Path) -> dict[str, Any]:
-    """What a builder yields for one image, in the layout of `features`; `meta` gives the extra features."""
+    """The example that a builder yields for one image, in the layout of `features`; `meta` supplies extra features."""
     boxes = zip(info.boxes, info.labels, info.ignore)
     return {
         "image": png,
@@ -75,11 +75,11 @@ def example(info: ImageInfo, png: bytes | str | Path) -> dict[str, Any]:
 
 
 def open_tfds(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
-    """All images of a built data set, in the order train, val, test, other splits: TFDS's splits are theirs.
+    """All images of a built data set, in the order train, val, test, other splits; images keep their TFDS splits.
 
-    The place of `spec` is the folder that holds `dataset_info.json`. progress: shows the reading of the records.
-    UserError: no data set there, an image id that occurs twice, a record whose boxes do not lie in its image or whose
-    labels are not classes.
+    The place of `spec` is the folder that contains `dataset_info.json`. progress: shows the reading of the records.
+    UserError: no data set there, a duplicate image id, a record with boxes outside its image or labels that are not
+    classes.
     """
     import tensorflow_datasets as tfds
 
@@ -91,7 +91,7 @@ def open_tfds(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
         classes = tuple(builder.info.features["objects"]["label"].names)
     except Exception as error:  # TFDS raises many kinds of errors for a folder that is not a data set
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        todo = "give the folder that holds dataset_info.json"
+        todo = "give the folder that contains dataset_info.json"
         raise UserError(f"no readable TFDS data set: {reason}", where=folder, todo=todo) from error
     places = [(name, position) for name, store in stores.items() for position in range(len(store))]
     records = ((stores[name][position], name) for name, position in places)
@@ -111,9 +111,9 @@ def _info(record: dict[str, Any], split: str, folder: str, classes: int) -> Imag
         checked_box(box, width, height, f"{where}, box {number}") for number, box in enumerate(objects["bbox"], start=1)
     ]
     labels, ignore = np.array(objects["label"], np.int64), np.array(objects["ignore"])
-    if not ((labels >= 0) & (labels < classes)).all():  # TFDS writes -1 for an unknown one
+    if not ((labels >= 0) & (labels < classes)).all():  # TFDS writes -1 for an unknown class
         todo = f"use 0 to {classes - 1}"
-        raise UserError(f"the labels {labels.tolist()} are not all of {classes} classes", where=where, todo=todo)
+        raise UserError(f"the labels {labels.tolist()} do not fit {classes} classes", where=where, todo=todo)
     if not np.isin(ignore, (0, 1)).all():
         raise UserError(f"ignore is {ignore.tolist()}", where=where, todo="write true or false")
     volume = _plain(record.get("volume", ""))
@@ -141,7 +141,7 @@ def _read(
 
 
 def _plain(value: Any) -> Any:
-    """Bytes as text, numpy scalars as Python's, arrays as lists, NaN (unknown) as None; the rest as it is."""
+    """Bytes as text, numpy scalars as Python's, arrays as lists, NaN (unknown) as None; the rest unchanged."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, np.ndarray | np.floating | float) and np.isnan(value).any():

@@ -1,8 +1,8 @@
 """Tomosynthesis volumes: slices of one breast, in order, read one by one.
 
 Shapes: H, W size of a slice in pixels; S slices of a volume. Slices are [H, W, 1] float32 in [0, 1] under one window
-for the whole volume. `dicom_volume`, `dicom_series` and `slice_folder` make a volume of files, `volumes_of` finds those
-of a source.
+for the whole volume. `dicom_volume`, `dicom_series` and `slice_folder` make a volume from files; `volumes_of` finds
+those of a source.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from elk_jax.images.schema import ImageInfo
 
 @dataclass(frozen=True)
 class Volume:
-    """The slices of a volume that are there, by position. `read(k)` is the image of `infos[k]`.
+    """The available slices of a volume, by position. `read(k)` is the image of `infos[k]`.
 
-    instance: the UID of its DICOM file, of a series of the first slice; "" for others.
+    instance: the UID of its DICOM file (for a series, of the first slice); "" for others.
     """
 
     infos: tuple[ImageInfo, ...]
@@ -53,12 +53,12 @@ class Volume:
 
     @property
     def patient_id(self) -> str:
-        """Whose breast it is."""
+        """The patient of its slices."""
         return self.infos[0].patient_id
 
     @property
     def study(self) -> str:
-        """The study that it is of; its own id where none is named."""
+        """Its study; its own id if it has none."""
         return str(self.infos[0].meta.get("study_uid") or self.name)
 
     @property
@@ -73,16 +73,16 @@ class Volume:
 
     @property
     def slices(self) -> int:
-        """Slices of the whole volume, of which some may be left out here."""
+        """Number of slices of the whole volume, some of which may be left out here."""
         return int(self.infos[0].meta.get("volume_slices") or max(info.slice for info in self.infos) + 1)
 
     def lesions(self) -> tuple[np.ndarray, np.ndarray]:
         """([N, 4] boxes, [N] slices): a lesion counts once, in its own slice.
 
-        Where images have a list `lesion_slices`, the own slice of the lesion of each box, boxes in other slices are not
-        counted; else every box that is not to be ignored is a lesion. Where they have a list `lesion_boxes`, these are
-        the lesions as they were marked, which may leave the slice: its boxes are their parts in it. One that was marked
-        outside as a whole is a lesion as well: its slice is ignored, as nobody knows where it is.
+        If images have a list `lesion_slices` (the own slice of each box's lesion), boxes in other slices do not count;
+        otherwise every box that is not ignored is a lesion. If they have a list `lesion_boxes`, these are the lesions
+        as annotated, which may leave the slice; its boxes are the parts inside. A lesion annotated completely outside
+        counts as well: its slice is ignored, since its position is unknown.
         """
         boxes, at = [np.zeros((0, 4))], []
         for info in self.infos:
@@ -96,7 +96,7 @@ class Volume:
 
 
 def volume_id(info: ImageInfo) -> str:
-    """The volume that an image is a slice of, "" for none: named, or by its study and view."""
+    """The volume of which an image is a slice, by name or by study and view; "" if none."""
     if info.slice < 0:
         return ""
     study, view = info.meta.get("study_uid"), info.meta.get("view")
@@ -106,14 +106,14 @@ def volume_id(info: ImageInfo) -> str:
 def volumes_of(source: ImageSource) -> tuple[Volume, ...]:
     """The volumes of a source of slices, in the order of their first images.
 
-    UserError for an image that is not a slice of a volume, a slice that is there twice (two files for one volume), and
-    slices of different sizes, patients or numbers of slices.
+    UserError for an image that is not a slice of a volume, a duplicate slice (two files for one volume), and slices
+    that differ in size, patient or number of slices.
     """
     positions: dict[str, list[int]] = defaultdict(list)
     for position, info in enumerate(source.infos):
         if not (name := volume_id(info)):
             what = f"the image {info.image_id} is not a slice of a volume"
-            todo = "give images the fields `volume` and `slice`, or choose a source of volumes"
+            todo = "add the fields `volume` and `slice` to the images, or choose a source of volumes"
             raise UserError(what, where=source.name, todo=todo)
         positions[name].append(position)
     return tuple(_volume(source, name, chosen) for name, chosen in positions.items())
@@ -124,8 +124,8 @@ def _volume(source: ImageSource, name: str, positions: Sequence[int]) -> Volume:
     infos = tuple(source.infos[position] for position in ordered)
     for one, other in itertools.pairwise(infos):
         if one.slice == other.slice:
-            what = f"slice {one.slice} of the volume {name} is there twice: {one.file_name} and {other.file_name}"
-            raise UserError(what, where=source.name, todo="keep one of the files of a volume")
+            what = f"slice {one.slice} of the volume {name} occurs twice: {one.file_name} and {other.file_name}"
+            raise UserError(what, where=source.name, todo="keep one file per volume")
     alike = lambda info: (info.width, info.height, info.patient_id, info.meta.get("volume_slices"))
     for info in infos:
         if alike(info) != alike(infos[0]):
@@ -141,16 +141,16 @@ def as_source(volumes: Sequence[Volume], classes: tuple[str, ...], name: str = "
     return ImageSource(name, classes, infos, partial(read_part, tuple(volume.read for volume in volumes), places))
 
 
-# ---- Volumes of files ------------------------------------------------------------------------------------------------
+# ---- Volumes from files ----------------------------------------------------------------------------------------------
 
 
 def dicom_volume(path: Path, spec: SourceSpec = AS_STORED, *, view: str = "", name: str = "") -> Volume:
-    """A multi-frame DICOM file. Its header is read now, a frame when it is asked for.
+    """A multi-frame DICOM file. Its header is read now, frames when they are requested.
 
     spec: how files are decoded.
-    view: of which breast it is, "lcc", "rmlo", ...; then the volume is turned by 180 degrees where its pixels show
-        another side (`dicom_volumes`). "" leaves it as stored, and takes the view from the header.
-    name: of the volume; its path by default. UserError as in `check_volume` and `dicom.volume_header`.
+    view: "lcc", "rmlo", ...; the volume is then rotated by 180 degrees if its pixels show the other side
+        (`dicom_volumes`). "" leaves it as stored, and takes the view from the header.
+    name: of the volume; default: its path. UserError as in `check_volume` and `dicom.volume_header`.
     """
     with files.open_regular(path) as file:
         header = dicom.volume_header(file, path)
@@ -166,7 +166,7 @@ def dicom_volume(path: Path, spec: SourceSpec = AS_STORED, *, view: str = "", na
 def blank_slices(
     name: str, patient_id: str, size: tuple[int, int], file_name: str, meta: dict[str, Any]
 ) -> tuple[ImageInfo, ...]:
-    """All slices of a volume of one file, without lesions. size: (width, height). meta: has `volume_slices`."""
+    """All slices of a single-file volume, without lesions. size: (width, height). meta: has `volume_slices`."""
     none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
     return tuple(
         ImageInfo(f"{name}, slice {k}", patient_id, *size, *none, file_name=file_name, meta=meta, volume=name, slice=k)
@@ -175,10 +175,10 @@ def blank_slices(
 
 
 def slice_folder(folder: Path, spec: SourceSpec, paths: Sequence[Path]) -> Volume:
-    """A folder of image files, one a slice, by their names (numbers in them count as numbers).
+    """A folder of image files, one per slice, sorted by name (digits are compared as numbers).
 
-    paths: of two slices or more, in any order. UserError for files of different sizes, and of different bits a pixel,
-    which reading a slice finds: one window shows the volume.
+    paths: of at least two slices, in any order. UserError for files that differ in size, or in bits per pixel (found
+    when a slice is read): the volume needs a common window.
     """
     paths = sorted(paths, key=lambda path: _natural(path.name))
     sizes = [image_size(path) for path in paths]
@@ -194,7 +194,8 @@ def slice_folder(folder: Path, spec: SourceSpec, paths: Sequence[Path]) -> Volum
 
 
 def dicom_series(slices: Sequence[SliceFile], spec: SourceSpec) -> Volume:
-    """Slices of a series, of `series_of`. The volume is called by the path of its first slice; it is read as stored."""
+    """The slices of a series from `series_of`. The volume is named after the path of its first slice; it is read as
+    stored."""
     first = slices[0]
     meta: dict[str, Any] = {**first.meta, "volume_slices": len(slices)}
     patient = meta.pop("patient_id") or str(first.path)
@@ -205,10 +206,10 @@ def dicom_series(slices: Sequence[SliceFile], spec: SourceSpec) -> Volume:
 
 
 def find_volumes(entry: Path, spec: SourceSpec) -> tuple[tuple[Volume, ...], tuple[tuple[Path, str], ...]]:
-    """(volumes, skipped files with the reason) of a DICOM file of several frames, a folder of slices, or a folder of
-    such files and folders. Slices are images, or the DICOM files of a series.
+    """(volumes, skipped files with the reason) of a multi-frame DICOM file, a folder of slices, or a folder of such
+    files and folders. Slices are images, or the DICOM files of a series.
 
-    UserError where there is none, and for damaged files: a volume may lack a slice.
+    UserError if there is no volume, and for damaged files: a volume may lack a slice.
     """
     if not entry.is_dir():
         return (dicom_volume(entry, spec),), ()
@@ -240,7 +241,7 @@ def find_volumes(entry: Path, spec: SourceSpec) -> tuple[tuple[Volume, ...], tup
         else:
             skipped += [(path, "one image, not a volume") for path in images]
     if not volumes:
-        what, todo = "no volume in the folder", "give DICOM files of several frames, or folders of slices"
+        what, todo = "no volume in the folder", "give multi-frame DICOM files, or folders of slices"
         if skipped:
             path, reason = next((one for one in skipped if one[0] not in others), skipped[0])
             what += f": {len(skipped)} files are skipped, such as {path.name}: {reason}"
@@ -254,7 +255,7 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _slices_of(paths: Sequence[Path], spec: SourceSpec, bits: int) -> Read:
-    """The slices of files of one frame. bits: a pixel, of all of them."""
+    """The slices in single-frame files. bits: per pixel, the same for all files."""
     return partial(_read_slice, tuple(paths), bits, slice_reader(spec, [(path, None) for path in paths]))
 
 
@@ -263,11 +264,11 @@ def _read_slice(
 ) -> np.ndarray:
     path, (image, meta) = paths[position], decoded(position)
     if meta["bits"] != bits:
-        what = f"{paths[0].name} has {bits} bits a pixel, {path.name} has {meta['bits']}"
+        what = f"{paths[0].name} has {bits} bits per pixel, but {path.name} has {meta['bits']}"
         raise UserError(what, where=path.parent, todo="export all slices of a volume in the same way")
     return image
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key by which 2 comes before 10."""
+    """A sort key that places 2 before 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name) if part]

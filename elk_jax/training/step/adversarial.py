@@ -1,4 +1,4 @@
-"""Two players, each with its own loss and optimiser: a generator, and a discriminator that tells made from real.
+"""Two players, each with its own loss and optimiser: a generator, and a discriminator of generated and real examples.
 
 Goodfellow et al. 2014.
 """
@@ -25,15 +25,15 @@ from elk_jax.training.step.step import Step
 def adversarial(game: Game, recipe: AdversarialRecipe, mesh: Mesh, seed: int = 0) -> Step:
     """A step of `recipe.ratio` updates of the discriminator, each on its part of the batch, and one of the generator.
 
-    What the generator makes for the last of them is scored again by the discriminator behind it, for its own update, as
-    is usual; it is made once. Only the generator is averaged, evaluated and shipped.
+    The examples generated for the last discriminator update are scored again by the updated discriminator for the
+    generator's own update, as is usual; they are generated once. Only the generator is averaged, evaluated and shipped.
 
-    seed: a step draws from fold_in(key(seed), step), so that a resumed run draws what the uninterrupted one would have.
+    seed: a step draws from fold_in(key(seed), step), so that a resumed run draws the same as an uninterrupted one.
 
-    Metrics: those of both losses, of the discriminator their means over its updates, and `loss` (the generator's),
+    Metrics: those of both losses (for the discriminator, means over its updates), and `loss` (the generator's),
     `discriminator_loss`, `learning_rate`, norms (`grad_norm`, ... of the generator, `discriminator_grad_norm`, ...) and
-    `finite`, 1 where both losses and gradients are finite. `update` raises UserError, while it is traced, for a batch
-    that does not divide over the updates and devices.
+    `finite`, 1 if both losses and gradients are finite. `update` raises UserError, during tracing, for a batch that
+    cannot be divided among the updates and devices.
     """
     shapes = jax.eval_shape(game.init, jax.random.key(0))
     ratio, maker = recipe.ratio, generator_descent(shapes, recipe)
@@ -85,28 +85,28 @@ def adversarial(game: Game, recipe: AdversarialRecipe, mesh: Mesh, seed: int = 0
     )
 
 
-# ---- What a private step of two players has too ----------------------------------------------------------------------
+# ---- Shared with the private step of two players ---------------------------------------------------------------------
 
 
 def generator_descent(shapes: Params, recipe: AdversarialRecipe) -> Descent:
-    """Of the generator. shapes: of the params of both players."""
+    """The descent of the generator. shapes: of the params of both players."""
     return descent_of(shapes[GENERATOR], recipe.optimizer, recipe.schedule, recipe.steps, recipe.ema_decay)
 
 
 def joined(own: TrainState, judge: TrainState) -> TrainState:
-    """The state of both players, from that of the generator and that of the discriminator."""
+    """The state of both players, from the states of the generator and the discriminator."""
     params = {GENERATOR: own.params, DISCRIMINATOR: judge.params}
     return TrainState(own.step, params, {GENERATOR: own.opt_state, DISCRIMINATOR: judge.opt_state}, own.ema_params)
 
 
 def apart(state: TrainState, ratio: int) -> tuple[TrainState, TrainState]:
-    """The states of the generator and of the discriminator, which has made `ratio` updates for each of the other."""
+    """The states of the generator and of the discriminator, which makes `ratio` updates per update of the generator."""
     own = TrainState(state.step, state.params[GENERATOR], state.opt_state[GENERATOR], state.ema_params)
     return own, TrainState(state.step * ratio, state.params[DISCRIMINATOR], state.opt_state[DISCRIMINATOR], None)
 
 
 def evaluation_params(state: TrainState) -> Params:
-    """Those of the generator."""
+    """The evaluation parameters of the generator."""
     return state.params[GENERATOR] if state.ema_params is None else state.ema_params
 
 
@@ -118,8 +118,8 @@ def generator_update(
     pull_back: Callable[[Any], tuple[Params]],
     key: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-    """The generator one step further, and its metrics. loss: of what it has made. pull_back: to the gradient of its
-    params."""
+    """The generator after one more update, and its metrics. loss: of its generated examples. pull_back: to the gradient
+    of its params."""
 
     def with_terms(made: Any) -> tuple[jax.Array, Metrics]:
         value, terms = loss(made, key)
@@ -131,5 +131,5 @@ def generator_update(
 
 
 def all_finite(metrics: Metrics, names: Sequence[str]) -> jax.Array:
-    """1 where these metrics are finite, else 0."""
+    """1 if these metrics are finite, else 0."""
     return jnp.isfinite(jnp.stack([metrics[name] for name in names])).all().astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""What a recipe does with a gradient: frozen parameters, optimiser, learning rate, averaged parameters."""
+"""How a recipe applies a gradient: frozen parameters, optimiser, learning rate, averaged parameters."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from elk_jax.training.state import TrainState
 
 @dataclass(frozen=True, eq=False)
 class Descent:
-    """trainable: tree of bools. changing: the same, with the running statistics. rate: of the learning, by step.
-    ema_decay: of the averaged parameters; 0: there are none."""
+    """trainable: tree of bools. changing: the same, including running statistics. rate: learning rate by step.
+    ema_decay: of the averaged parameters; 0: none."""
 
     trainable: Any
     changing: Any
@@ -35,10 +35,10 @@ class Descent:
         return states.create(params, self.optimizer, ema=bool(self.ema_decay))
 
     def update(self, state: TrainState, grads: Params) -> tuple[TrainState, Metrics]:
-        """The state one step further down the gradient, and `grad_norm`, `param_norm`, `update_norm`, `learning_rate`.
+        """The state after one step of descent, and `grad_norm`, `param_norm`, `update_norm`, `learning_rate`.
 
-        The norms are over trained parameters, that of the gradient before the optimiser clips it. grads: 0 for frozen
-        parameters; of running statistics their step.
+        The norms are over trained parameters; the gradient's is taken before the optimiser clips it. grads: 0 for
+        frozen parameters; for running statistics, their step.
         """
         with jax.named_scope("optimizer"):
             updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -58,7 +58,7 @@ class Descent:
 
 
 def descent(model: Model, recipe: TrainingRecipe) -> Descent:
-    """Of a recipe: its `optimizer`, `schedule` (over `steps`) and `ema_decay`.
+    """The descent of a recipe: its `optimizer`, `schedule` (over `steps`) and `ema_decay`.
 
     UserError for expressions of the recipe that do not fit the parameters.
     """
@@ -77,7 +77,7 @@ def descent_of(
     frozen: tuple[str, ...] = (),
     statistics: tuple[str, ...] = (),
 ) -> Descent:
-    """The descent of params of these shapes in so many updates. frozen, statistics: as of a `Model`."""
+    """The descent of params of these shapes over this number of updates. frozen, statistics: as in `Model`."""
     rate = schedules.build(schedule, steps)
     trainable = optimizers.trainable_mask(shapes, optimizer, frozen, statistics)
     followed = optimizers.followed_mask(shapes, optimizer, statistics)

@@ -1,17 +1,17 @@
-"""The sum of clipped gradients without the gradient of any unit (ghost norms, book-keeping).
+"""The sum of clipped gradients without materialising the gradient of any unit (ghost norms, book-keeping).
 
 Shapes: M units at once; for one of them N positions of a layer (examples times tokens), I inputs and O outputs.
 
-Of a layer y = x W the gradient of a unit is x^T g, and its squared norm <x x^T, g g^T>, which needs two matrices
+For a layer y = x W, the gradient of a unit is x^T g and its squared norm <x x^T, g g^T>, which needs two matrices
 [N, N] instead of one [I, O] (Goodfellow 2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679). Every such layer is
-handed a number of each unit, on which nothing depends, and gives back the squared norm as its derivative: `jax.vjp`
-sums over layers. Its second call, with the factors of clipping, gives the sum of the clipped gradients from the same
+given one number per unit, on which nothing depends, and returns the squared norm as its derivative: `jax.vjp` sums over
+layers. A second call of the vjp, with the clipping factors, gives the sum of the clipped gradients from the same
 activations (Bu et al. 2023, arXiv:2210.00038).
 
-The layers are found in the program of the loss, whatever module they are of. A parameter that one matrix product,
-convolution or function with its own derivative takes is a layer. Of all others (biases, scales, tables, and what
-several layers share, whose parts must be added before they are squared) every unit has a copy, and so a gradient of its
-own. That is small, but in detectors whose heads serve several levels of a pyramid.
+The layers are found in the traced program of the loss, whatever module they belong to. A parameter used by exactly one
+matrix product, convolution or function with its own derivative is a layer. For all others (biases, scales, tables, and
+parameters that several layers share, whose parts must be added before squaring) every unit gets a copy, and therefore
+its own gradient. These are small, except in detectors whose heads serve several levels of a pyramid.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from elk_jax.training.model import Params
 
 LAYERS = ("dot_general", "conv_general_dilated", "custom_vjp_call")
 VIEWS = ("convert_element_type", "reshape", "squeeze", "transpose", "broadcast_in_dim", "slice", "copy")
-"""What only rearranges all numbers of a parameter does not change the norm of its gradient."""
+"""Operations that only rearrange the numbers of a parameter do not change the norm of its gradient."""
 NESTED = ("jit", "remat2")
-"""Operations that are programs: `jax.jit`, `jax.checkpoint`."""
+"""Operations that contain programs: `jax.jit`, `jax.checkpoint`."""
 
 
 class Weight(NamedTuple):
@@ -57,7 +57,7 @@ def clipped_sum(
     keys: jax.Array,
     padding: jax.Array,
 ) -> tuple[Params, jax.Array]:
-    """As `per_example.clipped_sum`, but of a gradient that is not finite nothing is added."""
+    """Like `per_example.clipped_sum`, but a gradient that is not finite adds nothing at all."""
 
     def factor(norms: jax.Array) -> jax.Array:
         if isinstance(clipping, Normalised):
@@ -83,7 +83,7 @@ def _of_some(
     keys: jax.Array,
     padding: jax.Array,
 ) -> tuple[Params, jax.Array]:
-    """`clipped_sum` of the units of one micro-batch. factor: of gradients with these norms."""
+    """`clipped_sum` for the units of one micro-batch. factor: clipping factor by norm."""
     leaves, structure = jax.tree.flatten(trained)
     one = jax.tree.map(lambda x: x[0], (examples, keys))
     program = jax.make_jaxpr(lambda leaves, one: loss(jax.tree.unflatten(structure, leaves), *one))(leaves, one)
@@ -112,7 +112,7 @@ def _of_some(
 
 
 def _in_order(is_layer: Sequence[bool], layers: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-    """What belongs to the parameters, from that of layers and that of others."""
+    """Merge the values of layers and of other parameters into the order of the parameters."""
     of_layers, of_others = iter(layers), iter(others)
     return [next(of_layers) if layer else next(of_others) for layer in is_layer]
 
@@ -126,14 +126,14 @@ def _square(x: jax.Array) -> jax.Array:
 
 
 def single_layers(program: core.Jaxpr, count: int) -> list[bool]:
-    """Which of the first `count` arguments are the parameter of one layer, and of nothing else."""
+    """Which of the first `count` arguments are the parameter of exactly one layer."""
     uses: list[list[bool]] = [[] for _ in range(count)]
     results = _uses(program, dict(zip(program.invars, range(count))), uses)
     return [own == [True] and place not in results.values() for place, own in enumerate(uses)]
 
 
 def _uses(program: core.Jaxpr, places: dict[Any, int], uses: list[list[bool]]) -> dict[int, int]:
-    """Note whether each use of the parameters at `places` is that of a layer. Which results are parameters."""
+    """Record whether each use of the parameters at `places` is as a layer. Returns which results are parameters."""
     for equation in program.eqns:
         own = [(number, places[v]) for number, v in enumerate(equation.invars) if _is_in(v, places)]
         if not own:
@@ -151,7 +151,7 @@ def _uses(program: core.Jaxpr, places: dict[Any, int], uses: list[list[bool]]) -
 
 
 def evaluate(program: core.Jaxpr, constants: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    """The results of a program for values of which some are a `Weight`."""
+    """The results of a program for values some of which are a `Weight`."""
     known: dict[Any, Any] = dict(zip([*program.constvars, *program.invars], [*constants, *values]))
     read = lambda v: v.val if isinstance(v, core.Literal) else known[v]
     for equation in program.eqns:
@@ -211,14 +211,14 @@ def _is_layer(equation: core.JaxprEqn) -> bool:
 # ---- A layer ---------------------------------------------------------------------------------------------------------
 
 Apply = Callable[..., jax.Array]
-"""(weight, other arguments) -> result, of one unit."""
+"""(weight, other arguments) -> result, for one unit."""
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """The gradient of the weight of a layer, from [M, ...] of all units, by (weight, gradient of the result, others).
+    """The gradient of a layer's weight, from arrays [M, ...] of all units: (weight, gradient of the result, others).
 
-    squared_norm: of each unit [M]. total: of all units together.
+    squared_norm: of each unit [M]. total: summed over all units.
     """
 
     squared_norm: Callable[..., jax.Array]
@@ -226,7 +226,7 @@ class Gradient:
 
 
 def layer(program: core.Jaxpr, equation: core.JaxprEqn, values: Sequence[Any], place: int) -> jax.Array:
-    """An operation of one unit, whose argument at `place` is a `Weight`: under `jax.vmap`, with squared norms."""
+    """An operation of one unit whose argument at `place` is a `Weight`; under `jax.vmap`, with squared norms."""
     weight, kind = values[place], equation.primitive.name
 
     def apply(array: jax.Array, *others: jax.Array) -> jax.Array:
@@ -236,7 +236,7 @@ def layer(program: core.Jaxpr, equation: core.JaxprEqn, values: Sequence[Any], p
         norms = partial(product_norms, equation.params["dimension_numbers"], place)
     else:
         norms = partial(norms_in_turn, apply)
-    # under vmap, a function with its own derivative would make the gradient of every unit before it sums them
+    # under vmap, a function with its own derivative would compute the gradient of every unit before summing them
     total = partial(sum_in_turn if kind == "custom_vjp_call" else sum_at_once, apply)
     others = [value for number, value in enumerate(values) if number != place]
     return _of_one(apply, Gradient(norms, total))(weight.array, weight.tap, *others)
@@ -258,7 +258,7 @@ def _of_one(apply: Apply, gradient: Gradient) -> Apply:
 
 
 def _of_all(apply: Apply, gradient: Gradient) -> Apply:
-    """A layer of M units. The derivative of `taps` [M] is the squared norm of each unit's gradient of the weight."""
+    """A layer of M units. The derivative by `taps` [M] is the squared norm of each unit's gradient of the weight."""
 
     @jax.custom_vjp
     def of_all(weight: jax.Array, taps: jax.Array, *others: jax.Array) -> jax.Array:
@@ -272,7 +272,7 @@ def _of_all(apply: Apply, gradient: Gradient) -> Apply:
         of_others = jax.vjp(partial(_mapped, apply, weight), *others)[1](g)
         squares = gradient.squared_norm(weight, g, *others).astype(taps.dtype)
         finite = jnp.stack([_is_finite(x) for x in (g, *others)]).all(0)
-        # 0 times what is not finite is not 0
+        # 0 times a non-finite number is not 0
         clean = [jnp.where(jnp.expand_dims(finite, tuple(range(1, x.ndim))), x, 0) for x in (g, *others)]
         return gradient.total(weight, *clean), squares, *of_others
 
@@ -285,12 +285,12 @@ def _mapped(apply: Apply, weight: jax.Array, *others: jax.Array) -> jax.Array:
 
 
 def _is_finite(x: jax.Array) -> jax.Array:
-    """[M, ...] -> whether all numbers of a unit are finite [M]."""
+    """[M, ...] -> [M]: whether all numbers of a unit are finite."""
     return jnp.isfinite(x).all(tuple(range(1, x.ndim)))
 
 
 def sum_at_once(apply: Apply, weight: jax.Array, g: jax.Array, *others: jax.Array) -> jax.Array:
-    """The gradient of a weight, of all units."""
+    """The gradient of a weight, summed over all units."""
     return jax.vjp(lambda weight: _mapped(apply, weight, *others), weight)[1](g)[0]
 
 
@@ -311,9 +311,9 @@ def _of_unit(apply: Apply, weight: jax.Array, g: jax.Array, *others: jax.Array) 
 
 
 def product_norms(dimensions: Any, place: int, weight: jax.Array, g: jax.Array, x: jax.Array) -> jax.Array:
-    """[M] squared norms of the gradients x^T g of the weight of a `dot_general`, whose argument `place` it is.
+    """[M] squared norms of the gradients x^T g of a weight that is argument `place` of a `dot_general`.
 
-    x, g: [M, ...]. Axes of a batch that both factors of the product have are separate products.
+    x, g: [M, ...]. Batch axes shared by both factors are separate products.
     """
     contracted, batch = dimensions[0][1 - place], dimensions[1][1 - place]
     free = [axis for axis in range(x.ndim - 1) if axis not in (*contracted, *batch)]
@@ -321,7 +321,7 @@ def product_norms(dimensions: Any, place: int, weight: jax.Array, g: jax.Array, 
     count, outputs = len(x), math.prod(g.shape) // max(1, len(x) * products * positions)
     rows = jnp.transpose(x, (0, *(1 + axis for axis in (*batch, *free, *contracted))))
     rows = rows.reshape(count, products, positions, inputs)
-    # the result has the axes of the batch, then those of the first factor, then those of the second
+    # the result has the batch axes, then the axes of the first factor, then those of the second
     if place:
         columns = g.reshape(count, products, positions, outputs)
     else:

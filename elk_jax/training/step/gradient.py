@@ -18,19 +18,17 @@ from elk_jax.training.step.step import Step
 def gradient(model: Model, recipe: TrainingRecipe, mesh: Mesh, seed: int = 0) -> Step:
     """A step that descends the gradient of `model.loss`.
 
-    recipe:  of it `optimizer`, `schedule` (over `steps`), `ema_decay` and `accumulate`: the batch is cut into so many
-             micro-batches, processed one after another, and the mean of their gradients is applied. For a loss that
-             is a plain mean over examples this equals the whole batch. A detection loss that divides by a count of the
-             batch (sampled anchors, RoIs) divides within each micro-batch instead, as a run with that smaller batch
-             would.
-    seed:    a loss draws from fold_in(key(seed), step), so that a resumed run draws what the uninterrupted one would
-             have drawn.
+    recipe:  its `optimizer`, `schedule` (over `steps`), `ema_decay` and `accumulate` are used. The batch is divided
+             into `accumulate` micro-batches, processed one after another, and the mean of their gradients is applied.
+             For a loss that is a plain mean over examples this equals the whole batch. A detection loss that divides by
+             a count over the batch (sampled anchors, RoIs) divides within each micro-batch instead, as a run with that
+             smaller batch would.
+    seed:    a loss draws from fold_in(key(seed), step), so that a resumed run draws the same as an uninterrupted one.
 
-    The gradient of frozen parameters is not even computed. Metrics: the loss's own, and `loss`, `grad_norm`,
-    `param_norm`, `update_norm` (over trained parameters; the gradient before clipping), `learning_rate`, `finite` (1
-    where loss and gradient are finite, else 0). Raises UserError for expressions of the recipe that do not fit the
-    parameters; `update` raises one, while it is traced, for a batch that does not divide over micro-batches and
-    devices.
+    The gradient of frozen parameters is not computed. Metrics: the loss's own, and `loss`, `grad_norm`, `param_norm`,
+    `update_norm` (over trained parameters; the gradient before clipping), `learning_rate`, `finite` (1 if loss and
+    gradient are finite, else 0). Raises UserError for expressions of the recipe that do not match the parameters;
+    `update` raises one, during tracing, for a batch that cannot be divided among micro-batches and devices.
     """
     down = descent(model, recipe)
     map_images = meshes.shard_map_images(mesh)
@@ -79,6 +77,6 @@ def gradient(model: Model, recipe: TrainingRecipe, mesh: Mesh, seed: int = 0) ->
 
 
 def split_batch(x: jax.Array, parts: int) -> jax.Array:
-    """[B, ...] -> [parts, B / parts, ...]. Example i goes to part i % parts: on a batch that is sharded along B every
+    """[B, ...] -> [parts, B / parts, ...]. Example i goes to part i % parts, so that with a batch sharded along B every
     device keeps its own examples."""
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)

@@ -1,6 +1,6 @@
-"""The sum of clipped gradients from the gradient of every unit, by jax_privacy.
+"""The sum of clipped gradients from the gradient of every unit, computed with jax_privacy.
 
-Shapes: R rows, each a unit or padding, M of which are computed at once; of n micro-batches row r is in r % n.
+Shapes: R rows, each a unit or padding, M of which are computed at once; with n micro-batches, row r is in number r % n.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def clipped_sum(
     keys: jax.Array,
     padding: jax.Array,
 ) -> tuple[Params, jax.Array]:
-    """(the sum of the clipped gradients, their norms [R] before that).
+    """(the sum of the clipped gradients, their norms [R] before clipping).
 
     loss: (trained, examples of a unit, key) -> scalar. examples, keys: [R, ...]. padding: [R], true for rows without a
-    unit, which add nothing, whatever they hold. What is not finite in a gradient counts as 0.
+    unit, which add nothing, whatever they contain. Non-finite entries of a gradient count as 0.
     """
-    from jax_privacy.clipping import clipped_grad  # takes seconds, and most trainings do not need it
+    from jax_privacy.clipping import clipped_grad  # the import takes seconds, and most training runs do not need it
 
     def transform(grads: Params) -> Params:
         if not isinstance(clipping, Normalised):

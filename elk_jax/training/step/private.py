@@ -1,11 +1,11 @@
-"""Gradient descent that protects its training data (DP-SGD, Abadi et al. 2016, arXiv:1607.00133), by a recipe.
+"""Gradient descent that protects its training data (DP-SGD, Abadi et al. 2016, arXiv:1607.00133).
 
 Shapes: R rows of a batch, each a unit (a patient or an image) or padding; K examples of a unit.
 
 The gradient of a unit is that of the model's loss on its own examples: their views and images are averaged before
-clipping. The clipped gradients are summed on each device and then over all, noise is added once to the sum, and the
-expected number of units divides it, since the true number is secret. What follows (optimiser, averaged parameters,
-clipping by the optimiser) sees only that, and costs no privacy.
+clipping. The clipped gradients are summed on each device and then over all devices, noise is added once to the sum, and
+the result is divided by the expected number of units, since the true number is secret. All later steps (optimiser,
+averaged parameters, clipping by the optimiser) see only this result, and cost no privacy.
 """
 
 from __future__ import annotations
@@ -35,27 +35,28 @@ from elk_jax.training.step.step import Protection, Step
 from elk_jax.turns import expected_turns
 
 CLIPPED_SUMS = {"per_example": per_example.clipped_sum, "ghost": ghost.clipped_sum}
-"""Two ways to the same sum, by the name of the setting."""
+"""Two ways to compute the same sum, by the name of the setting."""
 
 
 def private(model: Model, recipe: TrainingRecipe, protection: Protection, mesh: Mesh, seed: int = 0) -> Step:
     """A step that descends the noisy mean of the clipped gradients of units.
 
-    Batches are those of `data.batches.poisson`: `examples` [R, K, ...] with `valid` [R, K], and `unit` [R], -1 for
-    padding, which adds nothing, whatever it holds. With `public_weight` they have `public` as well, a batch of the
-    model, whose gradient is added with this weight, without clipping and noise.
+    Batches come from `data.batches.poisson`: `examples` [R, K, ...] with `valid` [R, K], and `unit` [R], -1 for
+    padding, which adds nothing, whatever it contains. With `public_weight` they also have `public`, a batch of the
+    model whose gradient is added with this weight, without clipping and noise.
 
-    protection: its secret is that of the noise, of the draws of the loss (by step and unit) and, in the data, of the
-    batches. It is a constant of the step, so that no compiled program holds it. seed: of fresh parameters.
+    protection: its secret determines the noise, the random draws of the loss (by step and unit) and, in the data, the
+    batches. It is a constant of the step, so that no compiled program contains it. seed: of fresh parameters.
 
-    Metrics: of what is published anyway, that is `grad_norm` of the noisy gradient and the other norms, the learning
-    rate, an adaptive `clip_norm`, and `public_loss`. Not the loss on private examples: `finite` is 1 where the new
-    parameters are finite. What is not finite in the gradient of a unit counts as 0; with ghost norms, all of it.
+    Metrics: only of what is published anyway: `grad_norm` of the noisy gradient and the other norms, the learning rate,
+    an adaptive `clip_norm`, and `public_loss`. The loss on private examples is not reported: `finite` is 1 if the new
+    parameters are finite. Non-finite entries in the gradient of a unit count as 0; with ghost norms, the whole gradient
+    does.
 
     With parameters split over "fsdp", every device gathers all of them for its units.
 
-    UserError for a model whose examples meet, and settings of the recipe that do not fit; `update` raises one, while it
-    is traced, for batches that do not divide over devices and micro-batches.
+    UserError for a model whose examples interact, and for unsuitable settings of the recipe; `update` raises one,
+    during tracing, for batches that cannot be divided among devices and micro-batches.
     """
     check_model(model)
     mechanism, privacy = protection.mechanism, protection.mechanism.privacy
@@ -70,8 +71,8 @@ def private(model: Model, recipe: TrainingRecipe, protection: Protection, mesh: 
         return state._replace(opt_state={"descent": state.opt_state, "clip_norm": jnp.float32(adaptive.bound)})
 
     def clipped_sum(params: Params, constants: Constants, batch: Batch, key: jax.Array, clip_norm: Any):
-        """(the sum of the clipped gradients of trained parameters, None for others; half of the number of units whose
-        gradient is not clipped, less half of the number of others), over all devices."""
+        """(the sum of the clipped gradients of trained parameters, None for others; half the number of units whose
+        gradient is not clipped, minus half the number of the others), over all devices."""
 
         def loss(trained: Params, examples: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
             return model.loss(merged(trained, params), constants, filled(examples), key, jax.vmap)[0]
@@ -139,9 +140,9 @@ def private(model: Model, recipe: TrainingRecipe, protection: Protection, mesh: 
 
 
 def with_noise(tree: Any, key: jax.Array, deviation: Any) -> Any:
-    """`tree` plus Gaussian noise of this standard deviation, drawn in float32.
+    """`tree` plus Gaussian noise with this standard deviation, drawn in float32.
 
-    All leaves have parts of one draw, which compiles in a fraction of the time of a draw for each.
+    All leaves use parts of one draw, which compiles in a fraction of the time of separate draws.
     """
     leaves, structure = jax.tree.flatten(tree)
     ends = np.cumsum([leaf.size for leaf in leaves])
@@ -153,9 +154,9 @@ def with_noise(tree: Any, key: jax.Array, deviation: Any) -> Any:
 
 
 def filled(examples: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The examples [K, ...] of a unit, with copies of the first valid one for those that it lacks.
+    """The examples [K, ...] of a unit, with missing ones replaced by copies of the first valid one.
 
-    Their loss does not count, but it is computed: without the copies, what happens to lie there could make the gradient
+    The loss of the copies does not count, but it is computed: arbitrary values in their place could make the gradient
     of the unit infinite.
     """
     rows = jnp.where(examples["valid"], jnp.arange(len(examples["valid"])), jnp.argmax(examples["valid"]))
@@ -163,9 +164,9 @@ def filled(examples: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def by_micro_batches(x: jax.Array, size: int) -> jax.Array:
-    """[R, ...] in the order in which row r is in micro-batch r // size.
+    """[R, ...] reordered so that row r is in micro-batch r // size.
 
-    Of n micro-batches optax puts row r into r % n, and the last ones that are all padding are left out.
+    With n micro-batches, optax puts row r into number r % n, and skips the last ones if they are all padding.
     """
     if size == 1:
         return x
@@ -183,10 +184,10 @@ def merged(trained: Params, params: Params) -> Params:
 
 
 def check_rows(rows: int, devices: int, micro_batch: int) -> None:
-    """UserError where a batch does not give every device whole micro-batches."""
+    """UserError if a batch does not give every device whole micro-batches."""
     if rows % (devices * micro_batch):
         raise UserError(
-            f"{rows} rows do not divide over {devices} devices in micro-batches of {micro_batch}",
+            f"{rows} rows cannot be divided among {devices} devices in micro-batches of {micro_batch}",
             where="privacy.micro_batch",
             todo=f"pad the batches to a multiple of {devices * micro_batch} rows",
         )

@@ -1,11 +1,11 @@
-"""Two players of whom the discriminator, which alone sees the training data, descends privately.
+"""Two players; only the discriminator sees the training data, and its descent is private.
 
 Shapes: R rows of a batch, each a unit or padding; K examples of a unit.
 
-What is clipped is the gradient of a unit: of the loss of its real examples and of one made example beside each,
-together, as in Osuala et al. 2024. Made examples show nothing of the data, and would need no clipping; but then they
-would outweigh the real ones, whose gradients are clipped. The generator sees the data through the discriminator alone:
-its updates, averages and images cost no privacy (Xie et al. 2018, arXiv:1802.06739).
+The gradient of a unit is clipped: that of the loss on its real examples together with one generated example for each,
+as in Osuala et al. 2024. Generated examples reveal nothing about the data and would need no clipping, but would then
+outweigh the real ones, whose gradients are clipped. The generator sees the data only through the discriminator, so its
+updates, averages and images cost no privacy (Xie et al. 2018, arXiv:1802.06739).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from elk_jax.training.step.step import Protection, Step
 
 
 def judge(game: Game, generator: Params = None) -> Model:
-    """The discriminator as a separate model, which a private step can train.
+    """The discriminator as a separate model that a private step can train.
 
-    Its constants are those of the game, and the params of the generator, which makes an example beside each real one.
+    Its constants are those of the game and the params of the generator, which generates an example for each real one.
     """
 
     def loss(params: Params, constants: Constants, batch: Batch, rng: jax.Array, map_images: Any):
@@ -63,13 +63,13 @@ def private_adversarial(
     game: Game, recipe: AdversarialRecipe, protection: Protection, mesh: Mesh, seed: int = 0
 ) -> Step:
     """A step of `recipe.ratio` private updates of the discriminator (`step.private`), each on the units of its own
-    Poisson sample, and one of the generator, of as many made examples as a sample is expected to have units.
+    Poisson sample, and one update of the generator, with as many generated examples as a sample's expected units.
 
-    Batches are those of `data.batches.poisson` with `releases` of the ratio. seed: of fresh parameters, and of what the
-    generator is given for its own update, which need not be secret.
+    Batches come from `data.batches.poisson` with `releases` equal to the ratio. seed: of fresh parameters, and of the
+    generator's input for its own update, which need not be secret.
 
-    Metrics: those of the generator, `loss` too, which follow from noisy gradients; of the discriminator what a private
-    step publishes, as means over its updates. UserError for a game whose examples meet.
+    Metrics: those of the generator, including `loss`, which follow from noisy gradients; for the discriminator, what a
+    private step publishes, as means over its updates. UserError for a game whose examples interact.
     """
     judging = private(judge(game), judge_recipe(recipe), protection, mesh)
     shapes = jax.eval_shape(game.init, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Whether the loss of a model is a sum over examples, so that their gradients can be clipped one by one."""
+"""Check whether the loss of a model is a sum over examples, so that their gradients can be clipped one by one."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from elk_jax.errors import UserError
 from elk_jax.training.model import Model
 
 COUPLED = 0.02
-"""Share of a gradient that another example may change: the rounding of bfloat16. Statistics of a batch of two change
-about all of it."""
+"""Share of a gradient that another example may change: rounding in bfloat16. Batch statistics of two examples change
+almost all of it."""
 
 QUICK = {"xla_backend_optimization_level": 0}
-"""Options of the compiler: half the time of its best effort."""
+"""Compiler options: half the compile time of the full optimisation."""
 
 
 def check_model(model: Model) -> None:
-    """UserError for a model that says that examples meet in its loss."""
+    """UserError for a model that declares that examples interact in its loss."""
     if model.statistics:
         raise UserError(
-            "batch norms read the statistics of the batch, in which examples meet",
+            "batch norms read the statistics of the batch, so its examples interact",
             where="privacy",
-            todo="choose norms that keep them apart, such as norm=gn or affine_bn, or train without privacy",
+            todo="choose norms that treat examples separately, such as norm=gn or affine_bn, or train without privacy",
         )
     if not model.per_example:
         raise UserError(
-            "the loss of this model is not a sum over examples, so that no example can be clipped on its own",
+            "the loss of this model is not a sum over examples, so gradients of single examples cannot be clipped",
             where="privacy",
-            todo="train without privacy, or choose a model whose examples do not meet",
+            todo="train without privacy, or choose a model whose examples do not interact",
         )
 
 
 def check_examples(model: Model, examples: Mapping[str, Any]) -> None:
-    """UserError for a loss in which examples meet after all, or which maps its images over devices by itself.
+    """UserError for a loss in which examples do interact, or which itself maps images over devices.
 
     examples: arrays [B, ...] as in a batch of the model, or their shapes; their values are not read. The loss is tried
-    on four made examples (`trial_example`). For a sum f(a) + f(b), the gradients of (a, b) and (c, d) together are
-    those of (a, d) and (c, b) together, whatever the loss draws for its first and its second example; with
-    normalisation over the batch, say, they are not, as a differs from c, and b from d, in all that may be counted.
+    on four artificial examples (`trial_example`). For a sum f(a) + f(b), the gradients of (a, b) and (c, d) add up to
+    those of (a, d) and (c, b), whatever the loss draws for its first and second example. With normalisation over the
+    batch, for example, they do not, since a differs from c, and b from d, in everything that may be counted.
     """
     check_model(model)
     params = _perturbed(model)
@@ -55,9 +55,9 @@ def check_examples(model: Model, examples: Mapping[str, Any]) -> None:
     traced = jax.jit(jax.grad(loss), compiler_options=QUICK).trace(params, _pair(a, b))
     if any(name == "shard_map" for name in _primitives(traced.jaxpr.jaxpr)):
         raise UserError(
-            "the loss maps images over devices by itself (shard_map), which no single example has",
+            "the loss itself maps images over devices (shard_map), which is impossible for a single example",
             where="privacy",
-            todo="let the loss use the map_images that it is given",
+            todo="use the map_images argument in the loss",
         )
     compiled = traced.lower().compile()  # it runs four times
     gradient = lambda *pair: jax.device_get(compiled(params, _pair(*pair)))
@@ -65,17 +65,17 @@ def check_examples(model: Model, examples: Mapping[str, Any]) -> None:
         jax.tree.map(np.add, gradient(*one), gradient(*other)) for one, other in (((a, b), (c, d)), ((a, d), (c, b)))
     )
     difference = _norm(jax.tree.map(np.subtract, straight, crossed))
-    if not difference <= COUPLED * _norm(straight):  # NaN tells nothing
+    if not difference <= COUPLED * _norm(straight):  # NaN proves nothing
         raise UserError(
-            "examples of a batch change each other's gradients, as with batch normalisation or a loss over pairs",
+            "examples of a batch affect each other's gradients, as with batch normalisation or a loss over pairs",
             where="privacy",
-            todo="normalise within each example (group or layer normalisation), and let the loss be a sum over them",
+            todo="normalise within each example (group or layer normalisation), and make the loss a sum over examples",
         )
 
 
 def _perturbed(model: Model) -> Any:
-    """Initial parameters with noise: layers that start at 0 would hide what lies before them."""
-    params = jax.device_get(model.init(jax.random.key(0)))  # in NumPy, which compiles nothing for each shape
+    """Initial parameters with noise: layers that start at 0 would hide the layers before them."""
+    params = jax.device_get(model.init(jax.random.key(0)))  # in NumPy, which needs no compilation per shape
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: x + (0.05 * rng.normal(size=x.shape)).astype(x.dtype), params)
 
@@ -87,12 +87,11 @@ def _norm(tree: Any) -> float:
 def trial_example(examples: Mapping[str, Any], number: int) -> dict[str, Any]:
     """One of four examples, [1, ...], on which a loss is tried.
 
-    Numbers of the first two are mostly near 0, of the last two mostly near 1: equal means, areas and classes would hide
-    a loss that divides by them. Lesions, named as in `images.schema.Batch`, are boxes in the image, of class 0, which
-    every detector has: none in the first image, one in the second, as many as it has room for in the third, an even
-    number up to half of these in the fourth. The first and the last also have a region as large as the image that is
-    ignored: it leaves no negatives, with which samplers would fill up to equal numbers. With room for one box they have
-    the region alone.
+    Numbers in the first two are mostly near 0, in the last two mostly near 1: equal means, areas and classes would hide
+    a loss that divides by them. Lesions, with the keys of `images.schema.Batch`, are boxes in the image with class 0,
+    which every detector has: none in the first image, one in the second, as many as fit in the third, an even number up
+    to half of these in the fourth. The first and the last also have an ignored region as large as the image: it leaves
+    no negatives, with which samplers would fill up to equal numbers. If only one box fits, they have only the region.
     """
     rng, power = np.random.default_rng(number), (3, 3, 1 / 3, 1 / 3)[number]
 
@@ -110,7 +109,7 @@ def trial_example(examples: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def _lesions(rng: np.random.Generator, number: int, canvas: tuple[int, int], most: int) -> dict[str, np.ndarray]:
-    """The lesions of `trial_example`, and the size of the image that they lie in."""
+    """The lesions of `trial_example`, and the size of their image."""
     size = np.floor(rng.uniform(0.75, 1, 2) * canvas)  # (height, width)
     sides = rng.uniform(0.125, 0.5, (most, 2)) * size
     corners = rng.random((most, 2)) * (size - sides)
@@ -133,7 +132,7 @@ def _pair(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _primitives(jaxpr: Any) -> Iterator[str]:
-    """Names of all operations, within others as well."""
+    """Names of all operations, including nested ones."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
         for inner in core.jaxprs_in_params(equation.params):

@@ -1,4 +1,4 @@
-"""One kind of training: what happens between two batches, and how it is laid out on a mesh."""
+"""The interface of a kind of training: one update per batch, and its layout on a mesh."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from elk_jax.training.state import TrainState
 
 @dataclass(frozen=True)
 class Protection:
-    """How a step protects the data that it is trained on.
+    """How a step protects its training data.
 
-    The loop makes no more than `mechanism.steps` updates, and keeps the ledger and the secret in its checkpoints, which
-    only their owner may read. It publishes what the metrics have, and no times, which follow the sizes of batches.
+    The loop makes at most `mechanism.steps` updates, and keeps the ledger and the secret in its checkpoints, which only
+    their owner may read. It publishes the metrics, but no times, which would reveal the sizes of batches.
     """
 
     mechanism: Mechanism
@@ -30,16 +30,16 @@ class Protection:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A training as pure functions. Optimisers, averages, accumulation and random numbers are its own business.
+    """A kind of training as pure functions. It handles optimisers, averages, accumulation and random numbers itself.
 
-    fresh:     rng -> params that nothing has trained, of all players where there are several.
+    fresh:     rng -> untrained params, of all players if there are several.
     init:      params -> the state before the first update.
     update:    (state, constants, batch) -> (state with `step` one higher, metrics). The metrics have `loss`, which
                progress shows, and `finite`, 1 or 0: whether training may continue from the new state.
     evaluation_params: state -> the params that are evaluated and shipped. It reads only `params` and `ema_params`.
-    constants: arrays for `update` that no state holds, so no checkpoint and no result either.
+    constants: arrays for `update` that are not in the state, and therefore in no checkpoint or result.
     seed:      of `fresh` params.
-    protection: of the training data; None where they are not protected.
+    protection: of the training data; None without protection.
     """
 
     fresh: Callable[[jax.Array], Params]
@@ -52,7 +52,7 @@ class Step:
 
 
 class Program(NamedTuple):
-    """A step on a mesh. state: shapes with their layout. init, update: jitted; both donate their first argument."""
+    """A step on a mesh. state: shapes with shardings. init, update: jitted; both donate their first argument."""
 
     state: TrainState
     init: Any
@@ -60,7 +60,7 @@ class Program(NamedTuple):
 
 
 def on_mesh(step: Step, mesh: Mesh) -> Program:
-    """The jitted functions of a step whose state lies on `mesh` as `mesh.tree_shardings` says; nothing is computed."""
+    """The jitted functions of a step whose state is placed on `mesh` by `mesh.tree_shardings`; computes nothing."""
     abstract = jax.eval_shape(step.init, fresh_shapes(step))
     layout = meshes.tree_shardings(abstract, mesh)
     return Program(
@@ -73,10 +73,10 @@ def on_mesh(step: Step, mesh: Mesh) -> Program:
 
 
 def fresh_shapes(step: Step) -> Params:
-    """The shapes of `step.fresh`; nothing is computed."""
+    """The shapes of `step.fresh`; computes nothing."""
     return jax.eval_shape(step.fresh, jax.random.key(step.seed))
 
 
 def fresh_params(step: Step, mesh: Mesh) -> Params:
-    """Params that nothing has trained, laid out on `mesh`."""
+    """Untrained params, placed on `mesh`."""
     return meshes.init_sharded(step.fresh, jax.random.key(step.seed), mesh=mesh)

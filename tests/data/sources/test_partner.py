@@ -292,7 +292,7 @@ def test_partners_that_cannot_be_exchanged_are_named(folder):
     with refused("'A'", "3 of 5", "more patients", where="config.data.pairs.shuffled_partners"):
         list_source(_of_patients(folder, "AAABC"), "train", name="pairs")
     unnamed = folder(lambda content: [one.pop("patient_id") for one in content["images"]])
-    with refused("names no patient", "patient_pattern", where="config.data.pairs.shuffled_partners"):
+    with refused("no patient ID", "patient_pattern", where="config.data.pairs.shuffled_partners"):
         list_source(replace(unnamed, shuffled_partners=True), "train", name="pairs")
     with refused("partner", where="shuffled_partners"):
         SourceSpec("phantom:size=64,count=12", shuffled_partners=True)

@@ -103,7 +103,7 @@ KINDS = {
     "the largest value of this image": (tiff(GREY // 2, largest=int(GREY.max() // 2)), GREY // 2 / 65535, 16),
     "a largest value that is not": (tiff(GREY, largest=4095), GREY / 65535, 16),
     "signed 16 bits": (tiff((GREY >> 1).astype(np.int16)), (GREY >> 1) / 32767, 15),
-    "colours of 16 bits": (tiff(channels(GREY, 3), photometric=2), GREY / 65535, 16),
+    "16-bit colours": (tiff(channels(GREY, 3), photometric=2), GREY / 65535, 16),
     "colours of 16 bits, big endian": (tiff(channels(GREY, 3), ">", photometric=2), GREY / 65535, 16),
     "colours of 16 bits and alpha": (tiff(channels(GREY, 4), photometric=2, extra=2), GREY / 65535, 16),
     **{f"PNG, {n} channels": (png_of(channels(GREY, n)), GREY / 65535, 16) for n in (1, 2, 3, 4)},
