@@ -1,4 +1,4 @@
-"""A network of `backbones.networks` as the backbone of a detector: its maps of some strides, and its parameters.
+"""A network of `backbones.networks` as the backbone of a detector: its maps at some strides, and its parameters.
 
 Shapes: B batch, H W canvas, C channels; the map of a stride s is [B, ceil(H/s), ceil(W/s), C].
 """
@@ -21,17 +21,17 @@ from elk_jax.errors import UserError
 def check(config: Any, strides: Sequence[int]) -> None:
     """UserError unless a network can be the backbone of a detector that reads maps of these strides."""
     if config.num_classes:
-        todo = "set 0: the detector has its own classes"
+        todo = "set it to 0: the detector has its own classes"
         raise UserError(f"the backbone has {config.num_classes} classes", where="backbone.num_classes", todo=todo)
     own = NETWORKS[config.name].strides(config)
     if missing := [stride for stride in strides if stride not in own]:
-        what = f"the backbone has maps of {', '.join(map(str, own))} pixels per cell, none of {missing[0]}"
-        todo = f"choose one with maps of {', '.join(map(str, strides))}"
+        what = f"the backbone has maps with {', '.join(map(str, own))} pixels per cell, but none with {missing[0]}"
+        todo = f"choose one with maps at {', '.join(map(str, strides))} pixels per cell"
         raise UserError(what, where="backbone", todo=todo)
 
 
 def draw(config: Any, rest: nn.Module, strides: Sequence[int], rng: jax.Array) -> Params:
-    """Fresh parameters of a detector (see `draw_params`): `backbone`, and those of `rest`, which takes its maps."""
+    """Fresh parameters of a detector (see `draw_params`): `backbone`, and those of `rest`, which reads its maps."""
     backbone = {"backbone": NETWORKS[config.name].init(config, rng)["backbone"]}
     batch = {"image": jnp.zeros((1, 32, 32, len(config.pixel_mean))), "image_size": jnp.full((1, 2), 32.0)}
     maps = _traced_once.eval_shape(config, backbone, batch, strides=tuple(strides))
@@ -41,7 +41,7 @@ def draw(config: Any, rest: nn.Module, strides: Sequence[int], rng: jax.Array) -
 def stages(
     config: Any, params: Params, batch: Batch, rng: jax.Array | None = None, *, strides: Sequence[int]
 ) -> Pyramid:
-    """The last map of every stride (4, 8, 16, 32: C2, ..., C5) of a batch's images, which are 0 outside image_size."""
+    """The last map at every stride (4, 8, 16, 32: C2, ..., C5) of a batch's images, which are 0 outside image_size."""
     network = NETWORKS[config.name]
     maps = network.features(config, params, batch["image"], rng, batch["image_size"])
     by_stride = dict(zip(network.strides(config), maps))
@@ -64,7 +64,7 @@ def statistics(config: Any) -> tuple[str, ...]:
 def conventions(config: Any) -> dict[str, str]:
     """`Network.conventions` as settings of a detector.
 
-    Without mean and spread of a single channel: another contrast of the same grey values.
+    Without mean and spread of a single channel, which only change the contrast of the same grey values.
     """
     layers = NETWORKS[config.name].conventions(config)
     free = ("pixel_mean", "pixel_std") if len(config.pixel_mean) == 1 else ()

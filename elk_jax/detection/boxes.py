@@ -1,8 +1,8 @@
 """Boxes: areas, overlaps and the box coder.
 
 Boxes are xyxy in absolute pixels, the origin is the corner of the first pixel, sides are x2 - x1 (no "+ 1"). Everything
-here promotes to float32 at least, keeps float64, and never divides by zero: the overlap of two empty boxes is 0, the
-code of a box without area is 0. Inverted boxes (x2 < x1) count as empty.
+here promotes to at least float32, keeps float64, and never divides by zero: the overlap of two empty boxes is 0, and so
+is the code of a box without area. Inverted boxes (x2 < x1) count as empty.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from elk_jax.errors import UserError
 from elk_jax.precision import at_least_float32
 
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
-"""Decoded sides are at most 62.5 times the anchor's: a wild delta must not overflow exp (detectron2, torchvision)."""
+"""Decoded sides are at most 62.5 times the anchor's: a huge delta must not overflow exp (detectron2, torchvision)."""
 
 
 def as_boxes(boxes: jax.Array, name: str = "boxes", dimensions: int | None = None) -> jax.Array:
-    """An array of boxes in float32 at least; UserError for another shape than [..., 4], or number of dimensions."""
+    """An array of boxes in at least float32; UserError for a shape other than [..., 4], or a wrong number of
+    dimensions."""
     array = boxes if hasattr(boxes, "astype") else jnp.asarray(boxes)
     if array.shape[-1:] != (4,) or dimensions not in (None, array.ndim):
         wanted = "[..., 4]" if dimensions is None else f"[{'N, ' * (dimensions - 1)}4]"
@@ -30,7 +31,7 @@ def as_boxes(boxes: jax.Array, name: str = "boxes", dimensions: int | None = Non
 
 
 def area(boxes: jax.Array) -> jax.Array:
-    """Area [...] of boxes[..., 4]; 0 for inverted ones."""
+    """Area [...] of boxes[..., 4]; 0 for inverted boxes."""
     boxes = as_boxes(boxes)
     width = jnp.maximum(boxes[..., 2] - boxes[..., 0], 0)
     height = jnp.maximum(boxes[..., 3] - boxes[..., 1], 0)
@@ -38,7 +39,7 @@ def area(boxes: jax.Array) -> jax.Array:
 
 
 def _intersection(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Area of the common part of a[..., 4] and b[..., 4], broadcast against each other."""
+    """Area of the intersection of a[..., 4] and b[..., 4], broadcast against each other."""
     width = jnp.minimum(a[..., 2], b[..., 2]) - jnp.maximum(a[..., 0], b[..., 0])
     height = jnp.minimum(a[..., 3], b[..., 3]) - jnp.maximum(a[..., 1], b[..., 1])
     return jnp.maximum(width, 0) * jnp.maximum(height, 0)
@@ -58,7 +59,7 @@ def iou(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def intersection_over_area(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Part of every box of a[N, 4] that lies inside every box of b[M, 4]: [N, M] in [0, 1]."""
+    """Share of every box of a[N, 4] that lies inside every box of b[M, 4]: [N, M] in [0, 1]."""
     a, b = as_boxes(a, "a", 2), as_boxes(b, "b", 2)
     return _ratio(_intersection(a[:, None], b[None, :]), jnp.broadcast_to(area(a)[:, None], (a.shape[0], b.shape[0])))
 
@@ -66,7 +67,7 @@ def intersection_over_area(a: jax.Array, b: jax.Array) -> jax.Array:
 def generalized_iou(a: jax.Array, b: jax.Array) -> jax.Array:
     """Generalized IoU of a[..., 4] with b[..., 4], row by row: [...] in [-1, 1] (Rezatofighi et al. 2019).
 
-    IoU minus the share of the smallest enclosing box that neither covers. Two empty boxes in one place give 0.
+    IoU minus the share of the smallest enclosing box that neither covers. Two empty boxes at the same place give 0.
     """
     a, b = as_boxes(a, "a"), as_boxes(b, "b")
     common = _intersection(a, b)
@@ -87,14 +88,13 @@ def _center_size(boxes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax
 def encode(boxes: jax.Array, anchors: jax.Array, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> jax.Array:
     """Deltas (dx, dy, dw, dh)[..., 4] that move `anchors`[..., 4] onto `boxes`[..., 4] (Girshick 2014; R-CNN).
 
-    dx = wx (cx - cx_a) / w_a,  dw = ww log(w / w_a), `weights` = (wx, wy, ww, wh). Where box or anchor has no area or
-    is not finite (padding), the deltas and their gradients are 0: such rows are for the caller to mask.
+    dx = wx (cx - cx_a) / w_a,  dw = ww log(w / w_a), `weights` = (wx, wy, ww, wh). If box or anchor has no area or
+    is not finite (padding), the deltas and their gradients are 0; the caller has to mask such rows.
     """
     boxes, anchors = as_boxes(boxes), as_boxes(anchors, "anchors")
     boxes, anchors = jnp.broadcast_arrays(boxes, anchors)
     usable = _has_area(boxes) & _has_area(anchors)
-    # Both sides of a `where` are differentiated: the unusable rows are replaced before the log, not only
-    # after it.
+    # Both branches of a `where` are differentiated: unusable rows are replaced before the log, not only after it.
     unit = jnp.array([0, 0, 1, 1], boxes.dtype)
     x, y, width, height = _center_size(jnp.where(usable, boxes, unit))
     anchor_x, anchor_y, anchor_width, anchor_height = _center_size(
@@ -120,9 +120,9 @@ def _has_area(boxes: jax.Array) -> jax.Array:
 
 
 def decode(deltas: jax.Array, anchors: jax.Array, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> jax.Array:
-    """Boxes[..., 4] that `deltas`[..., 4] make of `anchors`[..., 4]: the inverse of `encode`.
+    """`deltas`[..., 4] applied to `anchors`[..., 4]: boxes[..., 4], the inverse of `encode`.
 
-    dw and dh are clipped from above at LARGEST_LOG_SCALE. The result is not clipped to the image (see `clip`).
+    dw and dh are at most LARGEST_LOG_SCALE. The result is not clipped to the image (see `clip`).
     """
     deltas, anchors = as_boxes(deltas, "deltas"), as_boxes(anchors, "anchors")
     anchor_x, anchor_y, anchor_width, anchor_height = _center_size(anchors)
@@ -135,7 +135,7 @@ def decode(deltas: jax.Array, anchors: jax.Array, weights: Sequence[float] = (1.
 
 
 def clip(boxes: jax.Array, height: jax.Array | float, width: jax.Array | float) -> jax.Array:
-    """Cut boxes[..., 4] to an image of `height` x `width` pixels (numbers, or arrays that broadcast against [...])."""
+    """Clip boxes[..., 4] to an image of `height` x `width` pixels (numbers, or arrays that broadcast against [...])."""
     boxes = as_boxes(boxes)
     height, width = jnp.asarray(height, boxes.dtype), jnp.asarray(width, boxes.dtype)
     x1, y1, x2, y2 = (boxes[..., i] for i in range(4))

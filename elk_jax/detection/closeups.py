@@ -1,4 +1,4 @@
-"""Features of a trained detector in close-ups, to compare sets of lesions by."""
+"""Features of a trained detector in close-ups, for comparing sets of lesions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from elk_jax.detection.detector import Detector, Params
 
 BATCH = 16
 COARSEST = 32
-"""Pixels per cell of the coarsest level whose mean is taken: a coarser level would be padded."""
+"""Pixels per cell of the coarsest level that is averaged: a coarser level would be padded."""
 
 
 def closeup_features(detector: Detector, params: Params) -> Callable[[np.ndarray], np.ndarray]:
-    """close-ups [N, S, S] in [0, 1] -> [N, D] float32: the means of the pyramid's levels up to COARSEST, in a row.
+    """close-ups [N, S, S] in [0, 1] -> [N, D] float32: the concatenated means of the pyramid's levels up to COARSEST.
 
     S: a multiple of 64. Every process computes all close-ups.
     """
@@ -32,7 +32,7 @@ def closeup_features(detector: Detector, params: Params) -> Callable[[np.ndarray
         found = []
         for start in range(0, len(closeups), BATCH):
             part = closeups[start : start + BATCH]
-            filled = np.concatenate([part, part[-1:].repeat(BATCH - len(part), 0)])  # one compilation
+            filled = np.concatenate([part, part[-1:].repeat(BATCH - len(part), 0)])  # a single compilation
             found.append(np.asarray(pooled(params, filled[..., None].astype(np.float32)))[: len(part)])
         return np.concatenate(found)
 

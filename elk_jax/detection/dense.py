@@ -1,11 +1,11 @@
-"""What one-stage detectors share, which have an output for every anchor of a pyramid: their steps, each usable alone.
+"""Steps of one-stage detectors, which have an output for every anchor of a pyramid; each step is usable on its own.
 
     features -> outputs -> losses, or detections
 
 Shape legend: B batch, A_l anchors of a level and A of all levels, M padded ground truth, K detections, Q classes, Q'
-outputs of classes: Q, or Q + 1 with a background.
+class outputs: Q, or Q + 1 with a background.
 
-A model is a Flax module of what is behind the backbone, with a `config`, and the methods `levels` (maps of the backbone
+A model is a Flax module of the parts after the backbone, with a `config` and the methods `levels` (maps of the backbone
 -> pyramid) and `outputs` (pyramid -> Outputs). Per-image steps are written for one image and mapped by `map_images`.
 Batches and `map_images`: see `detector.py`.
 """
@@ -34,14 +34,14 @@ from elk_jax.precision import at_least_float32
 
 
 class Outputs(NamedTuple):
-    """Per level; the anchors of a level lie row by row, column by column, then by cell anchor."""
+    """Outputs per level; the anchors of a level are ordered row by row, column by column, then by cell anchor."""
 
     logits: tuple[jax.Array, ...]  # [B, A_l, Q']
     deltas: tuple[jax.Array, ...]  # [B, A_l, 4]
 
 
 class ImageLosses(NamedTuple):
-    """Of an image: sums over its anchors, and its number of positive ones."""
+    """Losses of an image, summed over its anchors, and its number of positive anchors."""
 
     classes: jax.Array
     box: jax.Array
@@ -57,7 +57,7 @@ Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 def detector(
     model: Any, loss: Loss, class_layers: str, conventions: Mapping[str, str], frozen: tuple[str, ...]
 ) -> Detector:
-    """A model as the trainings see it. The other arguments: see `Detector`."""
+    """A model as a `Detector`. The other arguments: see there."""
     config: DenseConfig = model.config
     return Detector(
         config=config,
@@ -76,18 +76,18 @@ def detector(
 
 
 def features(model: Any, params: Params, batch: Batch, rng: jax.Array | None = None) -> Pyramid:
-    """The levels [B, H_l, W_l, C] of a batch's images. rng: of a backbone that drops branches; None drops none."""
+    """The levels [B, H_l, W_l, C] of a batch's images. rng: for a backbone that drops branches; None drops none."""
     return levels(model, params, backbone_maps(model, params, batch, rng))
 
 
 def backbone_maps(model: Any, params: Params, batch: Batch, rng: jax.Array | None = None) -> Pyramid:
-    """The maps of the backbone that the levels are made of."""
+    """The maps of the backbone from which the levels are computed."""
     config: DenseConfig = model.config
     return backbone.stages(config.backbone, params, batch, rng, strides=config.stages)
 
 
 def levels(model: Any, params: Params, maps: Sequence[jax.Array]) -> Pyramid:
-    """The levels of maps of the backbone."""
+    """The levels, from maps of the backbone."""
     return _apply(model, params, "levels", maps)
 
 
@@ -114,7 +114,7 @@ def anchors(config: DenseConfig, height: int, width: int) -> tuple[np.ndarray, .
 
 
 def anchored(model: Any, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]) -> Anchored:
-    """What is said of all anchors of images of a canvas: without an unused background."""
+    """The outputs for all anchors of images on a canvas, without an unused background."""
     found, every = outputs(model, params, pyramid), np.concatenate(anchors(model.config, *canvas))
     boxes = box_ops.decode(jnp.concatenate(found.deltas, 1), jnp.asarray(every), model.config.box_weights)
     first = int(model.config.background == "first")
@@ -132,7 +132,7 @@ def image_losses(
     gt_valid: jax.Array,
     gt_ignore: jax.Array,
 ) -> ImageLosses:
-    """Of one image: focal loss of all anchors that are positive or negative, box loss of the positive ones.
+    """Losses of one image: focal loss of all positive and negative anchors, box loss of the positive ones.
 
     logits [A, Q'], deltas [A, 4], all_anchors [A, 4]; gt_boxes [M, 4], gt_labels [M] int, gt_valid and gt_ignore [M].
     """
@@ -140,7 +140,7 @@ def image_losses(
     matches = match(all_anchors, gt_boxes, gt_valid, gt_ignore, low=c.iou_low, high=c.iou_high, allow_low_quality=True)
     positive = matches.labels == POSITIVE
     classes = lanes.spread(gt_labels, matches.gt_index) + (c.background == "first")
-    # Where there is no lesion the anchor itself is the target: finite deltas, weight 0.
+    # Without a lesion the anchor itself is the target: finite deltas, weight 0.
     target = jnp.where(positive[:, None], lanes.spread(gt_boxes, matches.gt_index), all_anchors)
     if c.box_loss == "giou":
         box = giou_loss(box_ops.decode(deltas, all_anchors, c.box_weights), target)
@@ -157,7 +157,7 @@ def image_losses(
 def losses(
     config: DenseConfig, found: Outputs, batch: Batch, map_images: MapImages = jax.vmap
 ) -> tuple[jax.Array, ImageLosses]:
-    """(images that count [B] bool, the sums [B] of every image of a batch)."""
+    """(images that count [B] bool, the summed losses [B] of the images of a batch)."""
     counts = batch.get("valid", jnp.ones(len(batch["image"]), bool))
     all_anchors = np.concatenate(anchors(config, *batch["image"].shape[1:3]))
     of_cell = len(config.anchor_sizes[0]) * len(config.anchor_ratios)
@@ -179,15 +179,16 @@ def select_detections(
 ) -> dict[str, jax.Array]:
     """The K best detections of one image, after NMS within each class: boxes [K, 4], scores, labels, valid [K].
 
-    Per level: logits [A_l, Q'], deltas and anchors [A_l, 4]. image_size [2] (height, width). The best pairs of anchor
-    and class of every level enter the NMS. Non-finite scores or boxes are dropped, and boxes without an area.
+    Per level: logits [A_l, Q'], deltas and anchors [A_l, 4]. image_size [2] (height, width). The best (anchor, class)
+    pairs of every level enter the NMS. Boxes without area, and those with non-finite scores or coordinates, are
+    dropped.
     """
     c = config
     first = int(c.background == "first")
 
     def best_of_level(logits: jax.Array, deltas: jax.Array, level: np.ndarray) -> tuple[jax.Array, ...]:
         scores = jax.nn.sigmoid(at_least_float32(logits[:, first:])).reshape(-1)
-        scores = jnp.where(scores > c.score_floor, scores, -jnp.inf)  # False for NaN, too
+        scores = jnp.where(scores > c.score_floor, scores, -jnp.inf)  # False for NaN too
         top, pair = top_k(scores, min(c.level_candidates, scores.shape[0]))
         anchor = pair // c.num_classes
         boxes = box_ops.decode(lanes.take(deltas, anchor), lanes.take(jnp.asarray(level), anchor), c.box_weights)
@@ -215,7 +216,7 @@ def select_detections(
 def predict_from_features(
     model: Any, params: Params, pyramid: Pyramid, batch: Batch, map_images: MapImages = jax.vmap
 ) -> dict[str, jax.Array]:
-    """Detections of every image, best first: boxes [B, K, 4] in the batch image's pixels, scores, labels, valid
+    """Detections of every image, best first: boxes [B, K, 4] in pixels of the batch image; scores, labels, valid
     [B, K]."""
     return detections(model.config, outputs(model, params, pyramid), batch, map_images)
 
@@ -223,7 +224,7 @@ def predict_from_features(
 def detections(
     config: DenseConfig, found: Outputs, batch: Batch, map_images: MapImages = jax.vmap
 ) -> dict[str, jax.Array]:
-    """`select_detections` of every image: boxes [B, K, 4] and the like."""
+    """`select_detections` for every image: boxes [B, K, 4] and so on."""
     levels = anchors(config, *batch["image"].shape[1:3])
 
     def of_image(logits: Any, deltas: Any, image_size: jax.Array) -> dict[str, jax.Array]:

@@ -1,4 +1,4 @@
-"""The settings that one-stage detectors have in common: input, anchors, losses, detections."""
+"""Settings common to one-stage detectors: input, anchors, losses, detections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from elk_jax.detection.settings import FromOne, NotNegative, Positive, Positives
 from elk_jax.fields import Between, ByName, Range, check, impossible
 
 STAGES = (8, 16, 32)
-"""Pixels per cell of C3..C5, the maps of the backbone that a pyramid starts from."""
+"""Pixels per cell of C3..C5, the maps of the backbone from which a pyramid starts."""
 
 Inside = Annotated[float, Range(0, 1, above=True, below=True)]
 
@@ -21,8 +21,8 @@ Inside = Annotated[float, Range(0, 1, above=True, below=True)]
 class DenseConfig:
     """A detector with an output for every anchor of its levels. The defaults are those of Lin et al. 2017 (RetinaNet).
 
-    A detector's own settings are derived from it, with the properties `stages` and `strides`. UserError for a value
-    that cannot be; its `where` is the field.
+    The settings of a detector derive from this class and define the properties `stages` and `strides`. UserError for an
+    impossible value; its `where` is the field.
     """
 
     name: str = ""
@@ -31,19 +31,19 @@ class DenseConfig:
     """Q, background not counted."""
 
     backbone: Annotated[Any, ByName(networks.kinds)] = field(default_factory=lambda: ResNetConfig(num_classes=0))
-    """The network (`backbones.networks`) and the input that it takes. The pyramid and the heads compute in its
-    `dtype`; boxes and losses never below float32."""
+    """The network (`backbones.networks`) and its input. The pyramid and the heads compute in its `dtype`; boxes and
+    losses never below float32."""
 
     prior: Inside = 0.01
-    """Of a class, at the start: spares the first steps the many anchors on background."""
+    """Initial probability of a class: keeps the many background anchors from dominating the first steps."""
     background: Literal["first", "none"] = "none"
-    """'first': there is an unused class before all others, with its own output (torchvision)."""
+    """'first': an unused class precedes all others, with its own output (torchvision)."""
 
     # Anchors.
     anchor_sizes: tuple[Positives, ...] = tuple(
         (size, size * 2 ** (1 / 3), size * 2 ** (2 / 3)) for size in (32.0, 64.0, 128.0, 256.0, 512.0)
     )
-    """Per level, pixels of the resized image; every level has equally many."""
+    """Per level, pixels of the resized image; every level has the same number."""
     anchor_ratios: Positives = (0.5, 1.0, 2.0)
     """Height / width."""
     anchor_offset: NotNegative = 0.0
@@ -52,28 +52,29 @@ class DenseConfig:
 
     # Losses.
     iou_high: Share = 0.5
-    """IoU from which an anchor is positive. The best anchors of every lesion are positive as well."""
+    """IoU from which an anchor is positive. The best anchors of every lesion are also positive."""
     iou_low: Share = 0.4
     """IoU below which an anchor is negative."""
     focal_alpha: Share = 0.25
-    """Weight of positives; negatives have the rest."""
+    """Weight of positives; negatives have 1 minus this weight."""
     focal_gamma: Annotated[float, Between(0, 100)] = 2.0
     box_loss: Literal["l1", "giou"] = "l1"
-    """Of the deltas, or of the boxes that they decode to."""
+    """Box loss on the deltas, or on the decoded boxes."""
     box_smooth_l1_beta: NotNegative = 0.0
-    """Of 'l1': quadratic below it (Huber's delta)."""
+    """For 'l1': quadratic below this value (Huber's delta)."""
     box_weights: tuple[Positive, Positive, Positive, Positive] = (1.0, 1.0, 1.0, 1.0)
 
     # Detections.
     score_floor: Share = 0.05
-    """Detections must score more than this."""
+    """Detections must score above this."""
     level_candidates: FromOne = 1000
-    """Best (anchor, class) pairs of each level that enter the NMS."""
+    """Number of best (anchor, class) pairs of each level that enter the NMS."""
     detection_nms_iou: Share = 0.5
     soft_nms_sigma: NotNegative = 0.0
-    """Above 0: the scores of overlapping boxes fall instead (see `nms.soft_nms`); 0.5 in EfficientDet's evaluation."""
+    """Above 0: the scores of overlapping boxes are lowered instead (see `nms.soft_nms`); 0.5 in EfficientDet's
+    evaluation."""
     detections: FromOne = 300
-    """K of an image."""
+    """K per image."""
     detection_min_size: NotNegative = 0.0
 
     def __post_init__(self) -> None:
@@ -85,7 +86,7 @@ class DenseConfig:
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """Pixels per cell of the maps that are read of the backbone."""
+        """Pixels per cell of the maps that are read from the backbone."""
         raise NotImplementedError
 
     @property

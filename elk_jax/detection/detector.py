@@ -1,4 +1,4 @@
-"""The interface of a detector: features of a pyramid, and a loss and detections that are computed from them.
+"""The interface of a detector: features of a pyramid, and the loss and detections computed from them.
 
 Shapes: B batch of breasts, I images of each, of H x W pixels; L levels of h x w cells, C channels, M padded lesions, K
 detections.
@@ -7,7 +7,7 @@ A batch is a mapping with the keys of `images.schema.Batch`: image [B, H, W, I o
 (height, width), gt_boxes [B, M, 4], gt_labels, gt_valid, gt_ignore [B, M], and optionally valid [B] (images that
 count). Features and predictions need only image and image_size.
 
-Distillation reads `features` of a teacher and a student; fusion changes them before `loss_from_features`.
+Distillation reads the `features` of a teacher and a student; fusion changes them before `loss_from_features`.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ Batch = Mapping[str, jax.Array]
 Pyramid = tuple[jax.Array, ...]
 """Levels [B, h, w, C], fine to coarse."""
 MapImages = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Maps a function of one image over the batch: jax.vmap, or the same inside shard_map, so that no top-k ever sees a
+"""Maps a function of one image over the batch: jax.vmap, or jax.vmap inside shard_map, so that no top-k ever sees a
 sharded batch."""
 
-_FEATURES = 0xFEA7  # folded into the key of a step for the features' own key
+_FEATURES = 0xFEA7  # folded into the key of a step to derive the key of the features
 
 
 TapName = Literal["pyramid", "backbone"]
-"""Which maps of a detector are read."""
+"""Names of the maps of a detector that can be read."""
 
 
 class Tap(NamedTuple):
-    """Maps of a detector: (params, batch, rng=None) -> maps, fine to coarse, of these strides in pixels per cell.
+    """Maps of a detector: (params, batch, rng=None) -> maps, fine to coarse, with these strides in pixels per cell.
 
-    pyramid: (params, maps) -> the pyramid that is made of them.
+    pyramid: (params, maps) -> the pyramid computed from them.
     """
 
     maps: Callable[..., Pyramid]
@@ -50,7 +50,7 @@ class Tap(NamedTuple):
 
 
 class Anchored(NamedTuple):
-    """Of all A anchors of all levels: class logits, each against the background, and boxes, in px of the canvas."""
+    """Outputs for all A anchors of all levels: class logits, each against the background, and boxes in canvas px."""
 
     logits: jax.Array  # [B, A, Q]
     boxes: jax.Array  # [B, A, 4], not clipped to the image
@@ -61,30 +61,29 @@ class Anchored(NamedTuple):
 class Detector:
     """One configured detector, as pure functions.
 
-    config: a frozen dataclass whose fields `name` (the key of `detectors.DETECTORS`), `num_classes` (Q, without
-    background) and `score_floor` (detections score more) every detector has: a training sets the last two. A detector
-    with anchors has `anchor_sizes` (per level, in pixels of the resized image), which a training may plan; others have
-    no such field. A network of `backbones.networks` is its field `backbone`, so that any detector can start from the
-    weights of one.
+    config: a frozen dataclass. Every detector has the fields `name` (the key in `detectors.DETECTORS`), `num_classes`
+    (Q, without background) and `score_floor` (detections score above it); training sets the last two. A detector with
+    anchors has `anchor_sizes` (per level, in pixels of the resized image), which training may plan; others have no such
+    field. The field `backbone` is a network of `backbones.networks`, so that any detector can start from its weights.
 
     init: rng -> params.
-    features: (params, batch, rng=None) -> pyramid. rng: in training alone, for networks that drop branches or read the
+    features: (params, batch, rng=None) -> pyramid. rng: only in training, for networks that drop branches or read the
     statistics of the batch; None: drop none.
     loss_from_features: (params, pyramid, batch, rng, map_images) -> (scalar, terms: dict of scalars). Means are over
     the global batch; images with batch["valid"] False do not count.
     predict_from_features: (params, pyramid, batch, map_images) -> detections of every image, best first: boxes
-    [B, K, 4] in the batch image's pixels, scores, labels, valid [B, K].
+    [B, K, 4] in pixels of the batch image; scores, labels, valid [B, K].
 
-    class_layers: a regular expression (re.search on a/b/c names) of the layers whose shape follows from the classes.
-    conventions: field -> regular expression of the layers whose weights mean something else when it is changed, though
-    their shapes stay. Of this configuration: without fields that do not matter in it.
+    class_layers: a regular expression (re.search on a/b/c names) of the layers whose shape depends on the classes.
+    conventions: field -> regular expression of the layers whose weights change their meaning, but not their shape, when
+    the field changes. Only fields that matter in this configuration.
     frozen: regular expressions of the parameters that are never trained, whatever the recipe sets.
-    statistics: of those that are running statistics of batches (`Model.statistics`).
+    statistics: of the parameters that are running statistics of batches (`Model.statistics`).
     strides: pixels per cell of every level.
-    stages: 1, or 2 for a detector that scores regions which it has proposed.
-    anchored: (params, pyramid, canvas (H, W)) -> what is said of all anchors; of a detector of two stages of its
+    stages: 1, or 2 for a detector that scores its own region proposals.
+    anchored: (params, pyramid, canvas (H, W)) -> outputs for all anchors; for a two-stage detector those of its
     proposals, whose class is the objectness. None: there are none to compare.
-    backbone: the maps that the pyramid is made of; None: they cannot be read.
+    backbone: the maps from which the pyramid is computed; None: they cannot be read.
     images, tested_images: I in training and in testing, 2 for pairs (`SourceSpec.partner`).
     """
 
@@ -116,11 +115,11 @@ class Detector:
         return self.loss_from_features(params, pyramid, batch, rng, map_images)
 
     def predict(self, params: Params, batch: Batch, map_images: MapImages = jax.vmap) -> dict[str, jax.Array]:
-        """The detections of a batch. No gradient flows through the choice of boxes."""
+        """The detections of a batch. No gradient flows through the selection of boxes."""
         return self.predict_from_features(params, self.features(params, batch), batch, map_images)
 
     def tap(self, name: TapName) -> Tap:
-        """The maps of this name. UserError where they cannot be read."""
+        """The maps with this name. UserError if they cannot be read."""
         if name == "pyramid":
             return Tap(self.features, self.strides, lambda params, maps: maps)
         if self.backbone is None:
@@ -128,13 +127,13 @@ class Detector:
         return self.backbone
 
     def settled_by(self, taken: Iterable[str]) -> list[str]:
-        """The conventions that a training may not change where it starts with weights of the names `taken`."""
+        """The conventions that training must not change if it starts with weights of the names `taken`."""
         names = list(taken)
         return [field for field, layers in self.conventions.items() if any(re.search(layers, n) for n in names)]
 
 
 def image_of(batch: Batch, number: int) -> dict[str, jax.Array]:
-    """The batch with the first (0) or the second (1) image of its pairs."""
+    """The batch with only the first (0) or the second (1) image of its pairs."""
     return {**batch, "image": batch["image"][..., number : number + 1]}
 
 

@@ -1,4 +1,4 @@
-"""All detectors, by the name in their settings: `recipe.model.name`, and `model.name` in model.json."""
+"""All detectors, by the name in their settings: `recipe.model.name`, or `model.name` in model.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from elk_jax.errors import UserError
 
 
 class Kind(NamedTuple):
-    """The settings of a detector, a frozen dataclass (see `Detector.config`), and what builds it from them."""
+    """The settings of a detector, a frozen dataclass (see `Detector.config`), and the function that builds it."""
 
     config: type
     build: Callable[[Any], Detector]
@@ -29,11 +29,11 @@ DETECTORS = {
 
 
 DEFAULT = faster_rcnn.FasterRCNNConfig
-"""The settings of a recipe that names no detector."""
+"""The settings of a recipe without a detector name."""
 
 
 def kinds() -> dict[str, type]:
-    """Name -> dataclass of the settings, as `fields.ByName` wants them."""
+    """Name -> dataclass of the settings, as `fields.ByName` expects."""
     return {name: kind.config for name, kind in DETECTORS.items()}
 
 
@@ -43,7 +43,7 @@ def build(config: Any) -> Detector:
 
 
 EARLIER = {"model": {"name": DEFAULT.name}}
-"""What a model.json lacks that was written before there were several detectors."""
+"""Entries missing from a model.json written before there were several detectors."""
 
 
 _FLAT = (
@@ -62,10 +62,10 @@ _SHARED = ("norm_groups", "norm_eps")
 
 
 def in_present_form(settings: Any) -> Any:
-    """The settings of a detector as they are written now.
+    """The settings of a detector in the current format.
 
-    Those of a Faster R-CNN had the settings of its backbone, a ResNet, beside its own (_SHARED: of both), before there
-    were other backbones.
+    Before there were other backbones, the settings of a Faster R-CNN contained those of its backbone, a ResNet
+    (_SHARED: of both).
     """
     if not isinstance(settings, Mapping) or settings.get("name", DEFAULT.name) != DEFAULT.name:
         return settings
@@ -78,9 +78,9 @@ def in_present_form(settings: Any) -> Any:
 
 
 def stored_config(description: Mapping[str, Any], file: Path, complete: bool = False) -> Any:
-    """The settings in model.json of a detector. UserError as `fields.build`.
+    """The settings of a detector in model.json. UserError as in `fields.build`.
 
-    description: the content of `file`. complete: settings with a default must be there too.
+    description: the content of `file`. complete: settings with a default must be present too.
     """
     where, settings = f"{file}: model", fields.as_dict(description.get("model"), f"{file}: model")
     present = in_present_form({**EARLIER["model"], **settings})
@@ -88,13 +88,13 @@ def stored_config(description: Mapping[str, Any], file: Path, complete: bool = F
 
 
 def stored(description: Mapping[str, Any], file: Path, complete: bool = False) -> Detector:
-    """The detector that the model.json `file` describes. UserError for another kind of model, and as
+    """The detector described by the model.json `file`. UserError for another kind of model, and as in
     `stored_config`."""
     check_stored(description.get("architecture", ""), file.parent)
     return build(stored_config(description, file, complete))
 
 
 def check_stored(architecture: str, folder: Path) -> None:
-    """UserError where a model folder, whose model.json names this architecture, does not hold a detector."""
+    """UserError if a model folder, whose model.json has this architecture, does not contain a detector."""
     if architecture not in DETECTORS:
-        raise UserError("not a detector", where=folder, todo="name the model folder of a detector: RUN/STAGE/model")
+        raise UserError("not a detector", where=folder, todo="give the model folder of a detector: RUN/STAGE/model")

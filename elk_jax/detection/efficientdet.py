@@ -1,7 +1,7 @@
 """EfficientDet (Tan, Pang and Le 2020): parameters, losses, predictions.
 
 Shape legend: B batch, H W size of the padded images, L levels P3..P7 (P8), A_l anchors of a level, Q classes.
-The steps around the modules: `dense.py`. Batches and `map_images`: see `detector.py`.
+The steps around the modules are in `dense.py`. Batches and `map_images`: see `detector.py`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LevelNorm(nn.Module):
 
 
 class Head(nn.Module):
-    """Levels [B, H_l, W_l, C] -> per level [B, A_l, size]; convolutions for all levels, norms of each.
+    """Levels [B, H_l, W_l, C] -> per level [B, A_l, size]. Levels share convolutions; each has its own norms.
 
     Parameters: conv1..conv{convs}, norms{1..convs}_{level} and `output`, the name of the last convolution.
     """
@@ -84,7 +84,7 @@ class Head(nn.Module):
 
 
 class EfficientDet(nn.Module):
-    """What is behind the backbone: fpn, class_head and box_head, top-level names of the parameters beside
+    """The parts after the backbone: fpn, class_head and box_head, top-level names of the parameters beside
     `backbone`."""
 
     config: EfficientDetConfig
@@ -109,7 +109,7 @@ class EfficientDet(nn.Module):
         self.box_head = head(size=4, output="deltas", bias=0.0)
 
     def __call__(self, stages: Sequence[jax.Array]) -> Outputs:
-        """C3..C5 to the outputs: touches every parameter, for `init`."""
+        """C3..C5 -> outputs: uses every parameter, for `init`."""
         return self.outputs(self.levels(stages))
 
     def levels(self, stages: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
@@ -117,24 +117,24 @@ class EfficientDet(nn.Module):
         return self.fpn(stages)
 
     def outputs(self, levels: Sequence[jax.Array]) -> Outputs:
-        """Levels -> class logits and box deltas of all anchors."""
+        """Levels -> class logits and box deltas for all anchors."""
         return Outputs(self.class_head(levels), self.box_head(levels))
 
 
 def detector(config: EfficientDetConfig) -> Detector:
-    """EfficientDet as the trainings see it."""
+    """EfficientDet as a `Detector`."""
     return dense.detector(EfficientDet(config), loss_from_features, CLASS_LAYERS, conventions(config), frozen(config))
 
 
 def frozen(config: EfficientDetConfig) -> tuple[str, ...]:
-    """Regular expressions of parameters that the choice of norms makes constants: never to be trained."""
+    """Regular expressions of parameters that are constants with the chosen norms and never trained."""
     return (*backbone.frozen(config.backbone), *frozen_patterns(config.norm, ("(fpn|class_head|box_head)/",)))
 
 
 def conventions(config: EfficientDetConfig) -> dict[str, str]:
-    """Setting -> the layers whose weights mean something else when it is changed (see `Detector`).
+    """Setting -> the layers whose weights change their meaning with it (see `Detector`).
 
-    Not the sizes of anchors, which every training may plan for its own lesions.
+    Without the anchor sizes, which every training run may plan for its own lesions.
     """
     own, norms = r"^(fpn|class_head|box_head)/", r"^(fpn|class_head|box_head)/.*/norm/"
     outputs = r"^(class_head/logits|box_head/deltas)/"
@@ -165,8 +165,8 @@ def loss_from_features(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sum of the two losses, and metrics: each loss, and the mean number of positive anchors of an image.
 
-    Both are divided by the number of positive anchors of the whole batch, or by 1. Images without a lesion teach
-    background. Images with batch["valid"] False do not count. Nothing is drawn: `rng` is not used.
+    Both are divided by the number of positive anchors in the whole batch, at least 1. Images without a lesion count as
+    background. Images with batch["valid"] False do not count. `rng` is not used.
     """
     c = model.config
     counts, sums = dense.losses(c, dense.outputs(model, params, pyramid), batch, map_images)
@@ -178,6 +178,6 @@ def loss_from_features(
 
 
 def box_scale(config: EfficientDetConfig) -> float:
-    """The factor of the box loss: its weight, and what makes a sum of `smooth_l1` the mean of Huber's losses."""
+    """The factor of the box loss: its weight, times the factor from a sum of `smooth_l1` to a mean of Huber losses."""
     huber = (config.box_smooth_l1_beta or 1.0) / 4 if config.box_loss == "l1" else 1.0
     return config.box_loss_weight * huber

@@ -1,4 +1,4 @@
-"""Every number of an EfficientDet, and the published ones."""
+"""All settings of an EfficientDet, and the published variants."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from elk_jax.fields import Between, ByName
 
 
 def octaves(scale: float, levels: int) -> tuple[tuple[float, ...], ...]:
-    """Three sizes of anchors for every level from P3 on: `scale` strides, one and two thirds of an octave more."""
+    """Three anchor sizes for every level from P3 on: `scale` strides, and one and two thirds of an octave more."""
     return tuple(tuple(scale * 2 ** (3 + level + o / 3) for o in range(3)) for level in range(levels))
 
 
 @dataclass(frozen=True)
 class EfficientDetConfig(DenseConfig):
-    """EfficientDet (Tan, Pang and Le 2020). The defaults are D0 with one class, and norms that can be trained.
+    """EfficientDet (Tan, Pang and Le 2020). The defaults are D0 with one class, and trainable norms.
 
-    UserError for a value that cannot be; its `where` is the field.
+    UserError for an impossible value; its `where` is the field.
     """
 
     name: Literal["efficientdet"] = "efficientdet"
@@ -39,7 +39,7 @@ class EfficientDetConfig(DenseConfig):
     focal_gamma: Annotated[float, Between(0, 100)] = 1.5
     box_smooth_l1_beta: NotNegative = 0.1
     box_loss_weight: NotNegative = 50.0
-    """Of the box loss: of Huber's, a mean over coordinates, or of 'giou'."""
+    """Weight of the box loss: of Huber's, a mean over coordinates, or of 'giou'."""
     detections: FromOne = 100
 
     # Pyramid and heads.
@@ -48,18 +48,18 @@ class EfficientDetConfig(DenseConfig):
     levels: Annotated[int, Between(3, 6)] = 5
     """From P3 on."""
     fusion: Literal["fast", "sum"] = "fast"
-    """Of maps: a mean with trained weights, or the sum."""
+    """How maps are fused: a mean with trained weights, or the sum."""
     head_convs: Annotated[int, Between(0, 64)] = 3
     activation: Literal["swish", "relu6"] = "swish"
     padding: Padding = "same"
-    """TensorFlow's, or PyTorch's (`conv.Padding`): weights fit one of them."""
+    """TensorFlow's or PyTorch's (`conv.Padding`); weights fit only one of them."""
     norm: NormName = "gn"
-    """See `norms.NORMS`. The heads have norms of their own for every level."""
+    """See `norms.NORMS`. The heads have separate norms for every level."""
     norm_groups: FromOne = 8
-    """Groups of 'gn': must divide `channels`."""
+    """Groups of 'gn'; `channels` must be divisible by it."""
     norm_eps: NotNegative = 1e-3
     biases: bool = True
-    """Whether convolutions have a bias beside their norm, as TensorFlow's weights do."""
+    """Whether convolutions have a bias in addition to their norm, as TensorFlow's weights do."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +67,7 @@ class EfficientDetConfig(DenseConfig):
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """Pixels per cell of the maps that are read of the backbone."""
+        """Pixels per cell of the maps that are read from the backbone."""
         return STAGES
 
     @property
@@ -97,7 +97,7 @@ VARIANTS: dict[str, tuple[str, int, int, int, str, int, float]] = {
 
 
 def named(variant: str, **changes: Any) -> EfficientDetConfig:
-    """The published detector `variant`, a key of VARIANTS, with `changes`. UserError for another name."""
+    """The published detector `variant`, a key of VARIANTS, with `changes`. UserError for an unknown name."""
     if variant not in VARIANTS:
         raise UserError(f"no EfficientDet '{variant}'", todo=f"choose one of {', '.join(VARIANTS)}")
     network, channels, cells, convs, fusion, levels, scale = VARIANTS[variant]

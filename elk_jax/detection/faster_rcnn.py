@@ -3,13 +3,13 @@
 Shape legend: B batch, H W size of the padded images, L levels P2..P6, A anchors over all levels, M padded ground truth,
 P proposals, S sampled RoIs, K detections, Q classes, h w pooled size, C channels.
 
-The modules only turn arrays into arrays; everything else is a chain of public steps, each usable alone:
+The modules only map arrays to arrays; everything else is a chain of public steps, each usable on its own:
 
     features -> rpn_outputs -> proposals -> (training: roi_samples) -> pooled -> box_outputs
 
-`detector` makes a `Detector` of that chain and nothing more. Per-image steps are written for one image and mapped by
+`detector` wraps that chain as a `Detector` and adds nothing. Per-image steps are written for one image and mapped by
 `map_images`. Batches and `map_images`: see `detector.py`. Named scopes are the parts in the account of a compiled
-program (`programs/account.py`); modules have a scope anyway.
+program (`programs/account.py`); modules have a scope of their own.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ CLASS_LAYERS = r"box_head/(class_logits|box_deltas)/"
 
 
 class FasterRCNN(nn.Module):
-    """What is behind the backbone: fpn, rpn and box_head, top-level names of the parameters beside `backbone`."""
+    """The parts after the backbone: fpn, rpn and box_head, top-level names of the parameters beside `backbone`."""
 
     config: FasterRCNNConfig
 
@@ -80,7 +80,7 @@ class FasterRCNN(nn.Module):
         )
 
     def __call__(self, stages: Sequence[jax.Array]) -> tuple[RPNOutputs, BoxOutputs]:
-        """Touch every parameter once, for `init`: C2..C5; the region is arbitrary."""
+        """Use every parameter once, for `init`, on C2..C5; the region is arbitrary."""
         features = self.fpn(stages)
         size = self.config.roi_size
         finest = features[0]
@@ -89,7 +89,7 @@ class FasterRCNN(nn.Module):
 
 
 def detector(config: FasterRCNNConfig) -> Detector:
-    """Faster R-CNN as the trainings see it."""
+    """Faster R-CNN as a `Detector`."""
     model = FasterRCNN(config)
     return Detector(
         config=config,
@@ -113,16 +113,16 @@ def init(model: FasterRCNN, rng: jax.Array) -> Params:
 
 
 def frozen(config: FasterRCNNConfig) -> tuple[str, ...]:
-    """Regular expressions of parameters that the choice of norms makes constants: never to be trained."""
+    """Regular expressions of parameters that are constants with the chosen norms and never trained."""
     parts = {"fpn/": config.fpn_norm, "box_head/": config.box_norm}
     own = (pattern for prefix, name in parts.items() for pattern in frozen_patterns(name, (prefix,)))
     return (*backbone.frozen(config.backbone), *own)
 
 
 def conventions(config: FasterRCNNConfig) -> dict[str, str]:
-    """Setting -> the layers whose weights mean something else when it is changed (see `Detector`).
+    """Setting -> the layers whose weights change their meaning with it (see `Detector`).
 
-    Not the sizes of anchors, which every training may plan for its own lesions.
+    Without the anchor sizes, which every training run may plan for its own lesions.
     """
     norms = r"^(fpn|box_head)/.*/norm/"
     layers = {
@@ -152,7 +152,7 @@ def _apply(model: FasterRCNN, params: Params, method: Any, inputs: Any) -> Any:
 
 
 def features(model: FasterRCNN, params: Params, batch: Batch, rng: jax.Array | None = None) -> Pyramid:
-    """P2..P6 [B, H_l, W_l, C] of a batch's images. rng: of a backbone that drops branches; None drops none."""
+    """P2..P6 [B, H_l, W_l, C] of a batch's images. rng: for a backbone that drops branches; None drops none."""
     stages = backbone.stages(model.config.backbone, params, batch, rng, strides=STAGES)
     return _apply(model, params, lambda network, maps: network.fpn(maps), stages)
 
@@ -168,7 +168,7 @@ def rpn_outputs(model: FasterRCNN, params: Params, pyramid: Sequence[jax.Array])
 
 
 def box_outputs(model: FasterRCNN, params: Params, regions: jax.Array) -> BoxOutputs:
-    """Class logits [B, S, Q + 1] (background last), box deltas [B, S, Q, 4] of regions [B, S, h, w, C]."""
+    """Class logits [B, S, Q + 1] (background last) and box deltas [B, S, Q, 4] of regions [B, S, h, w, C]."""
     return _apply(model, params, lambda network, pooled: network.box_head(pooled), regions)
 
 
@@ -179,7 +179,7 @@ def anchors(config: FasterRCNNConfig, height: int, width: int) -> tuple[np.ndarr
 
 
 def anchored(model: FasterRCNN, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]) -> Anchored:
-    """Objectness [B, A, 1] of all anchors, and what the proposals make of them."""
+    """Objectness [B, A, 1] of all anchors, and their decoded boxes."""
     found, every = rpn_outputs(model, params, pyramid), np.concatenate(anchors(model.config, *canvas))
     boxes = box_ops.decode(jnp.concatenate(found.deltas, 1), jnp.asarray(every))
     return Anchored(jnp.concatenate(found.objectness_logits, 1)[..., None], boxes, every)
@@ -241,7 +241,7 @@ def rpn_sums(
 def roi_samples(
     config: FasterRCNNConfig, proposed: Proposals, batch: Batch, rngs: jax.Array, map_images: MapImages = jax.vmap
 ) -> RoISamples:
-    """Regions [B, S, ...] that the box head learns from. rngs: one key per image."""
+    """Regions [B, S, ...] on which the box head is trained. rngs: one key per image."""
     of_image = partial(
         sample_rois,
         num_classes=config.num_classes,
@@ -262,7 +262,7 @@ def pooled(
     valid: jax.Array,
     map_images: MapImages = jax.vmap,
 ) -> jax.Array:
-    """Features [B, S, h, w, C] of boxes [B, S, 4], each from its level of P2..P5; 0 where valid [B, S] is False."""
+    """Features [B, S, h, w, C] of boxes [B, S, 4], each from its own level of P2..P5; 0 where valid [B, S] is False."""
 
     def of_image(levels, boxes, valid):
         return multilevel_roi_align(
@@ -292,9 +292,9 @@ def loss_from_features(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sum of the four losses, and metrics: each loss, and mean counts per image.
 
-    The RPN's losses are divided by the number of sampled anchors, the box head's by the number of sampled regions,
-    background included, both of the whole batch (as detectron2 and torchvision when all slots are filled). Images
-    without a lesion teach background. Images with batch["valid"] False count for nothing.
+    The RPN's losses are divided by the number of sampled anchors, the box head's by the number of sampled regions
+    (including background), both over the whole batch (as in detectron2 and torchvision when all slots are filled).
+    Images without a lesion count as background. Images with batch["valid"] False do not count.
     """
     config = model.config
     counts = batch.get("valid", jnp.ones(len(batch["image"]), bool))
@@ -331,7 +331,7 @@ def loss_from_features(
 def predict_from_features(
     model: FasterRCNN, params: Params, pyramid: Pyramid, batch: Batch, map_images: MapImages = jax.vmap
 ) -> dict[str, jax.Array]:
-    """Detections of every image, best first: boxes [B, K, 4] in the batch image's pixels, scores, labels, valid
+    """Detections of every image, best first: boxes [B, K, 4] in pixels of the batch image; scores, labels, valid
     [B, K]."""
     config = model.config
     outputs = rpn_outputs(model, params, pyramid)

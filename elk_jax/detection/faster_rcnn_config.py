@@ -1,4 +1,4 @@
-"""Every number of a Faster R-CNN, grouped by stage, and the sets of them that published weights expect."""
+"""All settings of a Faster R-CNN, grouped by stage, and those that published weights require."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from elk_jax.fields import Between, ByName, check, impossible
 STRIDES = (4, 8, 16, 32, 64)
 """Pixels per cell of P2..P6."""
 STAGES = STRIDES[:4]
-"""Of C2..C5, the maps of the backbone, and of P2..P5, from which regions are pooled."""
+"""Pixels per cell of C2..C5, the maps of the backbone, and of P2..P5, from which regions are pooled."""
 
 Layers = Annotated[int, Between(0, 64)]
 
@@ -31,7 +31,7 @@ Layers = Annotated[int, Between(0, 64)]
 class FasterRCNNConfig:
     """Faster R-CNN with a feature pyramid. The defaults are ELK's: detectron2's R-101-FPN, one class.
 
-    UserError for a value that cannot be; its `where` is the field.
+    UserError for an impossible value; its `where` is the field.
     """
 
     name: Literal["faster_rcnn"] = "faster_rcnn"
@@ -40,21 +40,21 @@ class FasterRCNNConfig:
     """Q, background not counted."""
 
     backbone: Annotated[Any, ByName(networks.kinds)] = field(default_factory=resnet.detectron2)
-    """The network (`backbones.networks`) and the input that it takes. The pyramid and the heads compute in its
-    `dtype`; boxes and losses never below float32."""
+    """The network (`backbones.networks`) and its input. The pyramid and the heads compute in its `dtype`; boxes and
+    losses never below float32."""
 
     # Feature pyramid, P2..P6.
     fpn_channels: FromOne = 256
     fpn_norm: NormName = "none"
     """See `norms.NORMS`."""
     norm_groups: FromOne = 32
-    """Groups of every 'gn' behind the backbone: must divide all widths."""
+    """Groups of every 'gn' after the backbone; all widths must be divisible by it."""
     norm_eps: NotNegative = 1e-5
-    """Of the norms behind the backbone."""
+    """Epsilon of the norms after the backbone."""
 
     # Anchors.
     anchor_sizes: tuple[Positives, ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
-    """Per level P2..P6, pixels of the resized image; every level has equally many."""
+    """Per level P2..P6, pixels of the resized image; every level has the same number."""
     anchor_ratios: Positives = (0.5, 1.0, 2.0)
     """Height / width."""
     anchor_offset: NotNegative = 0.0
@@ -64,17 +64,17 @@ class FasterRCNNConfig:
     # Region proposal network.
     rpn_conv_depth: Layers = 1
     rpn_high: Share = 0.7
-    """IoU from which an anchor is positive. The best anchors of every lesion are positive as well."""
+    """IoU from which an anchor is positive. The best anchors of every lesion are also positive."""
     rpn_low: Share = 0.3
     """IoU below which an anchor is negative."""
     rpn_samples: FromOne = 256
     rpn_positive_fraction: Share = 0.5
     rpn_smooth_l1_beta: NotNegative = 0.0
     rpn_pre_nms_train: FromOne = 2000
-    """Best anchors of each level that are decoded."""
+    """Number of best anchors of each level that are decoded."""
     rpn_pre_nms_test: FromOne = 1000
     rpn_post_nms_train: FromOne = 1000
-    """P: proposals of an image, best first, all levels together."""
+    """P: proposals per image, best first, over all levels."""
     rpn_post_nms_test: FromOne = 1000
     rpn_nms_iou: Share = 0.7
     rpn_min_size: NotNegative = 0.0
@@ -83,39 +83,40 @@ class FasterRCNNConfig:
     # RoI sampling and pooling.
     roi_iou: Share = 0.5
     roi_samples: FromOne = 512
-    """S of an image."""
+    """S per image."""
     roi_positive_fraction: Share = 0.25
     roi_append_gt: bool = True
     roi_size: FromOne = 7
     roi_sampling_ratio: Annotated[int, Between(0, 64)] = 0
-    """Sampling points per bin and axis; 0: as many as the region has pixels per bin."""
+    """Sampling points per bin and axis; 0: as many as a bin of the region has pixels."""
     roi_max_samples: Annotated[int, Between(1, 64)] = 8
-    """Of those where roi_sampling_ratio is 0. Regions with longer bins are sampled coarser than by detectron2: at 8,
-    those longer than 56 cells of their level, at least four times as long as wide. Time grows with its square."""
+    """Their upper limit if roi_sampling_ratio is 0. Regions with longer bins are sampled more coarsely than in
+    detectron2: at 8, those longer than 56 cells of their level, at least four times as long as wide. Time grows with
+    the square of this limit."""
     roi_aligned: bool = True
-    """Half-pixel shift (detectron2's ROIAlignV2) or not (torchvision)."""
+    """With half-pixel shift (detectron2's ROIAlignV2) or without (torchvision)."""
 
     # Box head.
     box_convs: Layers = 0
     box_conv_channels: FromOne = 256
     box_norm: NormName = "none"
-    """Of the head's convolutions."""
+    """Channels of the head's convolutions."""
     box_fcs: Layers = 2
     box_fc_width: FromOne = 1024
     background: Literal["first", "last"] = "last"
-    """Index of the background class in the head's weights: 0 (torchvision; it has box deltas too) or Q (detectron2)."""
+    """Index of the background class in the head's weights: 0 (torchvision, with box deltas too) or Q (detectron2)."""
     box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
     box_smooth_l1_beta: NotNegative = 0.0
 
     # Detections.
     score_floor: Share = 0.01
-    """Detections must score more than this."""
+    """Detections must score above this."""
     detection_nms_iou: Share = 0.5
     detections: FromOne = 100
-    """K of an image."""
+    """K per image."""
     detection_min_size: NotNegative = 0.0
     detection_candidates: FromOne = 2000
-    """Best (proposal, class) pairs that enter the NMS; exact as long as no more of them exceed the score floor."""
+    """Number of best (proposal, class) pairs that enter the NMS; exact as long as no more exceed the score floor."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -131,12 +132,12 @@ class FasterRCNNConfig:
 
 
 def detectron2(**changes: Any) -> FasterRCNNConfig:
-    """For weights of detectron2's R-101-FPN, and `changes`: ELK's own."""
+    """ELK's settings, for weights of detectron2's R-101-FPN, with `changes`."""
     return FasterRCNNConfig(**changes)
 
 
 def torchvision(**changes: Any) -> FasterRCNNConfig:
-    """For weights of torchvision's fasterrcnn_resnet50_fpn (RGB in 0..1), and `changes`.
+    """For weights of torchvision's fasterrcnn_resnet50_fpn (RGB in 0..1), with `changes`.
 
     Its published COCO_V1 weights were trained with norms of epsilon 0.
     """
@@ -157,9 +158,9 @@ def torchvision(**changes: Any) -> FasterRCNNConfig:
 
 
 def torchvision_v2(**changes: Any) -> FasterRCNNConfig:
-    """For weights of torchvision's fasterrcnn_resnet50_fpn_v2 (Li et al. 2021), and `changes`.
+    """For weights of torchvision's fasterrcnn_resnet50_fpn_v2 (Li et al. 2021), with `changes`.
 
-    Batch norms everywhere, here with constant statistics; two RPN convolutions; box head of four convolutions and one
+    Batch norms everywhere, here with constant statistics; two RPN convolutions; a box head of four convolutions and one
     dense layer.
     """
     settings: dict[str, Any] = {

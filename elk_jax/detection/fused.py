@@ -1,11 +1,11 @@
-"""An EfficientDet of two trunks, whose maps are joined (Sharma et al. 2024): parameters and features.
+"""An EfficientDet with two trunks whose maps are joined (Sharma et al. 2024): parameters and features.
 
 Shape legend: B batch, H W size of the padded images, I images of a breast, L maps of a trunk, h w cells and F channels
-of one. The steps behind the features are those of an EfficientDet (`efficientdet.py`, `dense.py`).
+of one. The steps after the features are those of an EfficientDet (`efficientdet.py`, `dense.py`).
 
-Parameters, of the tap 'pyramid': own/{backbone, fpn} and other/{backbone, fpn}, the trunks; join/{level}/{kernel,
-bias}; class_head, box_head. Of the tap 'backbone' the trunks are backbones, and there is one fpn beside the heads. Each
-part has the names of an EfficientDet's, so that trained ones become a trunk (`from_members`).
+Parameters with the tap 'pyramid': own/{backbone, fpn} and other/{backbone, fpn}, the trunks; join/{level}/{kernel,
+bias}; class_head, box_head. With the tap 'backbone' the trunks are backbones, and there is one fpn beside the heads.
+Each part has the names of an EfficientDet's, so that a trained EfficientDet can become a trunk (`from_members`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TRUNKS = ("own", "other")
 
 
 def detector(config: FusedConfig) -> Detector:
-    """A fused detector as the trainings see it."""
+    """A fused detector as a `Detector`."""
     model = EfficientDet(config)
     return Detector(
         config=config,
@@ -53,13 +53,13 @@ def detector(config: FusedConfig) -> Detector:
 
 
 def member_config(config: FusedConfig) -> EfficientDetConfig:
-    """The settings of the EfficientDets that the trunks are taken from."""
+    """The settings of the EfficientDets from which the trunks are taken."""
     shared = (field.name for field in fields(EfficientDetConfig) if field.name != "name")
     return EfficientDetConfig(**{name: getattr(config, name) for name in shared})
 
 
 def init(config: FusedConfig, rng: jax.Array) -> Params:
-    """Fresh parameters: two EfficientDets, of which the second leaves its trunk."""
+    """Fresh parameters: those of an EfficientDet, and the trunk of a second one."""
     draws = jax.random.split(rng, 3)
     member = efficientdet.detector(member_config(config))
     own, other = (member.init(key) for key in draws[:2])
@@ -73,9 +73,9 @@ def init(config: FusedConfig, rng: jax.Array) -> Params:
 
 
 def from_members(config: FusedConfig, own: Params, other: Params) -> Params:
-    """The parameters with the trunks of two trained EfficientDets (`member_config`), and what follows of the first.
+    """The parameters with the trunks of two trained EfficientDets (`member_config`), and the later parts of the first.
 
-    Of 'concat' what follows has other shapes, and is left out.
+    With 'concat' the later parts have other shapes, and are left out.
     """
     names = ("backbone", "fpn") if config.tap == "pyramid" else ("backbone",)
     trunks = {trunk: {name: of[name] for name in names} for trunk, of in zip(TRUNKS, (own, other))}
@@ -86,15 +86,15 @@ def from_members(config: FusedConfig, own: Params, other: Params) -> Params:
 
 
 def init_join(channels: int) -> dict[str, jax.Array]:
-    """{kernel [2F, F], bias [F]}: the first map passes, the second does not yet count."""
+    """{kernel [2F, F], bias [F]}: initially the first map passes unchanged, and the second has no effect."""
     return {"kernel": jnp.eye(2 * channels, channels), "bias": jnp.zeros(channels)}
 
 
 def features(config: FusedConfig, params: Params, batch: Batch, rng: jax.Array | None = None) -> Pyramid:
     """The levels [B, h, w, F or 2F] of a batch of images [B, H, W, I].
 
-    I is 1, or 2 where the second trunk reads partners. rng: of networks that drop branches, and of partners that are
-    dropped; None drops none. UserError for single images where partners are needed.
+    I is 1, or 2 if the second trunk reads partners. rng: for networks that drop branches, and for dropping partners;
+    None drops none. UserError for single images if partners are needed.
     """
     for_own, for_other, for_drop = (None, None, None) if rng is None else jax.random.split(rng, 3)
     own = trunk(config, params["own"], image_of(batch, 0), for_own)
@@ -109,7 +109,7 @@ def features(config: FusedConfig, params: Params, batch: Batch, rng: jax.Array |
         other = tuple(jnp.zeros_like(one) for one in own)
     else:
         todo = "give pairs: set `partner` of the data source"
-        raise UserError("the detector reads two images of a breast, and there is one", todo=todo)
+        raise UserError("the detector needs two images of a breast, but the data has one", todo=todo)
     maps = joined(params.get("join"), own, other)
     return maps if config.tap == "pyramid" else dense.levels(EfficientDet(config), params, maps)
 
@@ -121,7 +121,7 @@ def trunk(config: FusedConfig, params: Params, batch: Batch, rng: jax.Array | No
 
 
 def joined(params: Mapping[str, Any] | None, own: Sequence[jax.Array], other: Sequence[jax.Array]) -> Pyramid:
-    """Both maps of every level as one: concatenated, and projected where there are parameters for it."""
+    """Both maps of every level joined: concatenated, and projected if there are parameters for it."""
     both = tuple(jnp.concatenate(pair, axis=-1) for pair in zip(own, other, strict=True))
     if params is None:
         return both
@@ -134,9 +134,9 @@ def joined(params: Mapping[str, Any] | None, own: Sequence[jax.Array], other: Se
 
 
 def shares_of_other(params: Params) -> dict[str, float]:
-    """Map -> the share of the second trunk in the weights of the layer that joins both, from 0 to 1: Frobenius norms.
+    """Map -> the share of the second trunk in the weights of the joining layer, from 0 to 1, by Frobenius norms.
 
-    {} for a detector that joins without one.
+    {} for a detector without such a layer.
     """
 
     def share(kernel: np.ndarray) -> float:
@@ -150,11 +150,11 @@ _traced_once = jax.jit(trunk, static_argnames="config")
 
 
 def _maps(config: FusedConfig, member: Params) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes of the maps of a trunk, of a small image."""
+    """Shapes of the maps of a trunk for a small image."""
     batch = {"image": jnp.zeros((1, 64, 64, 1)), "image_size": jnp.full((1, 2), 64.0)}
     return _traced_once.eval_shape(config, member, batch)
 
 
 def _of_trunks(pattern: str) -> str:
-    """An expression for the layers of an EfficientDet, for those of both trunks as well."""
+    """An expression for layers of an EfficientDet, extended to those of both trunks."""
     return f"^(?:(?:{'|'.join(TRUNKS)})/)?{pattern[1:]}" if pattern.startswith("^") else pattern

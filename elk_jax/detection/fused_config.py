@@ -1,4 +1,4 @@
-"""Every number of a fused detector: an EfficientDet of two trunks."""
+"""All settings of a fused detector: an EfficientDet with two trunks."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from elk_jax.fields import BELOW_ONE
 
 @dataclass(frozen=True)
 class FusedConfig(EfficientDetConfig):
-    """An EfficientDet of two trunks whose maps are joined (Sharma et al. 2024). The other settings are those of both.
+    """An EfficientDet with two trunks whose maps are joined (Sharma et al. 2024). Other settings apply to both trunks.
 
-    UserError for a value that cannot be; its `where` is the field.
+    UserError for an impossible value; its `where` is the field.
     """
 
     name: Literal["fused"] = "fused"  # type: ignore[assignment]
 
     second: Literal["own", "partner"] = "own"
-    """What the second trunk reads: the same image as the first, or its partner, so that pairs are needed."""
+    """Input of the second trunk: the same image as the first, or its partner, which requires pairs."""
     tap: TapName = "pyramid"
-    """Which maps are joined: those of the pyramid, or those of the backbone, below one pyramid."""
+    """The maps that are joined: those of the pyramid, or those of the backbone, below a single pyramid."""
     join: Literal["conv", "concat"] = "conv"
-    """'conv': a 1x1 convolution of both, which starts as the first trunk alone. 'concat': both, to wider layers."""
+    """'conv': a 1x1 convolution of both, which initially passes only the first trunk. 'concat': both, to wider
+    layers."""
     drop: Annotated[float, BELOW_ONE] = 0.0
-    """Probability that an image in training has no partner (modality dropout, Neverova et al. 2015). Above 0 the
-    detector is tested without: the maps of the second trunk are 0 then."""
+    """Probability that a training image has no partner (modality dropout, Neverova et al. 2015). Above 0, the detector
+    is tested without partners: the maps of the second trunk are then 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
 """Reading rows of a few numbers, such as boxes, from long tables.
 
-The memory of a TPU holds the last axis in lanes of 128 numbers: a table [N, 4] takes, and moves, 32 times what is in
-it. As [N / 32, 128] it takes what it is.
+The memory of a TPU stores the last axis in lanes of 128 numbers: a table [N, 4] takes, and moves, 32 times its content.
+As [N / 32, 128] it takes no more than its content.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ LANES = 128
 
 
 def concatenate(tables: list[jax.Array]) -> jax.Array:
-    """[N_1 + N_2 + ..., n] from tables [N_i, n], as one long row meanwhile."""
+    """[N_1 + N_2 + ..., n] from tables [N_i, n], by way of one long row."""
     return jnp.concatenate([table.reshape(-1) for table in tables]).reshape(-1, tables[0].shape[-1])
 
 
 def by_columns(tables: Sequence[jax.Array], each: int) -> jax.Array:
-    """As `concatenate`, of tables [N_i, n] where `each` rows are the channels of one cell of a map.
+    """Like `concatenate`, for tables [N_i, n] in which `each` rows are the channels of one cell of a map.
 
-    Column after column: what reads columns, as the coder of boxes, never sees a table of rows.
+    Column by column: code that reads columns, such as the box coder, never sees a table of rows.
     """
     width = tables[0].shape[-1]
     maps = [table.reshape(-1, each * width) for table in tables]
@@ -31,9 +31,10 @@ def by_columns(tables: Sequence[jax.Array], each: int) -> jax.Array:
 
 
 def spread(table: jax.Array, index: jax.Array) -> jax.Array:
-    """table[index] for a short table [M, n] or [M], as of lesions, and a long index [N] int: [N, n] or [N].
+    """table[index] for a short table [M, n] or [M], such as lesions, and a long index [N] int: [N, n] or [N].
 
-    Indices are in [0, M); without rows: 0. A TPU gathers row by row, and comparing is a hundred times slower on a CPU.
+    Indices are in [0, M); without rows, the result is 0. A TPU gathers row by row, so it compares instead; on a CPU
+    comparing is a hundred times slower.
     """
     if not len(table):
         return jnp.zeros((*index.shape, *table.shape[1:]), table.dtype)
@@ -43,7 +44,7 @@ def spread(table: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _compared(columns: list[jax.Array], index: jax.Array) -> list[jax.Array]:
-    chosen = index == jnp.arange(len(columns[0]), dtype=index.dtype)[:, None]  # [M, N]: the long axis lies in lanes
+    chosen = index == jnp.arange(len(columns[0]), dtype=index.dtype)[:, None]  # [M, N]: the long axis is in lanes
     return [jnp.where(chosen, values[:, None], 0).sum(0, dtype=values.dtype) for values in columns]
 
 

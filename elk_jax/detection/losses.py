@@ -1,6 +1,6 @@
-"""Losses of detectors, element by element: masks, sums and normalisation belong to the caller.
+"""Element-wise losses of detectors; masks, sums and normalisation are up to the caller.
 
-All promote to float32 at least. Q classes.
+All promote to at least float32. Q classes.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def sigmoid_focal(logits: jax.Array, targets: jax.Array, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:
     """Focal loss, alpha_t (1 - p_t)^gamma cross entropy (Lin 2017), of logits[...] with targets[...] 0 or 1: [...].
 
-    alpha weighs positives and 1 - alpha negatives; alpha < 0 leaves the weight out.
+    alpha weights positives and 1 - alpha negatives; alpha < 0: no weights.
     """
     logits = at_least_float32(logits)
     targets = targets.astype(logits.dtype)
-    # 1 - p_t straight from the logit of the wrong answer: exact where p_t is near 1, and its log is never
-    # taken of 0.
+    # 1 - p_t directly from the logit of the wrong answer: exact if p_t is near 1, and never the log of 0.
     log_wrong = jax.nn.log_sigmoid(jnp.where(targets > 0.5, -logits, logits))
     loss = jnp.exp(gamma * log_wrong) * sigmoid_cross_entropy(logits, targets)
     if alpha < 0:
@@ -52,9 +51,9 @@ def sigmoid_focal(logits: jax.Array, targets: jax.Array, alpha: float = 0.25, ga
 def focal_sum(
     logits: jax.Array, labels: jax.Array, classes: jax.Array, alpha: float = 0.25, gamma: float = 2.0
 ) -> jax.Array:
-    """Sum of the focal loss of logits [A, Q] over the anchors of an image, each class by itself.
+    """Sum of the focal loss of logits [A, Q] over the anchors of an image, separately for each class.
 
-    labels [A]: 1 positive, 0 negative, -1 neither, which counts for nothing (`matching.Matches`). classes [A] int: of
+    labels [A]: 1 positive, 0 negative, -1 neither, which does not count (`matching.Matches`). classes [A] int: of
     positives.
     """
     targets = jax.nn.one_hot(classes, logits.shape[-1]) * (labels > 0)[:, None]

@@ -1,8 +1,8 @@
 """Non-maximum suppression: exactly the boxes that the greedy algorithm keeps, with static shapes.
 
-Greedy: take boxes by falling score; drop every later box whose IoU with a kept one is above the threshold. Here: sort,
-then iterate keep[j] <- not any_i<j (overlap[i, j] and keep[i]) from "all kept" until nothing changes. The first j
-positions are right after j passes at the latest, so the fixed point IS the greedy result; in practice 2-10 passes.
+Greedy: visit boxes by descending score; drop every later box whose IoU with a kept one is above the threshold. Here:
+sort, then iterate keep[j] <- not any_i<j (overlap[i, j] and keep[i]) from "all kept" until nothing changes. The first j
+positions are correct after at most j passes, so the fixed point IS the greedy result; in practice it takes 2-10 passes.
 
 N boxes, K outputs; one image (map over the batch).
 """
@@ -23,11 +23,12 @@ from elk_jax.precision import at_least_float32
 from elk_jax.turns import expected_turns
 
 DENSE_LIMIT = 2000
-"""Up to so many boxes a CPU builds one [N, N] table. Above, and on accelerators, where it would be written to memory
-and read in every pass, tiles of TILE boxes are compared with all: only what is of the tile itself is stored."""
+"""Number of boxes up to which a CPU builds one [N, N] table. Above it, and on accelerators, where the table would be
+written to memory and read in every pass, tiles of TILE boxes are compared with all boxes, and only the tile's own table
+is stored."""
 TILE = 512
 TYPICAL_PASSES = 4
-"""Until nothing changes."""
+"""Number of passes: until nothing changes."""
 
 
 def nms(
@@ -37,16 +38,16 @@ def nms(
     max_outputs: int,
     valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Indices[K] int32 of the boxes[N, 4] that survive, by falling scores[N], and valid[K]; K = `max_outputs`.
+    """Indices[K] int32 of the boxes[N, 4] that survive, by descending scores[N], and valid[K]; K = `max_outputs`.
 
-    A box is dropped when its IoU with a kept box of higher score is greater than `iou_threshold` (as torchvision; equal
-    is kept). Equal scores: the lower index goes first. Boxes that are not in valid[N], whose score is NaN or whose
-    coordinates are not finite neither survive nor suppress. Slots without a box have index 0 and valid False; K may
-    exceed N. Coordinates may be negative. No gradient flows through. Scores may be whole numbers, and are compared
-    exactly: also float64 and int64 ones of NumPy. The threshold is compared in float64, as by torchvision on a CPU; a
-    traced one (an argument of a compiled function) in its own type.
+    A box is dropped if its IoU with a kept box of higher score is greater than `iou_threshold` (as in torchvision;
+    equal is kept). Of equal scores, the lower index comes first. Boxes that are not valid[N], whose score is NaN or
+    whose coordinates are not finite neither survive nor suppress. Slots without a box have index 0 and valid False; K
+    may exceed N. Coordinates may be negative. No gradient flows through. Scores may be whole numbers, and are compared
+    exactly, including NumPy's float64 and int64. The threshold is compared in float64, as in torchvision on a CPU; a
+    traced threshold (an argument of a compiled function) in its own type.
 
-    UserError for arrays that do not fit each other, and a threshold outside [0, 1].
+    UserError for arrays of inconsistent shapes, and a threshold outside [0, 1].
     """
     return batched_nms(boxes, scores, None, iou_threshold, max_outputs, valid)
 
@@ -96,11 +97,11 @@ def soft_nms(
     max_outputs: int,
     valid: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Indices[K] and scores[K] of boxes[N, 4] whose scores[N] fall with their overlap with better ones of their group.
+    """Indices[K] and scores[K] of boxes[N, 4]; scores[N] are lowered by the overlap with better boxes of their group.
 
-    Again and again the best box is taken, and the score of every other one of its group is multiplied by
-    exp(-IoU^2 / sigma) (Bodla et al. 2017). K = `max_outputs`; slots without a box have index 0 and score -inf. Boxes
-    not in valid[N], and those that are not finite, do not take part. No gradient flows through.
+    Repeatedly, the best box is taken and the score of every other box of its group is multiplied by exp(-IoU^2 / sigma)
+    (Bodla et al. 2017). K = `max_outputs`; slots without a box have index 0 and score -inf. Boxes that are not valid[N]
+    or not finite do not take part. No gradient flows through.
     """
     boxes, scores = jax.lax.stop_gradient((as_boxes(boxes, "boxes", 2), at_least_float32(scores)))
     usable = jnp.asarray(valid) & jnp.isfinite(scores) & jnp.isfinite(boxes).all(-1)
@@ -112,7 +113,7 @@ def soft_nms(
         decay = jnp.where(groups == groups[best], jnp.exp(-(overlap**2) / sigma), 1)
         return (left * decay).at[best].set(-jnp.inf), (best.astype(jnp.int32), left[best])
 
-    # A score of 0 or less cannot fall by a factor: probabilities are above it.
+    # A factor cannot lower a score of 0 or less; probabilities are above 0.
     left = jnp.where(usable & (scores > 0), scores, -jnp.inf)
     _, (index, kept) = jax.lax.scan(take, left, None, length=max_outputs)
     return jnp.where(kept > -jnp.inf, index, 0), kept
@@ -121,13 +122,13 @@ def soft_nms(
 def _one_each(values: jax.Array, name: str, count: int) -> jax.Array:
     array = jnp.asarray(values)
     if array.shape != (count,) or jnp.issubdtype(array.dtype, jnp.complexfloating):
-        what = f"{name} is {array.dtype} of the shape {array.shape} for {count} boxes"
+        what = f"{name} is {array.dtype} of shape {array.shape} for {count} boxes"
         raise UserError(what, where=name, todo="give one number for each")
     return array
 
 
 def _exact(scores: jax.Array) -> jax.Array:
-    """The scores, or numbers in the same order where JAX would round or cut those of 64 bits; bools as integers."""
+    """The scores, or numbers in the same order if JAX would round or truncate 64-bit ones; bools as integers."""
     if isinstance(scores, jax.Array):
         return scores.astype(jnp.uint8) if scores.dtype == bool else scores
     array = np.asarray(scores)
@@ -142,7 +143,7 @@ def _exact(scores: jax.Array) -> jax.Array:
 
 
 def _not_above(threshold: float | jax.Array, kind: np.dtype) -> jax.Array:
-    """The largest number of a float type that is not above a threshold: a number of the type exceeds both or none."""
+    """The largest number of a float type that is not above a threshold: numbers of the type exceed both or neither."""
     if isinstance(threshold, jax.Array):
         return threshold
     if not SHARE.takes(threshold):
@@ -154,7 +155,7 @@ def _not_above(threshold: float | jax.Array, kind: np.dtype) -> jax.Array:
 def _suppresses(
     boxes: jax.Array, groups: jax.Array, others: jax.Array, other_groups: jax.Array, threshold: jax.Array
 ) -> jax.Array:
-    """[N, M] bool: would boxes[N] suppress others[M], were they kept and of higher score."""
+    """[N, M] bool: whether boxes[N], if kept and of higher score, would suppress others[M]."""
     return (box_ops.iou(boxes, others) > threshold) & (groups[:, None] == other_groups[None, :])
 
 
@@ -167,7 +168,7 @@ def settle(suppresses: jax.Array, candidates: jax.Array) -> jax.Array:
         refined = candidates & ~(suppresses & keep[:, None]).any(0)
         return refined, (refined != keep).any()
 
-    # Starts from a value that shares the candidates' type in every respect (also under shard_map).
+    # Start from a value that shares the candidates' type in every respect (also under shard_map).
     with expected_turns(TYPICAL_PASSES):
         keep, _ = jax.lax.while_loop(lambda state: state[1], refine, refine((candidates, None)))
     return keep
@@ -181,10 +182,10 @@ def _dense(boxes: jax.Array, groups: jax.Array, candidates: jax.Array, threshold
 def _tiled(
     boxes: jax.Array, groups: jax.Array, candidates: jax.Array, threshold: jax.Array, max_outputs: int
 ) -> jax.Array:
-    """As `_dense`, TILE boxes at a time, in O(N * TILE) memory; stops when `max_outputs` boxes are kept.
+    """Like `_dense`, TILE boxes at a time, in O(N * TILE) memory; stops when `max_outputs` boxes are kept.
 
-    Tiles come by falling score, so what a tile loses to earlier tiles is final before its own fixed point is sought,
-    and boxes of tiles that were not reached (all False) would not be among the first `max_outputs`.
+    Tiles are visited by descending score, so the boxes that a tile loses to earlier tiles are final before its own
+    fixed point is computed, and boxes of unvisited tiles (all False) would not be among the first `max_outputs`.
     """
     num = boxes.shape[0]
     padding = -num % TILE

@@ -1,9 +1,9 @@
 """RetinaNet (Lin et al. 2017): parameters, losses, predictions.
 
-Shape legend: B batch, H W size of the padded images, L levels P3..P7 (or C5 alone), A_l anchors of a level and A of
-all levels, M padded ground truth, K detections, Q classes, Q' outputs of classes: Q, or Q + 1 with a background.
+Shape legend: B batch, H W size of the padded images, L levels P3..P7 (or only C5), A_l anchors of a level and A of
+all levels, M padded ground truth, K detections, Q classes, Q' class outputs: Q, or Q + 1 with a background.
 
-The steps around the modules: `dense.py`. Batches and `map_images`: see `detector.py`.
+The steps around the modules are in `dense.py`. Batches and `map_images`: see `detector.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLASS_LAYERS = r"^class_head/logits/"
 
 
 class Head(nn.Module):
-    """Levels [B, H_l, W_l, C] -> per level [B, A_l, size]; one head for all levels.
+    """Levels [B, H_l, W_l, C] -> per level [B, A_l, size]; all levels share one head.
 
     Parameters: conv1..conv{convs}, and `output`, the name of the last convolution.
     """
@@ -65,7 +65,7 @@ class Head(nn.Module):
 
 
 class RetinaNet(nn.Module):
-    """What is behind the backbone: fpn, class_head and box_head, top-level names of the parameters beside
+    """The parts after the backbone: fpn, class_head and box_head, top-level names of the parameters beside
     `backbone`."""
 
     config: RetinaNetConfig
@@ -92,34 +92,34 @@ class RetinaNet(nn.Module):
         self.box_head = head(size=4, output="deltas")
 
     def __call__(self, stages: Sequence[jax.Array]) -> Outputs:
-        """C3..C5, or C5 alone, to the outputs: touches every parameter, for `init`."""
+        """C3..C5, or only C5, -> outputs: uses every parameter, for `init`."""
         return self.outputs(self.levels(stages))
 
     def levels(self, stages: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        """C3..C5 -> P3..P7; C5 alone stays as it is."""
+        """C3..C5 -> P3..P7; a single C5 is passed unchanged."""
         return self.fpn(stages) if self.config.fpn else tuple(stages)
 
     def outputs(self, levels: Sequence[jax.Array]) -> Outputs:
-        """Levels -> class logits and box deltas of all anchors."""
+        """Levels -> class logits and box deltas for all anchors."""
         return Outputs(self.class_head(levels), self.box_head(levels))
 
 
 def detector(config: RetinaNetConfig) -> Detector:
-    """RetinaNet as the trainings see it."""
+    """RetinaNet as a `Detector`."""
     return dense.detector(RetinaNet(config), loss_from_features, CLASS_LAYERS, conventions(config), frozen(config))
 
 
 def frozen(config: RetinaNetConfig) -> tuple[str, ...]:
-    """Regular expressions of parameters that the choice of norms makes constants: never to be trained."""
+    """Regular expressions of parameters that are constants with the chosen norms and never trained."""
     parts = {"fpn/": config.fpn_norm, "(class|box)_head/": config.head_norm}
     own = (pattern for prefix, name in parts.items() for pattern in frozen_patterns(name, (prefix,)))
     return (*backbone.frozen(config.backbone), *own)
 
 
 def conventions(config: RetinaNetConfig) -> dict[str, str]:
-    """Setting -> the layers whose weights mean something else when it is changed (see `Detector`).
+    """Setting -> the layers whose weights change their meaning with it (see `Detector`).
 
-    Not the sizes of anchors, which every training may plan for its own lesions.
+    Without the anchor sizes, which every training run may plan for its own lesions.
     """
     norms, outputs = r"^(fpn|class_head|box_head)/.*/norm/", r"^(class_head/logits|box_head/deltas)/"
     layers = {
@@ -153,9 +153,9 @@ def loss_from_features(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sum of the two losses, and metrics: each loss, and the mean number of positive anchors of an image.
 
-    The losses of an image are divided by its number of positive anchors, or by 1; then their mean over the images is
-    taken (as torchvision). Images without a lesion teach background. Images with batch["valid"] False do not count.
-    Nothing is drawn: `rng` is not used.
+    The losses of an image are divided by its number of positive anchors, at least 1, and then averaged over the images
+    (as in torchvision). Images without a lesion count as background. Images with batch["valid"] False do not count.
+    `rng` is not used.
     """
     counts, sums = dense.losses(model.config, dense.outputs(model, params, pyramid), batch, map_images)
     images, positives = jnp.maximum(counts.sum(), 1), jnp.maximum(sums.positives, 1)

@@ -1,4 +1,4 @@
-"""Every number of a RetinaNet, grouped by stage, and the sets of them that published weights expect."""
+"""All settings of a RetinaNet, grouped by stage, and those that published weights require."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from elk_jax.detection.settings import FromOne, NormName, NotNegative, check_gro
 from elk_jax.fields import Between
 
 PYRAMID = (*STAGES, 64, 128)
-"""Of P3..P7."""
+"""Pixels per cell of P3..P7."""
 
 FromZero = Annotated[int, Between(0, 1 << 16)]
 
 
 @dataclass(frozen=True)
 class RetinaNetConfig(DenseConfig):
-    """RetinaNet. The defaults are those of Lin et al. 2017 as torchvision has them, with a ResNet-50 and one class.
+    """RetinaNet. The defaults are those of Lin et al. 2017 as in torchvision, with a ResNet-50 and one class.
 
-    UserError for a value that cannot be; its `where` is the field.
+    UserError for an impossible value; its `where` is the field.
     """
 
     name: Literal["retinanet"] = "retinanet"
 
     # Feature pyramid, P3..P7.
     fpn: bool = True
-    """False: the heads read C5 alone, a single level of 32 pixels per cell."""
+    """False: the heads read only C5, a single level with 32 pixels per cell."""
     fpn_channels: FromOne = 256
     fpn_norm: NormName = "none"
     """See `norms.NORMS`."""
     fpn_top: Literal["p5", "c5"] = "p5"
-    """What P6 is computed from."""
+    """The map from which P6 is computed."""
     norm_groups: FromOne = 32
-    """Groups of every 'gn' behind the backbone: must divide all widths."""
+    """Groups of every 'gn' after the backbone; all widths must be divisible by it."""
     norm_eps: NotNegative = 1e-5
-    """Of the norms behind the backbone."""
+    """Epsilon of the norms after the backbone."""
 
-    # Heads: one for classes and one for boxes, the same on all levels.
+    # Heads: one for classes and one for boxes, shared by all levels.
     head_convs: Annotated[int, Between(0, 64)] = 4
     head_width: FromZero = 0
-    """Channels of their convolutions; 0: as the levels."""
+    """Channels of their convolutions; 0: as in the levels."""
     head_norm: NormName = "none"
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class RetinaNetConfig(DenseConfig):
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """Pixels per cell of the maps that are read of the backbone."""
+        """Pixels per cell of the maps that are read from the backbone."""
         return STAGES if self.fpn else STAGES[-1:]
 
     @property
@@ -73,7 +73,7 @@ _ROUNDED: tuple[tuple[float, ...], ...] = (
 
 
 def torchvision(**changes: Any) -> RetinaNetConfig:
-    """For weights of torchvision's retinanet_resnet50_fpn, and `changes`.
+    """For weights of torchvision's retinanet_resnet50_fpn, with `changes`.
 
     Its published COCO_V1 weights were trained with norms of epsilon 0.
     """
@@ -82,9 +82,9 @@ def torchvision(**changes: Any) -> RetinaNetConfig:
 
 
 def torchvision_v2(**changes: Any) -> RetinaNetConfig:
-    """For weights of torchvision's retinanet_resnet50_fpn_v2 (Zhang et al. 2020), and `changes`.
+    """For weights of torchvision's retinanet_resnet50_fpn_v2 (Zhang et al. 2020), with `changes`.
 
-    Trained batch norms in the backbone, here with constant statistics, GroupNorm in the heads, P6 of C5, GIoU loss.
+    Trained batch norms in the backbone, here with constant statistics, GroupNorm in the heads, P6 from C5, GIoU loss.
     """
     settings: dict[str, Any] = {
         "backbone": ResNetConfig(norm="affine_bn", num_classes=0),
@@ -96,7 +96,7 @@ def torchvision_v2(**changes: Any) -> RetinaNetConfig:
 
 
 def plain(**changes: Any) -> RetinaNetConfig:
-    """On C5 alone, with five sizes of anchors in every cell, as in CoMoTo (Alberb et al. 2024), and `changes`."""
+    """On C5 only, with five anchor sizes in every cell, as in CoMoTo (Alberb et al. 2024), with `changes`."""
     settings: dict[str, Any] = {
         "fpn": False,
         "anchor_sizes": ((32.0, 64.0, 128.0, 256.0, 512.0),),

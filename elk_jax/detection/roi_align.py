@@ -1,9 +1,9 @@
 """ROIAlign: bilinear pooling of the levels of a feature pyramid inside boxes (He et al. 2017, Lin et al. 2017).
 
-S boxes (RoIs), h w the output grid, T taps per bin and axis; one image (map over the batch).
+S boxes (RoIs), h w the output grid, T taps per bin and axis; for one image (map over the batch).
 
-What every bin reads along each axis is worked out here once, as taps; two forms of the same sums read them: pixel by
-pixel on a CPU (`roi_taps`), tile by tile on accelerators (`roi_tiles`).
+The pixels and weights that every bin reads along each axis are computed here once, as taps. Two implementations of the
+same sums use them: pixel by pixel on a CPU (`roi_taps`), tile by tile on accelerators (`roi_tiles`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def roi_align(
     aligned: bool,
     max_adaptive_samples: int = 4,
 ) -> jax.Array:
-    """Pool features[H, W, C] inside boxes[S, 4]: [S, h, w, C]. `multilevel_roi_align` of a single level.
+    """Pool features[H, W, C] inside boxes[S, 4]: [S, h, w, C]. `multilevel_roi_align` with a single level.
 
     output_size: (h, w), or one number for both. spatial_scale: feature pixels per image pixel (1 / stride).
     """
@@ -65,16 +65,16 @@ def multilevel_roi_align(
     """Pool each of boxes[S, 4] on its own level of features ([H_l, W_l, C], ...): [S, h, w, C] in the features' type.
 
     output_size: (h, w). strides: image pixels per feature pixel of each level, successive powers of two, fine to coarse
-    (as the features). The level of a box: see `assign_levels`. sampling_ratio: samples per bin and axis. 0: as many as
-    the bin is pixels long, rounded up (adaptive, detectron2's default), but `max_adaptive_samples` at most, which in
-    longer bins are evenly spread, more than a pixel apart; exactly detectron2's and torchvision's up to there. aligned:
-    True shifts by half a pixel, so that the corner of a box is the corner of a pixel (detectron2's ROIAlignV2); False
-    is torchvision's default: no shift, and boxes are one feature pixel wide and high at least.
+    (as the features). The level of a box: see `assign_levels`. sampling_ratio: samples per bin and axis. 0: the length
+    of the bin in pixels, rounded up (adaptive, detectron2's default), but at most `max_adaptive_samples`, which in
+    longer bins are evenly spread, more than a pixel apart; up to that limit identical to detectron2 and torchvision.
+    aligned: True shifts by half a pixel, so that the corner of a box is the corner of a pixel (detectron2's
+    ROIAlignV2); False is torchvision's default: no shift, and boxes are at least one feature pixel wide and high.
 
-    Samples further than one pixel outside the map count as 0, others move to its edge. Boxes that are not in valid[S],
-    or not finite, give zeros and pass no gradient, whatever they hold. Interpolates and sums in float32 at least,
-    forwards and backwards. Differentiable once, in reverse mode, in the features and in the boxes (through the
-    bilinear weights). A feature that is not finite spoils the boxes that read it, and on accelerators those around it.
+    Samples more than one pixel outside the map count as 0, others move to its edge. Boxes that are not valid[S], or not
+    finite, give zeros and pass no gradient, whatever they contain. Interpolates and sums in at least float32, forwards
+    and backwards. Differentiable once, in reverse mode, with respect to the features and the boxes (through the
+    bilinear weights). A non-finite feature spoils the boxes that read it and, on accelerators, those around it.
     """
     boxes = as_boxes(boxes, "boxes", 2)
     features = [_as_floats(level) for level in features]
@@ -99,7 +99,7 @@ def multilevel_roi_align(
 
 
 def _as_floats(level: jax.Array) -> jax.Array:
-    """Features whose means are not cut to whole numbers."""
+    """Floating-point features, so that means are not truncated to whole numbers."""
     level = jnp.asarray(level)
     return level if jnp.issubdtype(level.dtype, jnp.floating) else level.astype(jnp.float32)
 
@@ -113,13 +113,13 @@ def _check(
     valid: jax.Array | None,
     cap: int,
 ) -> None:
-    """UserError for shapes and settings that do not fit each other."""
+    """UserError for inconsistent shapes and settings."""
     shapes = [level.shape for level in features]
     if not shapes or {len(shape) for shape in shapes} != {3} or len({shape[-1] for shape in shapes}) > 1:
         raise UserError(f"features have the shapes {shapes}", where="features", todo="give [H, W, C] of each level")
     if len(strides) != len(shapes) or any(high != 2 * low for low, high in pairwise(strides)):
         todo = "give one for each level, successive powers of two"
-        raise UserError(f"strides {tuple(strides)} of {len(shapes)} levels", where="strides", todo=todo)
+        raise UserError(f"strides {tuple(strides)} for {len(shapes)} levels", where="strides", todo=todo)
     if len(output_size) != 2 or min(output_size) < 1:
         raise UserError(f"output_size is {output_size!r}", where="output_size", todo="give (height, width)")
     for name, value, least in (("sampling_ratio", sampling_ratio, 0), ("max_adaptive_samples", cap, 1)):
@@ -140,10 +140,10 @@ def assign_levels(
 ) -> jax.Array:
     """FPN level [S] int32, 0 = finest, of boxes[S, 4]: floor(k0 + log2(sqrt(area) / 224)), clipped (Lin 2017).
 
-    finest_level: log2 of the finest stride. 1e-6 is added before the floor, as torchvision does: a box of exactly 224
-    pixels must not fall a level by the rounding of the logarithm. detectron2 adds 1e-8 inside the logarithm, which
-    float32 does not keep; the two differ only for sizes within a millionth of a boundary. Boxes without area are on the
-    finest level.
+    finest_level: log2 of the finest stride. 1e-6 is added before the floor, as in torchvision: a box of exactly 224
+    pixels must not drop a level because the logarithm is rounded. detectron2 adds 1e-8 inside the logarithm, which
+    float32 cannot represent; the two differ only for sizes within a millionth of a boundary. Boxes without area are on
+    the finest level.
     """
     size = jnp.sqrt(box_ops.area(jax.lax.stop_gradient(boxes)))
     positive = size > 0
@@ -154,7 +154,7 @@ def assign_levels(
 
 @jax.custom_vjp
 def _pool(levels: Levels, level: jax.Array, y: Taps, x: Taps) -> jax.Array:
-    """[S, h, w, C] in the levels' type, by the form that suits the platform of the program."""
+    """[S, h, w, C] in the levels' type, by the implementation that suits the platform of the program."""
     return jax.lax.platform_dependent(levels, level, y, x, cpu=roi_taps.pool, default=roi_tiles.pool)
 
 
@@ -163,7 +163,7 @@ def _pool_forward(levels: Levels, level: jax.Array, y: Taps, x: Taps):
 
 
 def _pool_backward(saved: tuple[Levels, jax.Array, Taps, Taps], gradient: jax.Array):
-    """Gradients of the levels and, free of cost where nobody asks for them, of the weights."""
+    """Gradients of the levels and of the weights; the latter cost nothing if they are not used."""
     of_levels = jax.lax.platform_dependent(
         *saved, gradient, cpu=roi_taps.levels_gradient, default=roi_tiles.levels_gradient
     )

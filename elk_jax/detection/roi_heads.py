@@ -1,9 +1,8 @@
-"""The second stage: which proposals to learn from, the head that scores pooled regions, and the final detections.
+"""The second stage: sampling of proposals for training, the head that scores pooled regions, and the final detections.
 
 Shape legend: B batch, h w C pooled features, M padded ground truth, P proposals, S sampled RoIs, K detections, Q
-classes (background not counted; in labels background is Q). pred_* comes from the network, gt_* the truth; *_logits
-before the softmax, *_deltas as `boxes.encode` makes them. Functions that take no B are of ONE image: map them over the
-batch.
+classes (background not counted; in labels background is Q). pred_* comes from the network, gt_* is the truth; *_logits
+are before the softmax, *_deltas as in `boxes.encode`. Functions without B are for ONE image: map them over the batch.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from elk_jax.precision import at_least_float32
 
 
 class BoxOutputs(NamedTuple):
-    """Outputs of the head for regions [...]: background is the last class and has no box."""
+    """Outputs of the head for regions [...]; background is the last class and has no box."""
 
     class_logits: jax.Array  # [..., Q + 1]
     box_deltas: jax.Array  # [..., Q, 4]
@@ -36,17 +35,17 @@ class BoxOutputs(NamedTuple):
 
 
 class RoISamples(NamedTuple):
-    """Regions to learn from, of one image (or, with a leading B, of a batch)."""
+    """Regions for training, of one image (or, with a leading B, of a batch)."""
 
     boxes: jax.Array  # [S, 4]
     labels: jax.Array  # [S] int32 class, Q for background and empty slots
-    gt_boxes: jax.Array  # [S, 4] lesion of a positive, the region itself elsewhere
+    gt_boxes: jax.Array  # [S, 4] lesion of a positive, otherwise the region itself
     is_positive: jax.Array  # [S] bool
     valid: jax.Array  # [S] bool
 
 
 class BoxSums(NamedTuple):
-    """Sums over the sampled regions: losses, and the counts they are divided by."""
+    """Sums over the sampled regions: losses, and the counts by which they are divided."""
 
     classes: jax.Array
     box: jax.Array
@@ -66,10 +65,10 @@ class Detections(NamedTuple):
 def canonical_outputs(
     logits: jax.Array, deltas: jax.Array, background: Literal["first", "last"]
 ) -> tuple[jax.Array, jax.Array]:
-    """Class logits [..., Q + 1] with background last and box deltas [..., Q, 4], from either convention's raw outputs.
+    """Class logits [..., Q + 1] with background last and box deltas [..., Q, 4], from raw outputs of either convention.
 
     'last' (detectron2): logits [..., Q + 1], deltas [..., 4 Q]. 'first' (torchvision): logits [..., 1 + Q], deltas
-    [..., 4 + 4 Q], of which those of the background are dropped.
+    [..., 4 + 4 Q]; those of the background are dropped.
     """
     deltas = deltas.reshape(*deltas.shape[:-1], -1, 4)
     if background == "first":
@@ -81,7 +80,7 @@ class BoxHead(nn.Module):
     """Pooled features [B, S, h, w, C] -> BoxOutputs [B, S, ...].
 
     Parameters: conv1..conv{convs}, fc1..fc{fcs}, class_logits, box_deltas. The first dense layer reads the region in
-    the order h, w, C. The two last layers compute in float32 at least.
+    the order h, w, C. The last two layers compute in at least float32.
     """
 
     num_classes: int
@@ -130,9 +129,9 @@ def sample_rois(
     positive_fraction: float,
     append_gt: bool,
 ) -> RoISamples:
-    """Draw S = `samples` regions of one image to learn from, `positive_fraction` of them on lesions at most.
+    """Draw S = `samples` regions of one image for training, at most `positive_fraction` of them on lesions.
 
-    Positive: best IoU with a lesion >= `iou`, else background. append_gt: the lesions themselves are proposals too, so
+    Positive: best IoU with a lesion >= `iou`, else background. append_gt: the lesions themselves are also proposals, so
     that positives exist from the first step. gt_boxes [M, 4], gt_labels [M] int, gt_valid and gt_ignore [M] bool.
     """
     boxes, valid = proposals.boxes, proposals.valid
@@ -154,10 +153,10 @@ def sample_rois(
 
 @jax.named_scope("losses")
 def box_loss_sums(outputs: BoxOutputs, samples: RoISamples, *, weights: Sequence[float], beta: float) -> BoxSums:
-    """Losses summed over all regions [...]: softmax cross entropy, and smooth L1 of the true class's deltas of
-    positives.
+    """Losses summed over all regions [...]: softmax cross entropy, and for positives smooth L1 of the deltas of the
+    true class.
 
-    Both are to be divided by the number of samples, background included (Girshick 2015; detectron2, torchvision).
+    Both have to be divided by the number of samples, including background (Girshick 2015; detectron2, torchvision).
     """
     num_classes = outputs.box_deltas.shape[-2]
     classes = softmax_cross_entropy(outputs.class_logits, samples.labels)
@@ -188,12 +187,12 @@ def select_detections(
 ) -> Detections:
     """The K = `detections` best detections of one image, after NMS within each class.
 
-    class_logits [P, Q + 1], box_deltas [P, Q, 4], image_size [2] (height, width). The `candidates` best pairs of
-    proposal and class enter the NMS. Non-finite scores or boxes are dropped, as are boxes with a side <= min_size.
+    class_logits [P, Q + 1], box_deltas [P, Q, 4], image_size [2] (height, width). The `candidates` best (proposal,
+    class) pairs enter the NMS. Non-finite scores or boxes are dropped, as are boxes with a side <= min_size.
     """
     num_classes = box_deltas.shape[-2]
     scores = jax.nn.softmax(at_least_float32(class_logits), axis=-1)[:, :num_classes]
-    # A comparison with NaN is False, so a broken row drops out here.
+    # Comparisons with NaN are False, so broken rows are dropped here.
     scores = jnp.where(proposals.valid[:, None] & (scores > score_floor), scores, -jnp.inf).reshape(-1)
     top, pair = top_k(scores, min(candidates, scores.shape[0]))
     labels = (pair % num_classes).astype(jnp.int32)

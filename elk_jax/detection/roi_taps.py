@@ -1,12 +1,12 @@
-"""What the bins of ROIAlign read along each axis, and ROIAlign pixel by pixel: the form for CPUs.
+"""The taps of ROIAlign's bins along each axis, and ROIAlign pixel by pixel: the implementation for CPUs.
 
-S boxes (RoIs), h w the output grid, T taps per bin and axis, R rows of the table; one image (map over the batch).
+S boxes (RoIs), h w the output grid, T taps per bin and axis, R rows of the table; for one image (map over the batch).
 
-The bilinear weight of a pixel is a product of a vertical and a horizontal part, so everything is worked out per axis: a
+The bilinear weight of a pixel is a product of a vertical and a horizontal part, so everything is computed per axis: a
 bin of the grid reads T pixels ("taps") along each axis with T weights, and its value is the weighted sum over T x T
-pixels. Here all levels lie in one flat table [R, C] of pixels, R = sum of H_l W_l, and a RoI adds the first row of its
-own level. A pair of taps is one gather: pixels that are read again are in the cache of a CPU, and unused taps cost
-nothing. On an accelerator each gather is a pass through memory (see `roi_tiles`).
+pixels. Here all levels are in one flat table [R, C] of pixels, R = sum of H_l W_l, and a RoI adds the first row of its
+level. A pair of taps is one gather: pixels that are read again are in the cache of a CPU, and unused taps cost nothing.
+On an accelerator each gather is a pass through memory (see `roi_tiles`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 UPDATES_PER_CHUNK = 512
-"""Backward: RoIs of a chunk x taps of a bin. Small chunks stay in the cache, and bound the memory."""
+"""Backward: RoIs of a chunk x taps of a bin. Small chunks stay in the cache and bound the memory."""
 
 Levels = tuple[jax.Array, ...]
 """[H_l, W_l, C] of each level of a pyramid, fine to coarse."""
 
 
 class Taps(NamedTuple):
-    """What an axis of every bin reads: pixel[S, bins, T] int32 of the RoI's level, weight[S, bins, T] (0: nothing)."""
+    """Taps of every bin along an axis: pixel[S, bins, T] int32 in the RoI's level, weight[S, bins, T] (0: unused)."""
 
     pixel: jax.Array
     weight: jax.Array
@@ -53,7 +53,7 @@ def axis_taps(
         slots, samples = cap, jnp.clip(jnp.ceil(jax.lax.stop_gradient(bin_length)), 0, cap)
     slot = jnp.arange(slots, dtype=start.dtype)
     used = slot < samples  # [S, slots]
-    slot = jnp.where(used, slot, 0)  # the others read, with weight 0, what the first one reads
+    slot = jnp.where(used, slot, 0)  # the others read the same as the first one, with weight 0
     samples = jnp.maximum(samples, 1)
     in_bin = (slot + 0.5) * bin_length / samples
     bin_start = start[:, None] + jnp.arange(bins, dtype=start.dtype) * bin_length
@@ -63,7 +63,7 @@ def axis_taps(
     edge = extent.astype(start.dtype)
     counts = used[:, None, :] & (position >= -1) & (position <= edge)
     position = jnp.clip(position, 0, edge - 1)
-    # A sample reads the pair of pixels around it; on the last pixel that is the last pair, with weights 0 and 1.
+    # A sample reads the pair of pixels around it; on the last pixel this is the last pair, with weights 0 and 1.
     first = jnp.clip(jnp.floor(jax.lax.stop_gradient(position)), 0, jnp.maximum(edge - 2, 0))
     fraction = position - first
     share = jnp.where(counts, 1 / samples[:, None, :], 0)
@@ -75,11 +75,10 @@ def axis_taps(
 
 
 def pool(levels: Levels, level: jax.Array, y: Taps, x: Taps) -> jax.Array:
-    """Weighted sums of the pixels (y.pixel, x.pixel) of the level[S] of each RoI: [S, h, w, C] in the features' type.
+    """Weighted sums of the pixels (y.pixel, x.pixel) in the level[S] of each RoI: [S, h, w, C] in the features' type.
 
-    One term per pair of taps: XLA fuses the gathers and the sum into one loop, and no [S, h, w, T, T, C] is ever
-    stored. (The program, and so its compile time, grows with T x T: 16 terms for two samples per bin and axis, 64 for
-    four.)
+    One term per pair of taps: XLA fuses the gathers and the sum into one loop, and never stores [S, h, w, T, T, C]. The
+    program, and therefore its compile time, grows with T x T: 16 terms for two samples per bin and axis, 64 for four.
     """
     table, y = _table(levels), _rows(levels, level, y)
     pooled = jnp.zeros((), jnp.promote_types(table.dtype, y.weight.dtype))
@@ -95,8 +94,8 @@ def pool(levels: Levels, level: jax.Array, y: Taps, x: Taps) -> jax.Array:
 def levels_gradient(levels: Levels, level: jax.Array, y: Taps, x: Taps, gradient: jax.Array) -> Levels:
     """Gradients of the levels from that of `pool`, gradient[S, h, w, C].
 
-    It is a scatter-add of S h w T T rows. In chunks of RoIs it is several times as fast on a CPU as in one piece, and
-    its memory is bounded. Sums are float32 at least also for bfloat16 levels.
+    This is a scatter-add of S h w T T rows. In chunks of RoIs it is several times faster on a CPU than in one piece,
+    and its memory is bounded. Sums are at least float32, even for bfloat16 levels.
     """
     table, y = _table(levels), _rows(levels, level, y)
     compute = jnp.promote_types(table.dtype, y.weight.dtype)
@@ -107,7 +106,7 @@ def levels_gradient(levels: Levels, level: jax.Array, y: Taps, x: Taps, gradient
         updates = weights[..., None] * grad[:, :, :, None, None, :].astype(compute)
         return total.at[_pairs(y, x)].add(updates), None
 
-    # "+ 0 * integer": under shard_map the zeros must vary over the devices as what is added to them does.
+    # "+ 0 * integer": under shard_map the zeros must vary over devices like the values added to them.
     zeros = jnp.zeros(table.shape, compute) + (0 * y.pixel.sum()).astype(compute)
     total, _ = jax.lax.scan(add_to_table, zeros, _in_chunks(y, x, gradient))
     total = total.astype(table.dtype)
@@ -145,7 +144,7 @@ def _starts(levels: Sequence[jax.Array]) -> np.ndarray:
 
 
 def _rows(levels: Levels, level: jax.Array, y: Taps) -> Taps:
-    """y with rows of the table, to which pixels of x are added."""
+    """y as rows of the table, to which the pixels of x are added."""
     width = jnp.array([f.shape[1] for f in levels], jnp.int32)[level]
     start = jnp.array(_starts(levels))[level]
     return y._replace(pixel=start[:, None, None] + y.pixel * width[:, None, None])

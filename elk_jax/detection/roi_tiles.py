@@ -1,16 +1,16 @@
-"""ROIAlign tile by tile: the form for accelerators.
+"""ROIAlign tile by tile: the implementation for accelerators.
 
 S RoIs, h w the output grid, T taps per bin and axis, N tiles, K = TILE x TILE cells of a tile, C channels; one image.
 
-Every level is cut into aligned tiles of TILE x TILE cells. A RoI touches a rectangle of tiles of its level, and what it
-takes from a tile is a matrix product: weights [h w, K] times the tile [K, C]. So ROIAlign is the product of a matrix of
-blocks, most of them zero, with the tiles; its gradient is the product with the transposed matrix. Only blocks that are
-not zero are ever made: a turn of a loop takes a few RoIs with some of the tiles that they touch (for the gradient, a
-few tiles with some of the RoIs that touch them), until none is left. It is exact for every box; memory is read in whole
-tiles, and nothing is scattered.
+Every level is divided into aligned tiles of TILE x TILE cells. A RoI touches a rectangle of tiles of its level, and a
+tile contributes to it by a matrix product: weights [h w, K] times the tile [K, C]. So ROIAlign is the product of a
+block matrix, most of whose blocks are zero, with the tiles; its gradient is the product with the transposed matrix.
+Only nonzero blocks are ever computed: a turn of a loop takes a few RoIs with some of the tiles that they touch (for the
+gradient, a few tiles with some of the RoIs that touch them), until none are left. The result is exact for every box;
+memory is read in whole tiles, and nothing is scattered.
 
-Images come one after another also under `vmap`: the tiles of one image fit in the fast memory of a TPU, and a loop over
-several at once would copy all that it carries in every turn.
+Images are processed one after another even under `vmap`: the tiles of one image fit in the fast memory of a TPU, and a
+loop over several at once would copy everything that it carries in every turn.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from elk_jax.detection.roi_taps import Levels, Taps
 from elk_jax.turns import expected_turns
 
 TILE = 16
-"""Cells along a side of a tile."""
+"""Cells per side of a tile."""
 ROIS, TILES_OF_ROI = 64, 2
-"""RoIs of a turn, and tiles of each of them: what is read (17 MB of 256 bfloat16 channels) stays in fast memory."""
+"""RoIs per turn, and tiles of each: the data read (17 MB with 256 bfloat16 channels) stays in fast memory."""
 TILES, ROIS_OF_TILE = 32, 8
-"""Gradient: tiles of a turn, and RoIs of each of them."""
+"""Gradient: tiles per turn, and RoIs of each."""
 TYPICAL = 6
-"""Tiles that a RoI touches, and RoIs that touch a tile: most RoIs have sides of 14 to 28 cells of their level."""
+"""Tiles touched by a RoI, and RoIs that touch a tile: most RoIs have sides of 14 to 28 cells of their level."""
 IN_TILE = np.stack(np.divmod(np.arange(TILE * TILE, dtype=np.int32), TILE))
-"""Row and column [2, K] of each cell in its tile."""
+"""Row and column [2, K] of each cell within its tile."""
 
 
 class _Blocks(NamedTuple):
-    """Which tiles the RoIs touch, and with which weights."""
+    """The tiles that the RoIs touch, and the weights."""
 
     tile: np.ndarray  # [N, 3] level, row and column (in tiles) of each tile
     level: jax.Array  # [S]
     first: jax.Array  # [S, 2] row and column of the first tile that a RoI touches
-    shape: jax.Array  # [S, 2] rows and columns of touched tiles; 0 where a RoI reads nothing
+    shape: jax.Array  # [S, 2] rows and columns of touched tiles; 0 if a RoI reads nothing
     corner: jax.Array  # [S] number of the first touched tile
     across: jax.Array  # [S] tiles in a row of the level
     of_rows: jax.Array  # [S rows, h TILE] weights for the cells of each row of tiles
@@ -52,7 +52,7 @@ class _Blocks(NamedTuple):
 
 
 def pool(levels: Levels, level: jax.Array, y: Taps, x: Taps) -> jax.Array:
-    """As `roi_taps.pool`."""
+    """Like `roi_taps.pool`."""
 
     def of_image(levels: Levels, level: jax.Array, y: Taps, x: Taps) -> jax.Array:
         tiles, blocks = _cut(levels), _blocks(_sizes(levels), level, y, x)
@@ -69,7 +69,7 @@ def pool(levels: Levels, level: jax.Array, y: Taps, x: Taps) -> jax.Array:
 
 
 def levels_gradient(levels: Levels, level: jax.Array, y: Taps, x: Taps, gradient: jax.Array) -> Levels:
-    """As `roi_taps.levels_gradient`."""
+    """Like `roi_taps.levels_gradient`."""
     sizes, shapes, kind = _sizes(levels), [f.shape for f in levels], levels[0].dtype
 
     def of_image(level: jax.Array, y: Taps, x: Taps, gradient: jax.Array) -> Levels:
@@ -79,7 +79,7 @@ def levels_gradient(levels: Levels, level: jax.Array, y: Taps, x: Taps, gradient
         places = jnp.asarray(blocks.tile[:, 1:])
 
         def turn(tiles: jax.Array, start: jax.Array) -> jax.Array:
-            """[tiles of a turn, K, C]. RoI number n of a tile comes after all RoIs with at most n up to them."""
+            """[tiles of a turn, K, C]. RoI number n of a tile follows all RoIs whose cumulative count is at most n."""
             numbers = start + jnp.arange(ROIS_OF_TILE, dtype=jnp.int32)
             found = (so_far[tiles][:, None, :] <= numbers[:, None]).sum(-1, dtype=jnp.int32)
             there, found = found < len(level), jnp.minimum(found, len(level) - 1)
@@ -96,7 +96,7 @@ def levels_gradient(levels: Levels, level: jax.Array, y: Taps, x: Taps, gradient
 def weights_gradient(
     levels: Levels, level: jax.Array, y: Taps, x: Taps, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """As `roi_taps.weights_gradient`."""
+    """Like `roi_taps.weights_gradient`."""
 
     def of_image(levels: Levels, level: jax.Array, y: Taps, x: Taps, gradient: jax.Array) -> Any:
         tiles, blocks = _cut(levels), _blocks(_sizes(levels), level, y, x)
@@ -141,7 +141,7 @@ def _cut(levels: Levels) -> jax.Array:
 
 
 def _joined(tiles: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The level of a shape [H, W, C] from its tiles."""
+    """The level of shape [H, W, C] from its tiles."""
     rows, columns = (-(-size // TILE) for size in shape[:2])
     cells = tiles.reshape(rows, columns, TILE, TILE, -1).swapaxes(1, 2)
     return cells.reshape(rows * TILE, columns * TILE, -1)[: shape[0], : shape[1]]
@@ -178,8 +178,8 @@ def _meet(blocks: _Blocks) -> jax.Array:
 
 
 def _tiles_of(blocks: _Blocks, rois: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of rois[R] the TILES_OF_ROI = G tiles from number `start` on: [R, G] their numbers among all, [R, G, 2] row and
-    column, [R, G] whether the RoI has so many."""
+    """TILES_OF_ROI = G tiles of each of rois[R], from number `start` on: [R, G] their numbers among all tiles,
+    [R, G, 2] row and column, [R, G] whether the RoI has that many."""
     rows, columns = blocks.shape[rois].T[:, :, None]
     number = start + jnp.arange(TILES_OF_ROI, dtype=jnp.int32)
     there = number < rows * columns
@@ -192,21 +192,21 @@ def _tiles_of(blocks: _Blocks, rois: jax.Array, start: jax.Array) -> tuple[jax.A
 
 
 def _of_cells(taps: Taps, tiles: int) -> jax.Array:
-    """[R tiles, bins TILE]: the weights of every bin of taps[R, bins, T] for the cells of an axis of so many tiles."""
+    """[R tiles, bins TILE]: the weights of every bin of taps[R, bins, T] for the cells along `tiles` tiles."""
     cells = jnp.arange(tiles * TILE, dtype=jnp.int32)
     weights = jnp.where(taps.pixel[..., None] == cells, taps.weight[..., None], 0).sum(2)
     return weights.reshape(*weights.shape[:2], tiles, TILE).swapaxes(1, 2).reshape(len(weights) * tiles, -1)
 
 
 def _weights(blocks: _Blocks, rois: jax.Array, place: jax.Array, there: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[..., h, K] and [..., w, K]: weights along each axis that rois[...] have for the tiles at place[..., 2]; 0 where
+    """[..., h, K] and [..., w, K]: weights of rois[...] along each axis for the tiles at place[..., 2]; 0 where
     there[...] is False."""
 
     def of_axis(axis: int, of_tiles: jax.Array) -> jax.Array:
         count = len(of_tiles) // len(blocks.corner)
         narrow = jnp.where(there[..., None], of_tiles[rois * count + place[..., axis]], 0)
         bins = narrow.shape[-1] // TILE
-        # To all cells of a tile, by the matrix unit: a product with ones and zeros is exact.
+        # Spread to all cells of a tile by the matrix unit: a product with ones and zeros is exact.
         spread = np.kron(np.eye(bins), np.arange(TILE)[:, None] == IN_TILE[axis]).astype(narrow.dtype)
         wide = jnp.einsum("...n,nk->...k", narrow, spread, precision="highest")
         return wide.reshape(*wide.shape[:-1], bins, -1)
@@ -221,23 +221,23 @@ def _outer(y: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _of_taps(pixel: jax.Array, place: jax.Array, in_tile: np.ndarray, of_cells: jax.Array) -> jax.Array:
-    """[R, bins, T]: what of_cells[R, G, bins, K] hold for the pixel[R, bins, T] of an axis that each tap reads."""
+    """[R, bins, T]: the entries of of_cells[R, G, bins, K] for the pixel[R, bins, T] of an axis that each tap reads."""
     cells = place[..., None] * TILE + in_tile  # [R, G, K]
     same = pixel[:, None, :, :, None] == cells[:, :, None, None, :]
     return jnp.where(same, of_cells[:, :, :, None, :], 0).sum((1, -1))
 
 
 def _weighted(product: str, weights: jax.Array, read: jax.Array) -> jax.Array:
-    """A product of float32 weights with what is read from memory, summed in float32 (or float64).
+    """A product of float32 weights with values read from memory, summed in float32 (or float64).
 
-    A narrow format is not made float32 first: the weights are split into two numbers of that format, which keeps 16
-    bits of them, and the matrix unit sums both products in float32.
+    Values in a narrow format are not converted to float32 first: the weights are split into two numbers of that format,
+    which keeps 16 bits of them, and the matrix unit sums both products in float32.
     """
     compute = jnp.promote_types(weights.dtype, read.dtype)
     if jnp.finfo(read.dtype).bits >= jnp.finfo(compute).bits:
         return jnp.einsum(product, weights.astype(compute), read, precision="highest", preferred_element_type=compute)
     kind = jnp.finfo(read.dtype)
-    # Not a cast there and back, which a compiler may leave out.
+    # Not a cast there and back, which a compiler may remove.
     high = jax.lax.reduce_precision(weights, kind.nexp, kind.nmant)
     halves = (half.astype(read.dtype) for half in (high, weights - high))
     above, below = (jnp.einsum(product, half, read, preferred_element_type=compute) for half in halves)
@@ -250,15 +250,15 @@ def _weighted(product: str, weights: jax.Array, read: jax.Array) -> jax.Array:
 def _in_turns(counts: jax.Array, at_once: int, group: int, kind: Any, turn: Callable[..., Any]) -> Any:
     """For each owner n the sum of turn(owners, start) over start = 0, group, ... below counts[n], in type `kind`.
 
-    `turn` takes `at_once` owners and gives arrays with one row for each, 0 beyond an owner's count. Owners of similar
-    counts come together: returned are the sums, and place[n], the row of owner n in them.
+    `turn` takes `at_once` owners and returns arrays with one row for each, 0 beyond an owner's count. Owners with
+    similar counts are processed together. Returns the sums, and place[n], the row of owner n in them.
     """
     order = jnp.argsort(-counts)
     padded = jnp.pad(order, (0, -len(order) % at_once), mode="edge").reshape(-1, at_once)
 
     def of_owners(owners: jax.Array) -> Any:
         most = counts[owners].max()
-        # "+ 0 * integer": under shard_map the zeros must vary over the devices as what is added to them does.
+        # "+ 0 * integer": under shard_map the zeros must vary over devices like the values added to them.
         zeros = jax.tree.map(
             lambda sum: jnp.zeros(sum.shape, sum.dtype) + (0 * most).astype(sum.dtype),
             jax.eval_shape(turn, owners, most),
@@ -277,7 +277,7 @@ def _in_turns(counts: jax.Array, at_once: int, group: int, kind: Any, turn: Call
 
 
 def _image_by_image(of_image: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which `vmap` makes a loop."""
+    """The function, turned into a loop by `vmap`."""
     of_image = custom_vmap(of_image)
 
     @of_image.def_vmap

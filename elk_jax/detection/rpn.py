@@ -1,8 +1,8 @@
 """Region proposal network (Ren et al. 2015) on a feature pyramid.
 
 Shape legend: B batch, L levels, H_l W_l C feature maps, A_l anchors of a level and A of all levels, M padded ground
-truth, P proposals, S sampled anchors. pred_* comes from the network, gt_* is the truth; *_logits before the sigmoid,
-*_deltas as `boxes.encode` makes them. Functions that take no B are of ONE image: map them over the batch.
+truth, P proposals, S sampled anchors. pred_* comes from the network, gt_* is the truth; *_logits are before the
+sigmoid, *_deltas as in `boxes.encode`. Functions without B are for ONE image: map them over the batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from elk_jax.precision import at_least_float32
 
 
 class RPNOutputs(NamedTuple):
-    """Per level; the anchors of a level lie row by row, column by column, then by cell anchor."""
+    """Outputs per level; the anchors of a level are ordered row by row, column by column, then by cell anchor."""
 
     objectness_logits: tuple[jax.Array, ...]  # [B, A_l]
     deltas: tuple[jax.Array, ...]  # [B, A_l, 4]
@@ -42,7 +42,7 @@ class Proposals(NamedTuple):
 
 
 class RPNSums(NamedTuple):
-    """Sums over the sampled anchors of an image: losses, and the counts they are divided by."""
+    """Sums over the sampled anchors of an image: losses, and the counts by which they are divided."""
 
     objectness: jax.Array
     box: jax.Array
@@ -51,7 +51,7 @@ class RPNSums(NamedTuple):
 
 
 class RPNHead(nn.Module):
-    """Features [B, H_l, W_l, C] per level -> RPNOutputs; one head for all levels.
+    """Features [B, H_l, W_l, C] per level -> RPNOutputs; all levels share one head.
 
     Parameters: conv1..conv{conv_depth}, objectness, deltas.
     """
@@ -92,10 +92,10 @@ def select_proposals(
     nms_iou: float,
     min_size: float,
 ) -> Proposals:
-    """The `post_nms` best proposals of one image; P = post_nms, or fewer where there are not so many anchors.
+    """The `post_nms` best proposals of one image; P = post_nms, or the number of anchors if that is less.
 
     logits: per level [A_l]. deltas, anchors: per level [A_l, 4]. image_size: [2] (height, width).
-    Of every level the `pre_nms` best anchors are decoded, clipped, filtered (finite, both sides > min_size) and thinned
+    The `pre_nms` best anchors of every level are decoded, clipped, filtered (finite, both sides > min_size) and reduced
     by NMS; then the best of all levels are taken (Lin et al. 2017, section 5). No gradient flows through.
     """
     logits, deltas = jax.lax.stop_gradient((tuple(logits), tuple(deltas)))
@@ -104,8 +104,8 @@ def select_proposals(
     def best_of_level(
         level_logits: jax.Array, level_deltas: jax.Array, level_anchors: jax.Array | np.ndarray
     ) -> tuple[jax.Array, jax.Array]:
-        # Before decoding, so that thousands of boxes are decoded and not hundreds of thousands; NaN would
-        # sort first.
+        # Before decoding, so that thousands of boxes are decoded rather than hundreds of thousands; NaN would sort
+        # first.
         finite = jnp.where(jnp.isfinite(level_logits), level_logits, -jnp.inf)
         index = choose(finite, min(most, finite.shape[0]))
         best = finite[index]
@@ -151,13 +151,13 @@ def rpn_loss_sums(
     """Losses of one image, summed over its sampled anchors: cross entropy of objectness, smooth L1 of the deltas.
 
     logits [A], deltas [A, 4], anchors [A, 4] of all levels; gt_boxes [M, 4], gt_valid and gt_ignore [M] bool. `samples`
-    anchors are drawn, `positive_fraction` of them positive at most. The box loss is of positives only.
+    anchors are drawn, at most `positive_fraction` of them positive. The box loss is over positives only.
     """
     anchors = jnp.asarray(anchors)
     matches = match(anchors, gt_boxes, gt_valid, gt_ignore, low=low, high=high, allow_low_quality=True)
     index, is_positive, valid = sample(rng, matches.labels, samples, positive_fraction)
     chosen = lanes.take(anchors, index)
-    # Where there is no lesion the anchor itself is the target: finite deltas, weight 0.
+    # Without a lesion the anchor itself is the target: finite deltas, weight 0.
     target = jnp.where(is_positive[:, None], gt_boxes[matches.gt_index[index]], chosen)
     objectness = sigmoid_cross_entropy(logits[index], is_positive)
     box = smooth_l1(lanes.take(deltas, index), box_ops.encode(target, chosen), beta).sum(-1)

@@ -22,11 +22,11 @@ class Samples(NamedTuple):
 def sample(
     rng: jax.Array, labels: jax.Array, num: int, positive_fraction: float, valid: jax.Array | None = None
 ) -> Samples:
-    """Draw S = `num` boxes without replacement, evenly, by their labels[N] (1 positive, 0 negative, others never).
+    """Draw S = `num` boxes uniformly without replacement, by their labels[N] (1 positive, 0 negative, others never).
 
-    At most int(num * positive_fraction) positives are drawn, and negatives fill all other slots as far as they reach
-    (as detectron2 and torchvision: few positives mean more negatives, few negatives leave slots empty). valid[N]: boxes
-    that may be drawn at all. Give every image its own `rng`, or all images draw alike.
+    At most int(num * positive_fraction) positives are drawn, and negatives fill the remaining slots as far as possible
+    (as in detectron2 and torchvision: few positives mean more negatives, few negatives leave slots empty). valid[N]:
+    boxes that may be drawn at all. Give every image its own `rng`, or all images draw alike.
     """
     positive, negative = labels == 1, labels == 0
     if valid is not None:
@@ -35,7 +35,7 @@ def sample(
     if size == 0:
         return Samples(jnp.zeros(num, jnp.int32), jnp.zeros(num, bool), jnp.zeros(num, bool))
     cap = min(int(num * positive_fraction), size)
-    # Random keys in [0, 1); boxes of the other kind get -1 and so come last. float32 keys whatever the boxes' type.
+    # Random keys in [0, 1); boxes of the other kind get -1 and come last. float32 keys whatever the boxes' type.
     keys = jax.random.uniform(rng, (size,), jnp.float32)
     _, drawn_positive = top_k(jnp.where(positive, keys, -1), max(cap, 1))
     _, drawn_negative = top_k(jnp.where(negative, keys, -1), min(num, size))

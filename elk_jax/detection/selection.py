@@ -1,7 +1,7 @@
-"""The best of many scores. N scores, K of them chosen; one image (map over the batch).
+"""The best of many scores. N scores, K of them chosen; for one image (map over the batch).
 
-A TPU's compiler needs ten seconds and more for every sort of tens of thousands of scores. There the K-th best score is
-found bit by bit, each bit by a count, and only the chosen are sorted.
+A TPU's compiler needs ten seconds or more for every sort of tens of thousands of scores. There, the K-th best score is
+found bit by bit, each bit by a count, and only the chosen scores are sorted.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import jax.numpy as jnp
 
 LANES = 128
 SORTED_WHOLE = 4096
-"""Up to so many scores a sort is compiled quickly."""
+"""Number of scores up to which a sort is compiled quickly."""
 
 
 @jax.named_scope("top_k")
 def top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The K = `k` highest of scores[N], falling, and their indices [K] int32; equal scores by rising index.
+    """The K = `k` highest of scores[N], descending, and their indices [K] int32; equal scores by ascending index.
 
-    The result of `jax.lax.top_k` on every platform. No score is NaN, and k is at most N.
+    The result equals `jax.lax.top_k` on every platform. No score may be NaN, and k is at most N.
     """
 
     def sort_chosen(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -34,9 +34,9 @@ def top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 @jax.named_scope("top_k")
 def choose(scores: jax.Array, k: int) -> jax.Array:
-    """The indices of `top_k`, in an order that is the platform's.
+    """The indices of `top_k`, in an order that depends on the platform.
 
-    Equal scores are by rising index everywhere, so that a stable sort of the chosen has one result.
+    Equal scores are by ascending index everywhere, so that a stable sort of the chosen ones has a unique result.
     """
     return _on_platform(scores, k, lambda scores: by_counting(scores, k), lambda scores: jax.lax.top_k(scores, k)[1])
 
@@ -48,7 +48,7 @@ def _on_platform(scores: jax.Array, k: int, counting: Callable[..., Any], sortin
 
 
 def by_counting(scores: jax.Array, k: int) -> jax.Array:
-    """The indices of the `k` highest, rising."""
+    """The indices of the `k` highest, ascending."""
     ranked = _in_order(scores)
     ranked = jnp.pad(ranked, (0, -len(ranked) % LANES)).reshape(-1, LANES)
     bits = jnp.iinfo(ranked.dtype).bits
@@ -57,7 +57,7 @@ def by_counting(scores: jax.Array, k: int) -> jax.Array:
         higher = least | (least.dtype.type(1) << (bits - 1 - turn).astype(least.dtype))
         return jnp.where((ranked >= higher).sum() >= k, higher, least)
 
-    # From a value that shares the scores' type in every respect (also under shard_map).
+    # Start from a value that shares the scores' type in every respect (also under shard_map).
     least = jax.lax.fori_loop(0, bits, add_bit, ranked[0, 0] & 0)
     above, equal = ranked > least, ranked == least
     counted, before = _counts(equal)
@@ -71,7 +71,7 @@ def by_counting(scores: jax.Array, k: int) -> jax.Array:
 
 
 def _in_order(scores: jax.Array) -> jax.Array:
-    """Unsigned numbers in the order of floating-point scores, of at least 1 for all but NaN."""
+    """Unsigned numbers in the order of floating-point scores; at least 1 for all but NaN."""
     bits = jnp.finfo(scores.dtype).bits
     unsigned = jax.lax.bitcast_convert_type(scores, jnp.dtype(f"uint{bits}"))
     sign = unsigned.dtype.type(1 << (bits - 1))
@@ -79,7 +79,7 @@ def _in_order(scores: jax.Array) -> jax.Array:
 
 
 def _counts(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of mask[R, LANES] how many are set in the row up to each, itself included, and in all rows before [R] int32."""
+    """For mask[R, LANES]: how many are set in the row up to and including each, and in all previous rows [R] int32."""
     up_to = jnp.triu(jnp.ones((LANES, LANES), jnp.bfloat16))
     counted = jnp.dot(mask.astype(jnp.bfloat16), up_to, preferred_element_type=jnp.float32).astype(jnp.int32)
     of_row = counted[:, -1]

@@ -1,4 +1,4 @@
-"""What the settings of all detectors have in common: types of their fields, and what must fit together."""
+"""Common parts of the settings of all detectors: types of their fields, and checks of their consistency."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Positives = Annotated[tuple[Positive, ...], NOT_EMPTY]
 
 
 def check_anchors(config: Any, levels: int) -> None:
-    """UserError unless `anchor_sizes` has equally many for every level."""
+    """UserError unless `anchor_sizes` has the same number for every level."""
     per_level = {len(sizes) for sizes in config.anchor_sizes}
     if len(config.anchor_sizes) != levels or len(per_level) != 1:
         todo = f"give {levels} tuples of equal length, one per level" if levels > 1 else "give one tuple"
@@ -25,7 +25,8 @@ def check_anchors(config: Any, levels: int) -> None:
 
 
 def check_groups(config: Any, grouped: Mapping[str, bool]) -> None:
-    """UserError unless `norm_groups` divides the widths that group norms split. grouped: field -> whether they do."""
+    """UserError unless the widths that group norms split are divisible by `norm_groups`. grouped: field -> whether they
+    split it."""
     for width, is_grouped in grouped.items():
         if is_grouped and getattr(config, width) % config.norm_groups:
             raise impossible(config, "norm_groups", f"give a divisor of {width} = {getattr(config, width)}")

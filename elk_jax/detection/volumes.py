@@ -1,13 +1,13 @@
-"""Detections of the slices of a volume -> findings of the volume, on the device, with static shapes.
+"""Detections in the slices of a volume -> findings of the volume, on the device, with static shapes.
 
-S slices (padded), K detections of a slice, N = S * K, Q candidates, D findings of the volume.
+S slices (padded), K detections per slice, N = S * K, Q candidates, D findings of the volume.
 
-A lesion is seen in its neighbours too, so detections of one place along z are one finding. Two rules:
+A lesion is also visible in neighbouring slices, so detections at one place along z form one finding. Two rules:
 
-`group`: boxes by falling score; a kept one takes all boxes that overlap with it in the plane within `reach` slices,
-    and spans the slices of those that score at least `span` of its own score.
-`peaks`: the rule of CoMoTo and of its forerunner (ICEBERG-VICOROB, DBT_phase2): a box stays if no box that overlaps
-    with it scores more in the slices [i - d, i + d) of its slice i. Ties keep both; a finding is of one slice.
+`group`: boxes are visited by descending score; a kept box absorbs all boxes that overlap it in the plane within `reach`
+    slices, and spans the slices of those that score at least `span` of its own score.
+`peaks`: the rule of CoMoTo and of its predecessor (ICEBERG-VICOROB, DBT_phase2): a box in slice i is kept if no
+    overlapping box in the slices [i - d, i + d) scores more. Ties keep both; a finding has one slice.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from elk_jax.detection.nms import settle
 from elk_jax.fields import SHARE, AtLeast, check
 
 CANDIDATES = 1000
-"""The best detections of a volume that are grouped: more would be compared with each other in vain."""
+"""Number of best detections of a volume that are grouped: comparing more would not change the result."""
 
 
 class VolumeFindings(NamedTuple):
-    """Findings of a volume by falling score; slots that are not `valid` hold nothing."""
+    """Findings of a volume by descending score; slots that are not `valid` are empty."""
 
     boxes: jax.Array  # [D, 4] in the best slice
     best: jax.Array  # [D] int32 slice of the box
@@ -42,9 +42,10 @@ class VolumeFindings(NamedTuple):
 class VolumeRule:
     """How detections of slices become findings.
 
-    overlap: IoU in the plane above which boxes are of one place. reach: slices within which they are, as a share of
-    those that were looked at. span: of a finding's score, which the detections reach whose slices it covers; `group`
-    alone. most: findings of a volume. margin: slices at either end that are not looked at, since they show no tissue.
+    overlap: IoU in the plane above which boxes are at one place. reach: distance in slices up to which they are, as a
+    share of the slices examined. span: a finding covers the slices of detections that score at least this share of its
+    score; only for `group`. most: most findings of a volume. margin: slices at either end that are not examined, since
+    they show no tissue.
     """
 
     name: Literal["group", "peaks"] = "group"
@@ -61,7 +62,7 @@ class VolumeRule:
 COMOTO = VolumeRule("peaks", overlap=0.5, margin=4, most=300)
 """As published: slices 4 to N - 5, and d a quarter of them."""
 Rule = Literal["group", "comoto"]
-"""A setting: which rule makes findings of the detections of slices."""
+"""Setting: the rule that combines detections in slices into findings."""
 RULES: dict[Rule, VolumeRule] = {"group": VolumeRule(), "comoto": COMOTO}
 
 
@@ -74,10 +75,10 @@ def find(
     valid: jax.Array,
     count: jax.Array,
 ) -> VolumeFindings:
-    """Findings from boxes[S, K, 4], scores, labels and valid[S, K] of the first `count` slices that were looked at.
+    """Findings from boxes[S, K, 4], scores, labels and valid[S, K] of the first `count` slices that were examined.
 
-    `count` is an array: volumes of any number of slices up to S share one compilation. Positions are those of the
-    slices given, from 0. Boxes of different labels are different findings.
+    `count` is an array: volumes with any number of slices up to S share one compilation. Positions refer to the given
+    slices, from 0. Boxes with different labels are different findings.
     """
     slices, per_slice = scores.shape
     valid = valid & (jnp.arange(slices) < count)[:, None] & ~jnp.isnan(scores) & jnp.isfinite(boxes).all(-1)
@@ -96,7 +97,7 @@ def find(
         near = (jnp.abs(at[:, None] - at[None, :]) <= reach) & (labels[:, None] == labels[None, :])
         same = near & (box_ops.iou(boxes, boxes) > rule.overlap) & valid[:, None] & valid[None, :]
         keep = settle(same, valid)
-        # A box that is not kept goes to the best kept one that takes it: the first, since all are sorted by score.
+        # A box that is not kept goes to the best kept one that absorbs it: the first, since all are sorted by score.
         taken_by = jnp.where(keep, jnp.arange(len(keep)), jnp.argmax(same & keep[:, None], axis=0))
         counts = valid & (scores >= rule.span * scores[taken_by])
         first = jnp.full_like(at, slices).at[taken_by].min(jnp.where(counts, at, slices))
@@ -111,7 +112,7 @@ def find(
 def _peaks(
     boxes: jax.Array, scores: jax.Array, labels: jax.Array, valid: jax.Array, reach: jax.Array, overlap: float
 ) -> jax.Array:
-    """[S, K] bool: valid boxes that no overlapping one in the slices [i - reach, i + reach) outscores."""
+    """[S, K] bool: valid boxes that are not outscored by an overlapping one in the slices [i - reach, i + reach)."""
     slices, per_slice = scores.shape
     position = jnp.repeat(jnp.arange(slices), per_slice)
     others = boxes.reshape(-1, 4), scores.reshape(-1), labels.reshape(-1), valid.reshape(-1)

@@ -1,6 +1,6 @@
-"""How alike two sets of small images look, by a short descriptor of each image.
+"""Similarity in appearance of two sets of small images, by a short descriptor of each image.
 
-Shapes: N images, S side in pixels (8 at least), F numbers of a descriptor. Images are [N, S, S], grey values in [0, 1].
+Shapes: N images, S side in pixels (at least 8), F numbers of a descriptor. Images are [N, S, S], grey values in [0, 1].
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ LEAST_DEVIATION = 1e-6
 
 
 def descriptors(images: np.ndarray) -> np.ndarray:
-    """[N, F]: the image in 8 x 8 fields, and logarithms of its variance by octaves of the wave length.
+    """[N, F]: the image in 8 x 8 fields, and logarithms of its variance by octaves of the wavelength.
 
-    They see where an image is bright, how strong its contrast is and how fine.
+    They describe where an image is bright, and the strength and fineness of its contrast.
     """
     return np.concatenate([_described(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)])
 
@@ -40,7 +40,7 @@ def _described(images: np.ndarray) -> np.ndarray:
 
 
 def distance(real: np.ndarray, made: np.ndarray) -> float:
-    """Frechet distance of the descriptors of two sets of images, each number in deviations of the real ones, over F.
+    """Frechet distance between the descriptors of two sets of images, in standard deviations of the real ones, over F.
 
     UserError for fewer than two images.
     """

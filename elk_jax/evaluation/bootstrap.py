@@ -1,11 +1,11 @@
 """Confidence intervals and comparisons by resampling PATIENTS, since the images of one patient are not independent.
 
 A metric is given as a *statistic*: a function of patient weights [R, P] (how often each of the P patients was drawn in
-each of R resamples) that returns [R] values per name. So a metric sorts its predictions once, and a resample is a
-matrix product; a row of ones is the original sample. NaN means "not defined in this resample".
+each of R resamples) that returns [R] values per name. A metric therefore sorts its predictions once, and a resample is
+a matrix product; a row of ones is the original sample. NaN means "not defined in this resample".
 
-Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993): percentile intervals, chapter 13; the optimism of
-what was chosen on the sample, chapter 17.
+Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993): percentile intervals, chapter 13; optimism of a
+choice made on the sample, chapter 17.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Estimate = dict[str, float | None]
 
 
 class PatientStatistic(Protocol):
-    """A `Statistic` that knows its patients, in the order of their weights."""
+    """A `Statistic` with its patients, in the order of their weights."""
 
     @property
     def patients(self) -> list[str]: ...
@@ -36,7 +36,7 @@ class PatientStatistic(Protocol):
 
 @dataclass(frozen=True)
 class Prefixed:
-    """A statistic whose names begin with a prefix, as where its values are a section of an evaluation."""
+    """A statistic whose names get a prefix, for values that form a section of an evaluation."""
 
     statistic: PatientStatistic
     prefix: str
@@ -50,13 +50,13 @@ class Prefixed:
 
 
 MOST = 100_000
-"""Resamples; their weights are drawn at once."""
+"""Most resamples; their weights are drawn at once."""
 Resamples = Annotated[int, Between(0, MOST)]
-"""A setting: how many resamples of patients; 0 for no intervals."""
+"""Setting: number of resamples of patients; 0: no intervals."""
 
 LEAST_PATIENTS = 20
-"""With fewer, intervals are doubted: the spread of so few patients is itself too narrow (measured of thresholds of
-detectors, docs/results.md)."""
+"""With fewer, intervals are reported as doubtful: the spread of so few patients is itself too narrow (measured for
+thresholds of detectors, docs/results.md)."""
 LEVEL = 0.95
 CHUNK = 250  # resamples processed at once: limits the memory for large data sets
 
@@ -68,12 +68,12 @@ def draw_weights(patients: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def weights_of(patients: int, resamples: int, seed: int) -> np.ndarray:
-    """As `draw_weights`; [0, P] with fewer than two patients, whose draws say nothing."""
+    """Like `draw_weights`; [0, P] with fewer than two patients, whose draws are uninformative."""
     return draw_weights(patients, resamples, seed) if patients > 1 else np.zeros((0, patients), np.float32)
 
 
 def check(resamples: object, seed: object) -> None:
-    """UserError for a number of resamples, or a seed, that cannot be."""
+    """UserError for an impossible number of resamples or seed."""
     check_seed(seed)
     if isinstance(resamples, bool) or not isinstance(resamples, int | np.integer) or not 0 <= resamples <= MOST:
         raise UserError(f"resamples is {resamples!r}", where="resamples", todo=f"give {described(Resamples)}")
@@ -100,9 +100,9 @@ def estimate(statistic: Statistic, patients: int, *, resamples: int = 2000, seed
 
 
 def bands(statistic: Statistic, patients: int, *, resamples: int = 2000, seed: int = 0) -> dict[str, list[Estimate]]:
-    """95 % percentile intervals [{"low", "high"}, ...] of a statistic whose values are [R, G]: one for each place.
+    """95 % percentile intervals [{"low", "high"}, ...] of a statistic with values [R, G]: one for each of G places.
 
-    {} with fewer than two patients or without resamples; None where a place is not defined in any of them.
+    {} with fewer than two patients or without resamples; None for a place that is not defined in any of them.
     """
     draws = _draw(statistic, patients, resamples, seed)
     return {name: [interval(column, 0.0) for column in values.T] for name, values in draws.items()}
@@ -145,17 +145,17 @@ def interval(draws: np.ndarray | None, value: float | None) -> Estimate:
 
 
 def on_others(value: float | None, there: np.ndarray, transferred: np.ndarray, patients: int) -> Estimate:
-    """What comes on other patients of a share that was made large by a choice on the sample: {"value", "low", "high"}.
+    """The expected share on other patients, for a choice that maximised it on the sample: {"value", "low", "high"}.
 
-    value: the share on the sample, of what was chosen there. there, transferred: of what is chosen on each resample
-    [R], its share on that resample and on the sample. Their difference is the error that choice and chance make
-    together: its mean, the optimism, is taken off the value, and its spread gives a 95 % interval by Student's t.
-    patients: on whom the share rests. Shares count as angles, the arcsine of their root, whose spread does not depend
-    on the share, and which keep the interval within [0, 1].
+    value: the share on the sample, for the choice made there. there, transferred: for the choice made on each resample
+    [R], its share on that resample and on the sample. Their difference is the combined error of choice and chance: its
+    mean, the optimism, is subtracted from the value, and its spread gives a 95 % interval by Student's t.
+    patients: number of patients behind the share. Shares are treated as angles, the arcsine of their root: their spread
+    does not depend on the share, and the interval stays within [0, 1].
 
-    All are None where the value is not defined, with fewer than two patients, and where fewer than two resamples define
-    both shares; low and high where no resample errs, which tells nothing of others.
-    `benchmarks/classifier_thresholds.py` measures how often the interval holds, beside other methods.
+    All are None if the value is not defined, with fewer than two patients, and if fewer than two resamples define both
+    shares; low and high are None if no resample errs, which is uninformative about others.
+    `benchmarks/classifier_thresholds.py` measures the coverage of the interval, beside other methods.
     """
     errors = _angles(there) - _angles(transferred)
     errors = errors[np.isfinite(errors)]
@@ -163,7 +163,7 @@ def on_others(value: float | None, there: np.ndarray, transferred: np.ndarray, p
         return {"value": None, "low": None, "high": None}
     middle, half = _angles(np.array(value)) - errors.mean(), _student(patients) * errors.std(ddof=1)
     corrected, low, high = np.sin(np.clip([middle, middle - half, middle + half], 0.0, np.pi / 2)) ** 2
-    known = half > 1e-9  # but for rounding
+    known = half > 1e-9  # except for rounding
     return {"value": float(corrected), "low": float(low) if known else None, "high": float(high) if known else None}
 
 

@@ -1,4 +1,4 @@
-"""Whether probabilities of a class are the shares in which it occurs.
+"""Calibration: whether probabilities of a class match the shares in which it occurs.
 
 Shapes: N images, R weightings of the images, B bins of probability.
 """
@@ -11,10 +11,10 @@ from elk_jax.evaluation.froc import ratio
 
 BINS = 10
 SMALLEST = float(np.finfo(np.float64).eps)
-"""Probabilities nearer to 0 or 1 are moved to here before a logarithm is taken."""
+"""Probabilities closer to 0 or 1 are clipped to this distance before a logarithm is taken."""
 STEPS = 50
 STEEPEST = 1e3
-"""Slope beyond which a fit counts as not defined."""
+"""Slope beyond which a fit counts as undefined."""
 
 
 def logits(probabilities: np.ndarray) -> np.ndarray:
@@ -43,7 +43,7 @@ def bins(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> d
 def expected_error(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Expected calibration error [R]: |mean probability - share of the class| of each bin, weighted by its images.
 
-    Of the probability of the class in bins of equal width; not of the confidence in the predicted class.
+    Uses the probability of the class in bins of equal width, not the confidence in the predicted class.
     Source: Naeini et al., AAAI 2015.
     """
     gap = weights @ (np.eye(BINS)[bin_of(probabilities)] * (probabilities - truth)[:, None])
@@ -56,7 +56,7 @@ def brier(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> 
 
 
 def cross_entropy(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean negative log likelihood [R] of whether an image is of the class, in nats."""
+    """Mean negative log likelihood [R] of membership in the class, in nats."""
     p = np.clip(probabilities, SMALLEST, 1 - SMALLEST)
     return ratio(weights @ -np.where(truth, np.log(p), np.log1p(-p)), weights.sum(axis=1))
 
@@ -64,7 +64,7 @@ def cross_entropy(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndar
 def slope(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Calibration slope [R]: b of the logistic regression logit P(class) = a + b logit(probability).
 
-    1 is right, less is over-confident. NaN where no finite b is best: the scores separate the classes, or are equal.
+    1 is perfect, less is over-confident. NaN if no finite b is optimal: the scores separate the classes, or are equal.
 
     Source: Cox, Biometrika 1958.
     """
@@ -80,8 +80,8 @@ def slope(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> 
 
 
 def intercept(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Calibration in the large [R]: a of logit P(class) = a + logit(probability); 0 is right, below 0 the probabilities
-    are too large on the whole. NaN without images of both kinds.
+    """Calibration in the large [R]: a of logit P(class) = a + logit(probability); 0 is perfect, below 0 the
+    probabilities are too large overall. NaN without images of both kinds.
 
     Source: Van Calster et al., BMC Medicine 2019.
     """
@@ -108,7 +108,7 @@ def _logistic(design: np.ndarray, truth: np.ndarray, weights: np.ndarray, offset
 
 
 def _separated(x: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Whether a threshold on x parts the classes of each weighting [R], or one of them is missing."""
+    """Whether a threshold on x separates the classes of each weighting [R], or one of them is missing."""
     drawn = weights > 0
 
     def ends(of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

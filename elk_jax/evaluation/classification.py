@@ -1,7 +1,7 @@
 """All metrics of a classifier for one named class, with confidence intervals over patients.
 
-One class is the positive one; all others are negative. So every metric depends on its probability alone, and for two
-classes nothing else is left. Which class is positive decides average precision, sensitivity and F1: name it.
+One class is positive, and all others are negative, so every metric depends only on the probability of that class; with
+two classes this covers everything. Average precision, sensitivity and F1 depend on which class is positive: name it.
 
 Shapes: N images, P patients, R weightings of the patients, G places of the curve, B bins of probability.
 """
@@ -22,17 +22,17 @@ from elk_jax.evaluation.predictions import Predictions, aligned
 from elk_jax.evaluation.thresholds import HALF, OperatingPoint, called, doubt
 
 TARGETS = (0.9, 0.95)
-"""Specificities at which sensitivity is read, and sensitivities at which specificity is."""
+"""Specificities at which sensitivity is read, and sensitivities at which specificity is read."""
 CURVE_GRID = tuple(np.round(np.linspace(0.0, 1.0, 101), 6))
 HISTOGRAM = 20
-"""Bins of equal width of the histograms of scores."""
+"""Number of bins (of equal width) in histograms of scores."""
 
 
 class ClassificationStatistic:
     """The metrics of one classifier as a function of patient weights (see bootstrap.py). Images are sorted once.
 
-    A resample of patients without an image of one of the two kinds has NaN for the metrics that need both, and is left
-    out of their intervals. Thresholds of operating points are fixed: they were chosen on other images.
+    In a resample of patients without an image of one kind, metrics that need both kinds are NaN, and their intervals
+    exclude it. Thresholds of operating points are fixed: they were chosen on other images.
 
     Attributes: patients (in order of the weights).
     """
@@ -46,7 +46,7 @@ class ClassificationStatistic:
         self._points = points
 
     def _of_images(self, weights: np.ndarray) -> np.ndarray:
-        """Weights of patients [R, P] as those of images [R, N]."""
+        """Weights of patients [R, P] expanded to images [R, N]."""
         return np.asarray(weights, float)[:, self._row_of]
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -83,12 +83,12 @@ class ClassificationStatistic:
         return roc.corners(self._ranking, np.ones((1, len(self._truth))))
 
     def reliability(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Share of the class in each bin of probability, and what it is a share of; [R, B] each."""
+        """Share of the class in each bin of probability, and the weight of the bin; [R, B] each."""
         return calibration.bins(self._scores, self._truth, self._of_images(weights))
 
 
 def other_name(predictions: Predictions, positive: str) -> str:
-    """What is not of the class `positive`: the other of two classes, or "not" it."""
+    """The name of the negatives: the other of two classes, or "not" the class `positive`."""
     others = [name for name in predictions.classes if name != positive]
     return others[0] if len(others) == 1 else f"not {positive}"
 
@@ -103,20 +103,20 @@ def evaluate_classification(
 ) -> dict[str, Any]:
     """All metrics of a classifier on one split, ready for JSON.
 
-    predictions: per image, or per patient (`predictions.by_patient`). positive: the class that scores speak for.
+    predictions: per image, or per patient (`predictions.by_patient`). positive: the class indicated by high scores.
     points: thresholds of the operating points, chosen on other images (`thresholds.choose`).
     resamples: of patients, for 95 % percentile intervals; 0 for none.
 
-    A metric is {"value", "low", "high"}, with None if it is not defined; roc.py, calibration.py, delong.py define it:
+    A metric is {"value", "low", "high"}, with None if it is not defined; see roc.py, calibration.py and delong.py:
     auroc, auroc_delong (and its "error"), brier, cross_entropy, calibration_error, calibration_slope,
     calibration_intercept; average_precision {class: ..., other class: ...}, each of them as the positive one;
     sensitivity_at_specificity and specificity_at_sensitivity {"0.9": ...}.
     operating_points: [{the fields of `thresholds.OperatingPoint`, and the metrics of `thresholds.called`}]; warning:
-    what is to be said against them, or "".
+    reservations about them, or "".
     Besides: curve {false_positive_rate, sensitivity, band_at, low, high}; reliability [{low, high, images, probability,
     share}]; histogram {edges, counts: {class: [...]}}; counts, notes, and the settings of the evaluation.
 
-    UserError for another class than those of the predictions, and unless there are images of both kinds.
+    UserError if the predictions do not have the class, or unless there are images of both kinds.
     """
     bootstrap.check(resamples, seed)
     statistic = ClassificationStatistic(predictions, positive, points)
@@ -157,14 +157,14 @@ def compare_classification(
 
     Returns {name: {"first", "second", "difference", "low", "high", "p_value"}} with the names of `evaluate.scalars`
     (`average_precision_malignant`, ...), `auroc_delong` by DeLong's test, and `operating_point_0_accuracy`, ... for the
-    points, of which each classifier has its own, in the same order.
+    operating points; each classifier has its own, in the same order.
 
-    UserError unless both are of the same images, patients, labels and classes, and have as many operating points.
+    UserError unless both have the same images, patients, labels and classes, and the same number of operating points.
     """
     bootstrap.check(resamples, seed)
     if len(first_points) != len(second_points):
-        what = f"{len(first_points)} operating points of the first, {len(second_points)} of the second"
-        raise UserError(what, where="second_points", todo="choose those of both by the same rules")
+        what = f"the first has {len(first_points)} operating points, the second {len(second_points)}"
+        raise UserError(what, where="second_points", todo="choose both by the same rules")
     first, second = aligned([first, second])
     a = ClassificationStatistic(first, positive, first_points)
     b = ClassificationStatistic(second, positive, second_points)
@@ -179,7 +179,7 @@ def confident_errors(
     """The `number` images that are farthest on the wrong side of `threshold`, farthest first.
 
     Each is {"image_id", "label" (its class), "score" (probability of `positive`), "called" ("positive", "negative")}.
-    Far is measured in logits, so that 0.01 and 0.99 are equally far from 0.5.
+    Distance is measured in logits, so that 0.01 and 0.99 are equally far from 0.5.
     """
     own, scores = predictions.position(positive), predictions.scores(positive)
     wrong = np.flatnonzero((scores >= threshold) != (predictions.labels == own))

@@ -1,11 +1,12 @@
-"""Average precision by COCO's definition, at any IoU threshold, and fast enough to bootstrap.
+"""Average precision by COCO's definition, at any IoU threshold, and fast enough for bootstrapping.
 
 The definition is that of pycocotools' `COCOeval` for boxes. Per image and class, the 100 best-scoring predictions are
-matched, best first, each to the unmatched lesion of largest IoU >= threshold. Boxes to ignore are COCO's "crowd": the
-overlap is relative to the area of the prediction, and any number of predictions may match one; none of them counts.
+matched, best first, each to the unmatched lesion of largest IoU >= threshold. Ignore boxes are COCO's "crowd": the
+overlap is relative to the area of the prediction, and any number of predictions may match one; none of these counts.
 Precision is made monotone and read at 101 recalls, and classes are averaged. Equal scores keep the order of images.
 
-Precision has its local maxima just after a hit, so only these corners are stored (P patients, J hits, R weightings).
+Precision has its local maxima directly after a hit, so only these corners are stored (P patients, J hits, R
+weightings).
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ def match_image(
 ) -> tuple[np.ndarray, np.ndarray]:
     """COCO's greedy matching of one image and class.
 
-    boxes: [K, 4] predictions, best first. gt_boxes: [N, 4]. crowd: [N] bool, boxes to ignore, each of which any number
-    of predictions may match. thresholds: T values of IoU.
+    boxes: [K, 4] predictions, best first. gt_boxes: [N, 4]. crowd: [N] bool, ignore boxes, each of which may be matched
+    by any number of predictions. thresholds: T values of IoU.
 
-    Returns (hit [T, K] bool: matches a lesion that counts; ignored [T, K] bool: matches an ignored box).
+    Returns (hit [T, K] bool: matches a lesion that counts; ignored [T, K] bool: matches an ignore box).
     """
     limits = np.asarray(thresholds, float)[:, None]
     hit = np.zeros((len(limits), len(boxes)), bool)
@@ -64,7 +65,8 @@ def match_image(
 
 
 def _best(overlaps: np.ndarray, fits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per threshold, the fitting box of largest overlap (the last of equals, as in COCOeval), and whether one fits."""
+    """Per threshold, the eligible box of largest overlap (the last of equals, as in COCOeval), and whether there is
+    one."""
     masked = np.where(fits, overlaps[None], -1.0)[:, ::-1]
     return fits.shape[1] - 1 - np.argmax(masked, axis=1), np.any(fits, axis=1)
 
@@ -74,7 +76,7 @@ def count(
 ) -> dict[float, list[Counts]]:
     """Match all images once. Returns, per IoU threshold, the counts of every class that has lesions.
 
-    patients: their order in the first axis of the counts. Default: order of appearance.
+    patients: their order along the first axis of the counts. Default: order of appearance.
     """
     patients = list(dict.fromkeys(r.patient_id for r in results)) if patients is None else patients
     row_of = {patient: row for row, patient in enumerate(patients)}

@@ -1,8 +1,8 @@
-"""DeLong's interval of the AUROC, and his test of two classifiers of the same images, without resampling.
+"""DeLong's interval for the AUROC, and DeLong's test of two classifiers on the same images, without resampling.
 
-The variance is that of the structural components: how a positive image ranks among the negative ones, and a negative
-one among the positive ones. Components of one patient are summed before they are squared, since the images of a patient
-are not independent (Obuchowski 1997); with one image a patient this is DeLong's variance exactly.
+The variance is that of the structural components: the rank of a positive image among the negative ones, and of a
+negative one among the positive ones. Components of one patient are summed before squaring, since the images of a
+patient are not independent (Obuchowski 1997); with one image per patient this is exactly DeLong's variance.
 
 Sources: DeLong, DeLong and Clarke-Pearson, Biometrics 1988; Sun and Xu, IEEE Signal Processing Letters 2014 (mid-ranks,
 O(N log N)); Obuchowski, Biometrics 1997.
@@ -25,17 +25,17 @@ from elk_jax.evaluation.predictions import Predictions, aligned
 from elk_jax.fields import described, fits
 
 Over = Literal["patients", "images"]
-"""What is independent of each other."""
+"""The independent units."""
 
 ROUNDING = 1e-14
-"""Variance below which a difference is rounding."""
+"""Variance below which a difference counts as rounding."""
 
 
 def delong(predictions: Predictions, positive: str, *, over: Over = "patients") -> Estimate:
     """AUROC of the class `positive` with its standard error and 95 % interval: {"value", "low", "high", "error"}.
 
-    The interval is symmetric, cut to [0, 1]. Low, high and error are None with fewer than two patients (images) of
-    either kind. An AUROC of exactly 0 or 1 has the error 0: then use an interval of another kind.
+    The interval is symmetric, clipped to [0, 1]. Low, high and error are None with fewer than two patients (images) of
+    either kind. An AUROC of exactly 0 or 1 has an error of 0: use another kind of interval in that case.
     UserError unless there are images of both kinds.
     """
     areas, covariance = _areas([predictions], positive, over)
@@ -48,10 +48,10 @@ def delong(predictions: Predictions, positive: str, *, over: Over = "patients") 
 
 
 def compare_delong(first: Predictions, second: Predictions, positive: str, *, over: Over = "patients") -> Estimate:
-    """Two classifiers of the same images, second minus first, with the entries of `bootstrap.compare`.
+    """Two classifiers on the same images, second minus first, with the entries of `bootstrap.compare`.
 
-    The p-value is two-sided for "no difference": 1 for equal rankings, None where their difference has no variance.
-    UserError unless both are of the same images, with images of both kinds.
+    The p-value is two-sided for "no difference": 1 for equal rankings, None if the difference has no variance.
+    UserError unless both have the same images, with images of both kinds.
     """
     areas, covariance = _areas(aligned([first, second]), positive, over)
     difference = float(areas[1] - areas[0])
@@ -99,7 +99,7 @@ def _areas(sets: Sequence[Predictions], positive: str, over: Over) -> tuple[np.n
 
 def structural_components(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each positive image [M] the share of negative ones that score lower, for each negative image [N] the share of
-    positive ones that score higher; equal scores count half. Both have the AUROC as mean."""
+    positive ones that score higher; equal scores count half. The mean of both is the AUROC."""
     ranks, m, n = midranks(scores), int(truth.sum()), int((~truth).sum())
     above = (ranks[truth] - midranks(scores[truth])) / n
     below = 1 - (ranks[~truth] - midranks(scores[~truth])) / m
@@ -113,7 +113,7 @@ def midranks(values: np.ndarray) -> np.ndarray:
 
 
 def _unit_sums(components: np.ndarray, units: np.ndarray, number: int) -> tuple[np.ndarray, int]:
-    """Sums [P, C] of components [images, C] of the same patient, and how many patients have any."""
+    """Sums [P, C] of components [images, C] over each patient, and the number of patients with any."""
     sums = np.zeros((number, components.shape[1]))
     np.add.at(sums, units, components)
     return sums, len(np.unique(units))

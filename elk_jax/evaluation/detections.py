@@ -23,9 +23,9 @@ from elk_jax.images.names import checked_text, whole_number
 from elk_jax.images.schema import ImageInfo
 
 FARTHEST = 1e9
-"""Pixels beyond which no coordinate of an image lies: areas must not overflow."""
+"""Largest possible coordinate in an image, in pixels: areas must not overflow."""
 OVERHANG = 1.0
-"""Pixels by which a predicted box may reach out of its image without a doubt."""
+"""Pixels by which a predicted box may extend beyond its image without a note."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class ImageResult:
 
     @property
     def has_lesions(self) -> bool:
-        """Whether the image has a lesion to find. False also if every annotated box is to be ignored."""
+        """Whether the image has a lesion to find. False also if all annotated boxes are ignore boxes."""
         return bool((~self.gt_ignore).any())
 
     @property
     def is_lesion_free(self) -> bool:
-        """Whether the image has no annotated box at all, not even one to ignore."""
+        """Whether the image has no annotated box at all, not even an ignore box."""
         return len(self.gt_boxes) == 0
 
 
@@ -99,7 +99,7 @@ def join(infos: Sequence[ImageInfo], detections: Mapping[str, Detections]) -> li
         raise UserError(
             f"{len(unknown)} images are not in the data, for example {unknown[0]!r}",
             where="predictions",
-            todo="evaluate on the data and split that the predictions were made for",
+            todo="evaluate on the data and split for which the predictions were made",
         )
     return results
 
@@ -109,9 +109,9 @@ def join_batches(
     outputs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]],
     score_floor: float = 0.0,
 ) -> list[ImageResult]:
-    """Map the padded outputs of a detector to pixels of the source and join them with the ground truth.
+    """Map the padded outputs of a detector to pixels of the source, and join them with the ground truth.
 
-    infos: of the source that the loader read; `batch["index"]` is a position in it.
+    infos: of the loader's source; `batch["index"]` is a position in it.
     outputs: pairs of a Batch and predictions: boxes [B, K, 4] in the resized image, scores, labels, valid [B, K].
     score_floor: predictions with a lower score are dropped.
 
@@ -131,7 +131,7 @@ def join_batches(
             chosen = keep[row]
             own = boxes[row, chosen] / np.tile(scale[row], 2)
             if not (np.isfinite(own).all() and np.isfinite(scores[row, chosen]).all()):
-                todo = "use an earlier checkpoint, or lower the learning rate and train again"
+                todo = "use an earlier checkpoint, or retrain with a lower learning rate"
                 raise UserError("predicted boxes or scores are not finite", where=f"image {info.image_id}", todo=todo)
             limit = np.array([info.width, info.height] * 2, float)
             detections[int(index[row])] = Detections(
@@ -142,16 +142,15 @@ def join_batches(
 
 
 def checked(results: Iterable[ImageResult]) -> list[ImageResult]:
-    """The same results with arrays of float64, int64 and bool, and ids as text; a patient "" is the image's own.
+    """The same results with arrays of float64, int64 and bool, and ids as text; a patient "" becomes the image's own.
 
-    UserError for what files of annotations and results must not hold either: an image that occurs twice, arrays that do
-    not fit each other, a box or score that is not finite, an inverted box, a lesion without area, a label that is
-    not a class.
+    UserError for what is also forbidden in files of annotations and results: a duplicate image, arrays of inconsistent
+    shapes, a box or score that is not finite, an inverted box, a lesion without area, a label that is not a class.
     """
     found = [_checked(result) for result in results]
     for image_id, count in Counter(result.image_id for result in found).items():
         if count > 1:
-            todo = "give every image once, with all its predictions"
+            todo = "list every image once, with all its predictions"
             raise UserError(f"the image occurs {count} times", where=f"image {image_id}", todo=todo)
     return found
 
@@ -159,7 +158,7 @@ def checked(results: Iterable[ImageResult]) -> list[ImageResult]:
 def _checked(result: ImageResult) -> ImageResult:
     if not isinstance(result, ImageResult):
         raise UserError(
-            f"a result is a {type(result).__name__}", where="results", todo="give ImageResults, as of `join`"
+            f"a result is a {type(result).__name__}", where="results", todo="give ImageResults, as from `join`"
         )
     image_id = checked_text(result.image_id, "image_id", "results")
     where = f"image {image_id}"
@@ -188,17 +187,17 @@ def _checked(result: ImageResult) -> ImageResult:
 def _boxes(values: Any, name: str, where: str) -> np.ndarray:
     boxes = _numbers(values, name, where)
     if boxes.shape != (0,) and boxes.shape[1:] != (4,):
-        raise UserError(f"{name} has the shape {boxes.shape}", where=where, todo="give [boxes, 4]")
+        raise UserError(f"{name} has shape {boxes.shape}", where=where, todo="give [boxes, 4]")
     if np.abs(boxes).max(initial=0) > FARTHEST:
-        raise UserError(f"{name} reaches {np.abs(boxes).max():g} px", where=where, todo="give pixels of the image")
+        raise UserError(f"{name} extends to {np.abs(boxes).max():g} px", where=where, todo="give pixels of the image")
     return boxes.reshape(-1, 4)
 
 
 def _row(values: Any, name: str, count: int, kind: type, where: str) -> np.ndarray:
-    """One number of a box each, as `kind`: exactly."""
+    """One number per box, converted to `kind` without loss."""
     row = _numbers(values, name, where)
     if row.shape != (count,):
-        raise UserError(f"{name} has the shape {row.shape} for {count} boxes", where=where, todo="give one for each")
+        raise UserError(f"{name} has shape {row.shape} for {count} boxes", where=where, todo="give one for each")
     if not np.array_equal(row, row.astype(kind)) or (kind is int and row.min(initial=0) < 0):
         wanted = "class numbers from 0" if kind is int else "true or false"
         raise UserError(f"{name} is {row.tolist()!r:.60}", where=where, todo=f"give {wanted}")
@@ -214,12 +213,12 @@ def _numbers(values: Any, name: str, where: str) -> np.ndarray:
         raise UserError(f"{name} is not an array of numbers", where=where, todo="correct it") from error
     numbers = numbers.astype(float)
     if not np.isfinite(numbers).all():
-        raise UserError(f"{name} holds NaN or infinity", where=where, todo="correct or remove the prediction")
+        raise UserError(f"{name} contains NaN or infinity", where=where, todo="correct or remove the prediction")
     return numbers
 
 
 def doubts(results: Sequence[ImageResult]) -> list[str]:
-    """What suggests that the predicted boxes are not in pixels, not xyxy, or in the file twice; for notes."""
+    """Signs that predicted boxes are not in pixels, not xyxy, or duplicated; for notes."""
     boxes = np.concatenate([np.zeros((0, 4)), *(result.boxes for result in results)])
     size = np.repeat([[r.width, r.height] for r in results], [len(r.boxes) for r in results], axis=0).reshape(-1, 2)
     outside = np.maximum(-boxes[:, :2], boxes[:, 2:] - size).max(axis=1, initial=-np.inf) > OVERHANG
@@ -227,14 +226,14 @@ def doubts(results: Sequence[ImageResult]) -> list[str]:
     rows = [np.column_stack([r.boxes, r.labels, r.scores]) for r in results if len(r.boxes)]
     again = sum(len(one) - len(np.unique(one, axis=0)) for one in rows)
     found = {
-        "reach out of their images: COCO results are [left, top, width, height] in pixels": int(outside.sum()),
-        "lie within the first pixel: boxes are in pixels, not shares of the image": int(tiny.sum()),
+        "extend beyond their images: COCO results are [left, top, width, height] in pixels": int(outside.sum()),
+        "lie within the first pixel: boxes must be in pixels, not shares of the image": int(tiny.sum()),
     }
     said = [
         f"{count} of {len(boxes)} predicted boxes {what}" for what, count in found.items() if 2 * count > len(boxes)
     ]
     if again and 2 * again >= len(boxes):
-        said.append(f"{again} of {len(boxes)} predictions repeat another: each counts")
+        said.append(f"{again} of {len(boxes)} predictions are duplicates; each counts")
     return said
 
 
@@ -259,7 +258,7 @@ def write_results(
     for result in results:
         for label in result.labels:
             if label < 0 or (category_ids is not None and label >= len(category_ids)):
-                todo = "write the results of a detector of the data's classes"
+                todo = "write the results of a detector with the classes of the data"
                 raise UserError(f"label {label} is not a category", where=f"image {result.image_id}", todo=todo)
         image_id = result.image_id
         numbered = image_id.isdecimal() and str(int(image_id)) == image_id
@@ -279,13 +278,13 @@ def write_results(
 def read_results(
     path: str | os.PathLike, infos: Sequence[ImageInfo], category_ids: Sequence[int] = (1,)
 ) -> dict[str, Detections]:
-    """Read COCO results, from this project or another, for the images of `infos`.
+    """Read COCO results, from this project or elsewhere, for the images of `infos`.
 
     category_ids: the category of each class, in label order.
 
     Raises UserError, with the file and the entry, for anything that is not a COCO result of these images: an unknown
     image or category, a score that is not a finite number, a box that is not four finite numbers with sizes >= 0.
-    `doubts` tells whether the boxes look like another kind of boxes.
+    `doubts` reports boxes that seem to have another format.
     """
     entries = read_json(path)
     if not isinstance(entries, list):
@@ -314,10 +313,10 @@ def _read_entry(
     entry: Any, labels: Mapping[int, int], known: set[str], where: str
 ) -> tuple[str, tuple[list[float], float, int]]:
     if not isinstance(entry, dict):
-        raise UserError("a COCO result must be a JSON object", where=where, todo="see the COCO results format")
+        raise UserError("the COCO result is not a JSON object", where=where, todo="see the COCO results format")
     missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in entry]
     if missing:
-        raise UserError(f"the COCO result lacks {', '.join(missing)}", where=where, todo="add it")
+        raise UserError(f"the COCO result has no {', '.join(missing)}", where=where, todo="add it")
     image_id = checked_text(entry["image_id"], "image_id", where)
     if image_id not in known:
         todo = "use the image ids of the evaluated data and split"

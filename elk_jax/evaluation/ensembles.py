@@ -1,7 +1,7 @@
 """One set of probabilities from those of several classifiers of the same images.
 
-Several private models that are trained on the same patients spend the sum of their budgets: an ensemble of k of them is
-as private as k releases, not as one.
+Private models trained on the same patients spend the sum of their budgets: an ensemble of k of them is as private as k
+releases, not as one.
 
 Shapes: K classifiers, N images, Q classes.
 """
@@ -21,14 +21,14 @@ from elk_jax.evaluation.predictions import Predictions, aligned
 from elk_jax.fields import ABOVE_ZERO, Range, described, fits
 
 Measure = Literal["auroc", "average_precision", "accuracy", "cross_entropy", "brier"]
-"""By what classifiers are weighted; of the last two the reciprocal counts, since less is better."""
+"""Measures by which classifiers are weighted; for the last two the reciprocal is used, since less is better."""
 LESS_IS_BETTER = ("cross_entropy", "brier")
 
 
 def mean_of_probabilities(sets: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
-    """The mean [N, Q] of the probabilities, weighted by `weights` [K] of any sum, in the order of the first set.
+    """The mean [N, Q] of the probabilities, weighted by `weights` [K] (of any sum), in the order of the first set.
 
-    UserError unless all sets are of the same images, patients, labels and classes, and for weights that cannot be.
+    UserError unless all sets have the same images, patients, labels and classes, and for impossible weights.
     """
     same, shares = _prepared(sets, weights)
     mean = np.tensordot(shares, np.stack([one.probabilities for one in same]), 1)
@@ -36,7 +36,7 @@ def mean_of_probabilities(sets: Sequence[Predictions], weights: Sequence[float] 
 
 
 def mean_of_logits(sets: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
-    """The softmax of the mean of the logits: the normalised geometric mean of the probabilities. See above."""
+    """The softmax of the mean logits: the normalised geometric mean of the probabilities. Arguments as above."""
     same, shares = _prepared(sets, weights)
     logs = np.log(np.maximum(np.stack([one.probabilities for one in same]), SMALLEST))
     mean = np.tensordot(shares, logs, 1)
@@ -47,10 +47,10 @@ def mean_of_logits(sets: Sequence[Predictions], weights: Sequence[float] | None 
 def weights_by(
     validation: Sequence[Predictions], positive: str, measure: Measure = "auroc", power: float = 1.0
 ) -> np.ndarray:
-    """Weights [K], of sum 1, in proportion to a measure on validation images, to the power `power`.
+    """Weights [K] with sum 1, proportional to a measure on validation images to the power `power`.
 
-    average_precision: of `positive`; accuracy: at the threshold 0.5. UserError unless all sets are of the same images,
-    of both kinds, and if no classifier has a measure above 0.
+    average_precision: of `positive`; accuracy: at the threshold 0.5. UserError unless all sets have the same images, of
+    both kinds, and if no classifier has a measure above 0.
     """
     if not fits(measure, Measure):
         raise UserError(f"measure is {measure!r}", where="measure", todo=f"give {described(Measure)}")
@@ -73,8 +73,8 @@ def _prepared(sets: Sequence[Predictions], weights: Sequence[float] | None) -> t
     given = [1.0] * len(same) if weights is None else list(weights)
     if len(given) != len(same):
         what = f"{len(given)} weights for {len(same)} classifiers"
-        raise UserError(what, where="weights", todo="give one for each")
+        raise UserError(what, where="weights", todo="give one per classifier")
     if not all(Range(0).takes(weight) for weight in given) or not sum(given) > 0:
-        todo = "give numbers of at least 0, one of them above 0"
+        todo = "give numbers >= 0, at least one of them above 0"
         raise UserError(f"the weights are {', '.join(f'{weight}' for weight in given)}", where="weights", todo=todo)
     return same, np.array(given, float) / sum(given)

@@ -20,27 +20,27 @@ AP_THRESHOLDS = {
     "ap50": (0.5,),
     "ap10": (0.1,),
     "ap30": (0.3,),
-    "ap10_50": tuple(np.round(np.linspace(0.1, 0.5, 9), 2)),  # MONAI's, by which CoMoTo chooses its checkpoints
+    "ap10_50": tuple(np.round(np.linspace(0.1, 0.5, 9), 2)),  # MONAI's, by which CoMoTo selects its checkpoints
 }
-METRIC_NAMES = (  # names by `scalars`; higher is better, so a checkpoint can be selected by any of them
+METRIC_NAMES = (  # names as in `scalars`; higher is better, so a checkpoint can be selected by any of them
     "mean_sensitivity",
     *(f"sensitivity_at_{rate:g}" for rate in RATES),
     *(f"aufroc_{limit:g}" for limit in AREA_LIMITS),
     *AP_THRESHOLDS,
 )
 SEVERAL = ("iou:0.3", "iou:0.1", "centre_in_box", "regions:0.3")
-"""Criteria that a report shows side by side, as `hits.criterion_from_text` reads them."""
+"""Criteria shown side by side in a report, in the form read by `hits.criterion_from_text`."""
 AP_OF = {"iou:0.3": "ap30", "iou:0.1": "ap10"}
-"""The AP that has the criterion of one of them."""
+"""The AP with the same criterion, for those that have one."""
 MISTAKES_RATE = 1.0
-"""False positives per image of the operating point whose mistakes are counted by kind."""
+"""False positives per image at the operating point whose mistakes are counted by kind."""
 CURVE_GRID = tuple(np.round(np.linspace(0.0, 4.0, 81), 6))
 
 FrocImages = Literal["with_lesions", "all"]
 
 
 class FrocStatistic:
-    """The metrics of FROC by one criterion, as a function of weights of `patients` (see bootstrap.py)."""
+    """The FROC metrics by one criterion, as a function of the weights of `patients` (see bootstrap.py)."""
 
     def __init__(self, results: Sequence[ImageResult], criterion: Criterion, patients: Sequence[str]):
         self.counts = froc.count(results, criterion, patients)
@@ -61,9 +61,9 @@ class FrocStatistic:
 class DetectionStatistic:
     """The metrics of one run as a function of patient weights (see bootstrap.py). Predictions are sorted once.
 
-    several: further criteria, by text, whose FROC is measured too: "criteria/TEXT/mean_sensitivity" and so on.
+    several: further criteria, by text, for which FROC is also measured: "criteria/TEXT/mean_sensitivity" and so on.
 
-    Attributes: patients (in order), froc, by_criterion, thresholds (score of the operating point of each rate, or
+    Attributes: patients (in order), froc, by_criterion, thresholds (score at the operating point of each rate, or
     None).
     """
 
@@ -99,7 +99,7 @@ class DetectionStatistic:
         return values | self._operating_points(weights)
 
     def _operating_points(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Results at the thresholds chosen on the whole sample; thresholds are fixed, patients vary."""
+        """Results at the thresholds chosen on the whole sample: thresholds are fixed, patients vary."""
         counts, values = self.froc.counts, {}
         images, lesions = weights @ counts.images, weights @ counts.lesions
         for rate, threshold in zip(RATES, self.thresholds, strict=True):
@@ -128,16 +128,16 @@ def evaluate_detections(
     score_floor: predictions with a lower score are dropped first (ELK: 0.01 in the test, 0.1 to select checkpoints).
     froc_images: ELK's FROC counts false positives only on images with lesions; "all" counts every image.
     resamples: of patients, for 95 % percentile intervals; 0 for none (faster, during training).
-    several: criteria to measure beside it, such as SEVERAL.
+    several: further criteria to measure, such as SEVERAL.
 
     A metric is {"value", "low", "high"}, with None if it is not defined ("notes" explain why): mean_sensitivity (over
     RATES), sensitivity_at {"0.5": ...}, aufroc_1, aufroc_2, aufroc_3, ap, ap50, ap10, ap30, ap10_50 (the mean from IoU
     0.1 to 0.5) and, at the thresholds of the operating points, false_positives_per_lesion_free_image {"0.5": ...}.
     Besides: operating_points [{rate, threshold, sensitivity, false_positives_per_image,
     false_positives_per_lesion_free_image}], curve {false_positives_per_image, sensitivity, band_at, low, high}, counts,
-    notes, and the settings of the evaluation. criteria: of each of `several` its name, what it counts (`to_find`
-    lesions or regions), mean_sensitivity, sensitivity_at, ap where one has this criterion, and the curve. mistakes: at
-    MISTAKES_RATE false positives per image, what these and the misses are (`mistakes.at_rate`).
+    notes, and the settings of the evaluation. criteria: for each of `several` its name, the number of lesions or
+    regions `to_find`, mean_sensitivity, sensitivity_at, ap if one has this criterion, and the curve. mistakes: the
+    kinds of false positives and misses at MISTAKES_RATE false positives per image (`mistakes.at_rate`).
     """
     _check_settings(criterion, score_floor, froc_images, resamples, seed)
     scored = above(checked(results), score_floor)
@@ -202,10 +202,10 @@ def share_of_gain(
     resamples: int = 2000,
     seed: int = 0,
 ) -> bootstrap.Estimate:
-    """The share {"value", "low", "high"} that `after` has of the gain in mean sensitivity from `before` to `reference`.
+    """The share {"value", "low", "high"} of the gain in mean sensitivity from `before` to `reference` that `after` has.
 
-    1: as good as the reference, 0: no better than before. Not defined (None) where the reference is no better than
-    before; resamples in which it is not are left out of the interval. UserError as `compare_detections`.
+    1: as good as the reference, 0: no better than before. Undefined (None) if the reference is no better than before;
+    the interval omits resamples in which this is so. UserError as in `compare_detections`.
     """
     _check_settings(criterion, score_floor, froc_images, resamples, seed)
     runs = [checked(run) for run in (before, after, reference)]
@@ -226,7 +226,7 @@ def _check_settings(
 ) -> None:
     bootstrap.check(resamples, seed)
     if not isinstance(criterion, Criterion):
-        raise UserError(f"criterion is {criterion!r}", where="criterion", todo="give one of evaluation/hits.py")
+        raise UserError(f"criterion is {criterion!r}", where="criterion", todo="give a criterion of evaluation/hits.py")
     if not Range().takes(score_floor):
         raise UserError(f"score_floor is {score_floor!r}", where="score_floor", todo="give a number")
     if not fits(froc_images, FrocImages):
@@ -283,7 +283,7 @@ def froc_results(results: Sequence[ImageResult], froc_images: FrocImages) -> lis
 def _by_criterion(
     text: str, statistic: FrocStatistic, estimates: Mapping[str, bootstrap.Estimate], resamples: int, seed: int
 ) -> dict[str, Any]:
-    """The entry of one of several criteria."""
+    """The entry for one of several criteria."""
     criterion, within = criterion_from_text(text), f"criteria/{text}/"
     own = {name.removeprefix(within): one for name, one in estimates.items() if name.startswith(within)}
     return {
@@ -329,16 +329,16 @@ def _count_all(results: Sequence[ImageResult]) -> dict[str, int]:
 def _notes(results: Sequence[ImageResult], statistic: DetectionStatistic, resamples: int) -> list[str]:
     notes = doubts(results)
     if statistic.froc.counts.total_lesions == 0:
-        notes.append("no lesions to find: sensitivity, AUFROC and AP are not defined")
+        notes.append("no lesions to find: sensitivity, AUFROC and AP are undefined")
     if not any(len(result.scores) for result in results):
         notes.append("no predictions at or above the score floor")
     if not any(result.is_lesion_free for result in results):
-        notes.append("no lesion-free images: false positives on lesion-free images are not defined")
+        notes.append("no lesion-free images: false positives on lesion-free images are undefined")
     if resamples and len(statistic.patients) < 2:
         notes.append("fewer than two patients: no intervals")
     missing = [f"{r:g}" for r, t in zip(RATES, statistic.thresholds, strict=True) if t is None]
     if missing and statistic.froc.counts.total_lesions:
-        notes.append(f"no threshold at {', '.join(missing)} false positives per image: no lesion is found there")
+        notes.append(f"no threshold at {', '.join(missing)} false positives per image: no lesion is found at that rate")
     return notes
 
 
@@ -352,6 +352,6 @@ def _same_images(first: Sequence[ImageResult], second: Sequence[ImageResult]) ->
     differing = sorted(i for i in a.keys() | b.keys() if a.get(i) != b.get(i))
     if differing:
         raise UserError(
-            f"the two runs differ in {len(differing)} images or their lesions, for example {differing[0]!r}",
+            f"the two runs differ in {len(differing)} images or the lesions in them, for example {differing[0]!r}",
             todo="compare runs that were evaluated on the same data and split",
         )

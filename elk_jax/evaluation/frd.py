@@ -1,4 +1,4 @@
-"""The Frechet radiomics distance of two sets of images, as frd-score 1.0.1 computes it.
+"""The Frechet radiomics distance of two sets of images, as computed by frd-score 1.0.1.
 
 Shapes: N and M images, F features. Tables of features are those of `radiomics_table.py`.
 Sources: Osuala et al. 2024 (v0); Konz, Osuala et al., arXiv 2412.01496 (v1); frd-score 1.0.1.
@@ -22,21 +22,22 @@ V0_WIDTH = 7.45670747756958
 """Width of the range of each feature in v0."""
 
 ROUNDING = 1e-9
-"""Values below this share of a unit of grey are rounding errors of a mean that is 0 by construction."""
+"""Values below this share of a grey level are rounding errors of a mean that is 0 by construction."""
 
 ALIKE = 1e-12
-"""Values are the same if they differ by this share of the largest, or by the last bit that they are kept with."""
+"""Values are equal if they differ by at most this share of the largest, or by the last bit of their format."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How features become a distance.
+    """How features are converted to a distance.
 
-    scaling: by the deviation of each feature, or to its range. reference: whose deviation or range, that of the first
-    set, of both together, or of each set itself (which hides differences). width: what the unit, or the range, becomes.
-    strict: images with an undefined feature are left out, then features that are constant or undefined; otherwise both
-    take the middle of the range. Calculation is in 32 bits then. logarithm: of the squared distance, or, halved, of the
-    distance itself, as the formula of the paper has it and frd-score does not. means_only: without covariances.
+    scaling: by the standard deviation of each feature, or to its range. reference: the set that determines the
+    deviation or range: the first, both together, or each set itself (which hides differences). width: the new unit or
+    range. strict: images with an undefined feature are left out, then features that are constant or undefined;
+    otherwise both take the middle of the range, and computation is in 32 bits. logarithm: of the squared distance or,
+    halved, of the distance itself, as in the formula of the paper but not in frd-score. means_only: without
+    covariances.
     """
 
     scaling: Scaling
@@ -55,9 +56,9 @@ RECIPES = {"v0": V0, "v1": V1, "v1_log": V1}
 
 @dataclass(frozen=True)
 class Distance:
-    """squared: the squared Frechet distance; value: what frd-score reports, None for the logarithm of nothing.
+    """squared: the squared Frechet distance; value: as reported by frd-score, None for the logarithm of 0.
 
-    first, second: images that were compared. features: that were compared. notes: what a reader should know.
+    first, second: numbers of images compared. features: number of features compared. notes: for the reader.
     """
 
     squared: float
@@ -69,19 +70,20 @@ class Distance:
 
 
 class Undefined(UserError):
-    """Two sets have no distance: too few images with features, or none of the features varies."""
+    """Two sets have no distance: too few images with features, or no feature varies."""
 
 
 def distance(first: Table, second: Table, recipe: Recipe = V1) -> Distance:
     """The distance of the second set from the first, the reference.
 
-    UserError for tables of other features; `Undefined` for fewer than two images with all features, or no feature left.
+    UserError for tables with different features; `Undefined` for fewer than two images with all features, or if no
+    feature is left.
     """
     if first.names != second.names:
-        raise UserError("features of two kinds", where="features", todo="measure both sets with one kind of features")
+        raise UserError("the sets have different features", where="features", todo="measure the same features for both")
     (a, b), kept, notes = scaled(first, second, recipe)
     if not kept.any():
-        raise Undefined("no feature varies", where="features", todo="give images that differ from each other")
+        raise Undefined("no feature varies", where="features", todo="give images that differ")
     notes += _warnings(_base(first, second, recipe), first.names, kept, len(a), len(b))
     squared = float(((a.mean(0) - b.mean(0)) ** 2).sum()) if recipe.means_only else frechet.frechet_distance(a, b)
     value: float | None = squared
@@ -89,7 +91,7 @@ def distance(first: Table, second: Table, recipe: Recipe = V1) -> Distance:
         value = float(np.log(squared)) if squared > 0 else None
         if value is None:
             notes.append(
-                "the distance is 0 and has no logarithm: the sets have the same features (frd-score says -inf)"
+                "the distance is 0 and has no logarithm: the sets have the same features (frd-score reports -inf)"
             )
         elif recipe.logarithm == "distance":
             value /= 2
@@ -97,14 +99,14 @@ def distance(first: Table, second: Table, recipe: Recipe = V1) -> Distance:
 
 
 def defined(table: Table, recipe: Recipe) -> np.ndarray:
-    """Which images [N] a recipe compares: where it is strict, those with all features."""
+    """The images [N] that a recipe compares: if it is strict, those with all features."""
     return np.isfinite(table.values).all(1) if recipe.strict else np.ones(len(table.values), bool)
 
 
 def scaled(first: Table, second: Table, recipe: Recipe) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, list[str]]:
-    """Both tables scaled, [N, K] and [M, K]; which features they still have, [F] bool; notes on what was left out.
+    """Both tables scaled, [N, K] and [M, K]; the features that remain, [F] bool; notes on what was left out.
 
-    `Undefined` for fewer than two images of a set with all features.
+    `Undefined` if a set has fewer than two images with all features.
     """
     notes: list[str] = []
     values = []
@@ -112,11 +114,11 @@ def scaled(first: Table, second: Table, recipe: Recipe) -> tuple[tuple[np.ndarra
         whole = defined(table, recipe)
         if not whole.all():
             many = f"{(~whole).sum()} of {len(whole)} images"
-            notes.append(f"{many} of the {which} set left out: constant, so that texture is undefined")
+            notes.append(f"{many} of the {which} set left out: they are constant, so their texture is undefined")
         one = table.values[whole].astype(np.float32 if recipe.strict else np.float64)
         if len(one) < 2:
             what = f"{len(one)} image{'' if len(one) == 1 else 's'} with defined features in the {which} set"
-            raise Undefined(what, where="images", todo="a distribution needs two at least")
+            raise Undefined(what, where="images", todo="give at least two")
         values.append(one)
     bases = {"first": (values[0],) * 2, "joint": (np.concatenate(values),) * 2, "own": tuple(values)}[recipe.reference]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -133,7 +135,7 @@ def _scaled(values: np.ndarray, base: np.ndarray, recipe: Recipe) -> np.ndarray:
     if recipe.scaling == "range":
         done = np.where(same, 0.5, (values - low) / (high - low)) * recipe.width
     else:
-        spread = np.where(same, 0, np.nanstd(base, 0))  # equal values can have a deviation, of their mean's rounding
+        spread = np.where(same, 0, np.nanstd(base, 0))  # equal values can have a deviation, from rounding of their mean
         done = (values - np.nanmean(base, 0)) / spread * recipe.width
         if not recipe.strict:
             done = np.where(spread > 0, done, 0.0)
@@ -141,7 +143,7 @@ def _scaled(values: np.ndarray, base: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 
 def _base(first: Table, second: Table, recipe: Recipe) -> np.ndarray:
-    """The features that those of the first set are scaled by."""
+    """The features that determine the scaling of the first set."""
     tables = (first, second) if recipe.reference == "joint" else (first,)
     return np.concatenate([table.values[defined(table, recipe)] for table in tables])
 
@@ -152,13 +154,13 @@ def _warnings(base: np.ndarray, names: tuple[str, ...], kept: np.ndarray, images
     fewer = min(images, others)
     if fewer <= features:
         notes.append(
-            f"{fewer} images of {features} features: the covariance is singular and the distance too large; compare it "
-            "with that of two real sets of these sizes only"
+            f"{fewer} images with {features} features: the covariance is singular and the distance too large; compare "
+            "it only with that of two real sets of these sizes"
         )
     largest = np.abs(base).max(0)
     rounding = kept & (largest > 0) & (largest < ROUNDING)
     if rounding.any():
         concerned = [name for name, one in zip(names, rounding) if one]
         many = "1 feature is" if len(concerned) == 1 else f"{len(concerned)} features are"
-        notes.append(f"{many} 0 but for rounding, which is scaled like any other: {', '.join(concerned)}")
+        notes.append(f"{many} 0 except for rounding, which is scaled like any value: {', '.join(concerned)}")
     return notes

@@ -17,17 +17,17 @@ SPLITS = 10
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and a factor [K, D] of the covariance of features [N, D], K the smaller of N and D.
+    """Mean [D] and a factor [K, D] of the covariance of features [N, D]; K is the smaller of N and D.
 
-    factor.T @ factor is the covariance, with N - 1 in the denominator. UserError for fewer than two images, or values
-    that are not finite.
+    factor.T @ factor is the covariance, with N - 1 in the denominator. UserError for fewer than two images, or
+    non-finite values.
     """
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or len(features) < 2:
-        todo = "give at least two images, [images, features]"
+        todo = "give an array [images, features] with at least two images"
         raise UserError(f"shape {features.shape}", where="features", todo=todo)
     if not np.isfinite(features).all():
-        raise UserError("NaN or infinity", where="features", todo="omit the images or features concerned")
+        raise UserError("NaN or infinity found", where="features", todo="omit the images or features concerned")
     mean = features.mean(0)
     factor = (features - mean) / np.sqrt(len(features) - 1)
     if len(factor) > factor.shape[1]:
@@ -61,7 +61,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     _check_features(a, b)
     n, m = len(a), len(b)
     if min(n, m) < 2:
-        raise UserError(f"{n} in one set, {m} in the other", where="images", todo="give at least two in each")
+        raise UserError(f"one set has {n} images, the other {m}", where="images", todo="give at least two in each")
 
     def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (x @ y.T / a.shape[1] + 1) ** 3
@@ -75,7 +75,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class Draw(NamedTuple):
-    """Positions of equally many images: two sets of real ones, of different patients, and one of synthetic ones."""
+    """Positions of equal numbers of images: two sets of real ones, from different patients, and one synthetic set."""
 
     one: np.ndarray
     other: np.ndarray
@@ -83,9 +83,9 @@ class Draw(NamedTuple):
 
 
 def draws(patients: Sequence[str], synthetic: int, seed: int = 0, most: int | None = None) -> list[Draw]:
-    """SPLITS random halves of the real images by patient, with as many of the `synthetic` images; those of two or more.
+    """SPLITS random halves of the real images by patient, each with as many `synthetic` images; at least two per set.
 
-    patients: patient of each real image. most: images of a set at most; None: as many as there are.
+    patients: patient of each real image. most: most images per set; None: no limit.
     """
     rng = np.random.default_rng(seed)
     names, owner = np.unique(np.asarray(patients), return_inverse=True)
@@ -130,5 +130,5 @@ def compare_sets(
 
 def _check_features(a: np.ndarray, b: np.ndarray) -> None:
     if a.shape[-1] != b.shape[-1]:
-        what = f"{a.shape[-1]} in one set, {b.shape[-1]} in the other"
-        raise UserError(what, where="features", todo="use one extractor for both sets")
+        what = f"one set has {a.shape[-1]} features, the other {b.shape[-1]}"
+        raise UserError(what, where="features", todo="use the same extractor for both sets")

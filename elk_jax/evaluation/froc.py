@@ -5,18 +5,18 @@ The rule is ELK's (Montoya-del-Angel et al., Deep-Breath 2024, and the repositor
 - each lesion is matched separately: it is found at the score of the best-scoring prediction that hits it (IoU >= 0.3);
 - a prediction that hits any lesion is never a false positive, even if a better prediction hits the same lesion;
 - so ONE prediction that hits TWO lesions finds both, each at its score, unless a better prediction hits them;
-- a prediction that hits no lesion is a false positive, unless it is on a box to ignore (it meets the criterion there,
-  or its centre is inside).
+- a prediction that hits no lesion is a false positive, unless it is on an ignore box (it meets the criterion there, or
+  its centre is inside).
 
-With a criterion of regions (`hits.regions`) these take the place of lesions, and a prediction on a region that is found
-is not a false positive either.
+With a criterion for regions (`hits.regions`), regions take the place of lesions, and a prediction on a region that is
+found is not a false positive either.
 
 Only predictions and lesions of the same class are matched. The curve has a point for every distinct score. Predictions
 of equal score enter together, which makes the curve independent of the order of images. It starts at (0, 0), is read
 by linear interpolation (at a vertical step: the upper end), and is flat after its last point.
 
-Shapes: P patients, R weightings of the patients, J distinct scores at which lesions are found, T rates at
-which the curve is read.
+Shapes: P patients, R weightings of the patients, J distinct scores at which lesions are found, T rates at which the
+curve is read.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class ImageScores:
 
 @dataclass(frozen=True)
 class Matches:
-    """The predictions and the lesions, or regions, of one class of an image."""
+    """The predictions and the lesions or regions of one class in an image."""
 
     truth: np.ndarray  # [N, 4] boxes of the lesions to find, or around the regions
     boxes: np.ndarray  # [K, 4]
     scores: np.ndarray  # [K]
     hits: np.ndarray  # [K, N] bool
-    on: np.ndarray  # [K, N] bool: lies on it, a hit or not
+    on: np.ndarray  # [K, N] bool: lies on it, whether or not it is a hit
     false: np.ndarray  # [K] bool: a false positive
 
     @property
@@ -60,7 +60,7 @@ class Matches:
 
 
 def match(result: ImageResult, criterion: Criterion) -> list[Matches]:
-    """Apply the rules above to one image: an entry for each class that it has, or that is predicted."""
+    """Apply the rules above to one image: an entry for each class that is annotated or predicted."""
     return [_match(result, label, criterion) for label in np.union1d(result.gt_labels, result.labels)]
 
 
@@ -85,7 +85,7 @@ def _match(result: ImageResult, label: int, criterion: Criterion) -> Matches:
 
 
 def image_scores(result: ImageResult, criterion: Criterion) -> ImageScores:
-    """The scores of one image, of all classes."""
+    """The scores of one image over all classes."""
     classes, none = match(result, criterion), np.zeros(0)
     return ImageScores(
         np.concatenate([none, *(one.found for one in classes)]),
@@ -111,9 +111,9 @@ class Counts:
 
 
 def count(results: Sequence[ImageResult], criterion: Criterion, patients: Sequence[str] | None = None) -> Counts:
-    """Sort the predictions of all images once; each counts once in the denominator of "per image".
+    """Sort the predictions of all images once; each image counts once in the denominator of "per image".
 
-    patients: their order in the first axis; may include patients without images. Default: order of appearance.
+    patients: their order along the first axis; may include patients without images. Default: order of appearance.
     """
     patients = list(dict.fromkeys(r.patient_id for r in results)) if patients is None else patients
     row_of = {patient: row for row, patient in enumerate(patients)}
@@ -151,9 +151,9 @@ def count(results: Sequence[ImageResult], criterion: Criterion, patients: Sequen
 def curves(counts: Counts, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The corners of the curve for each weighting of the patients [R, P].
 
-    Returns (false positives per image [R, 2J + 2], sensitivity [R, 2J + 2]), both ascending. Between two scores at
-    which lesions are found the curve is flat, so these corners describe it for all thresholds. NaN if the weighted
-    sample has no image or no lesion.
+    Returns (false positives per image [R, 2J + 2], sensitivity [R, 2J + 2]), both ascending. The curve is flat between
+    two scores at which lesions are found, so these corners describe it for all thresholds. NaN if the weighted sample
+    has no image or no lesion.
     """
     weights = np.asarray(weights, np.float32)
     found = weights @ counts.found

@@ -1,8 +1,8 @@
 """Weighted boxes fusion: one list of detections from several views of an image or several models.
 
 Shapes: V views or models, K boxes. Source: Solovyev et al. 2021, arXiv 1910.13302, with one difference: a view counts
-once in the score of a cluster, with its best box, so that a view that finds a lesion twice does not raise it. Where no
-view does, boxes and scores are those of the authors' package `ensemble-boxes` (tests/golden/make_fusion.py).
+once in the score of a cluster, with its best box, so that finding a lesion twice in one view does not raise the score.
+Otherwise boxes and scores equal those of the authors' package `ensemble-boxes` (tests/golden/make_fusion.py).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from elk_jax.evaluation.detections import Detections, ImageResult
 from elk_jax.images.boxes import iou
 
 SAME = 0.5
-"""IoU from which two boxes of one class belong to the same lesion, where none is given."""
+"""Default IoU from which two boxes of one class belong to the same lesion."""
 
 
 def fuse(
     views: Sequence[Sequence[ImageResult]], same: float = SAME, weights: Sequence[float] = ()
 ) -> list[ImageResult]:
-    """One list of results from V lists of the same images in the same order, all in pixels of the source.
+    """One list of results from V lists for the same images in the same order, all in pixels of the source.
 
     same, weights: as in `fuse_boxes`.
     """
@@ -41,7 +41,7 @@ def fuse_boxes(views: Sequence[Detections], same: float = SAME, weights: Sequenc
     Boxes are processed by descending score. Each joins the cluster of its class whose fused box it overlaps most, with
     an IoU of at least `same`, or starts a new cluster. The box of a cluster is the mean of its boxes weighted by score;
     its score is the mean, over all V views, of the best score of the view in the cluster (0 if it has none).
-    weights: of the views, above 0, in both means and in the order of processing; () for equal ones.
+    weights: of the views, above 0, used in both means and in the order of processing; (): equal weights.
     """
     shares = np.asarray(weights or np.ones(len(views)), float)
     if len(shares) != len(views):

@@ -1,4 +1,4 @@
-"""Criteria for a prediction to hit a lesion, as functions of boxes, for FROC.
+"""Criteria by which a prediction hits a lesion, as functions of boxes, for FROC.
 
 Shapes: K predictions, N lesions, G regions of one image; boxes xyxy in pixels.
 """
@@ -37,7 +37,7 @@ def iou_at_least(threshold: float = 0.3) -> Criterion:
 
 
 MOST_PIXELS, MOST_DIAGONALS = 1000.0, 5.0
-"""Farther from a lesion nothing is found: nearly every prediction of an image would be a hit."""
+"""Largest distance: beyond it, nearly every prediction in an image would be a hit."""
 
 
 def _check(value: float, limits: Range, what: str) -> None:
@@ -49,33 +49,33 @@ ELK_RULE = iou_at_least(0.3)
 
 
 def centre_in_box() -> Criterion:
-    """The centre of the prediction is inside the box of the lesion (borders included): the size of the box has no part.
+    """The centre of the prediction is inside the box of the lesion (borders included), whatever the prediction's size.
 
-    It is the rule of marks in computer-aided detection, with the lesion's box in place of its outline. Source: Petrick
-    et al., Evaluation of computer-aided detection and diagnosis systems, Medical Physics 40 (2013), 087001.
+    This is the rule for marks in computer-aided detection, with the lesion's box in place of its outline. Source:
+    Petrick et al., Evaluation of computer-aided detection and diagnosis systems, Medical Physics 40 (2013), 087001.
     """
     return Criterion("centre in box", _centre_in_box)
 
 
 def regions(threshold: float = 0.3) -> Criterion:
-    """IoU of at least `threshold` with a region; another box on a region that is found is neither hit nor false.
+    """IoU of at least `threshold` with a region; another box on a found region is neither a hit nor a false positive.
 
-    Lesions whose boxes overlap are one region (`regions_of`), which is found once: at the score of the best prediction
+    Lesions whose boxes overlap form one region (`regions_of`), which is found once: at the score of the best prediction
     that has that IoU with one of its lesions or with the smallest box around all of them. A prediction that hits no
-    region but lies on one (`lies_on`, of the lesions and of the box around them) does not count if the region is found
-    at its score or a higher one. Otherwise it is a false positive: it came before the region was found.
+    region but lies on one (`lies_on`, for the lesions and the box around them) does not count if the region is found at
+    its score or a higher one. Otherwise it is a false positive: it came before the region was found.
     """
     return Criterion(f"regions, {iou_at_least(threshold).name}", iou_at_least(threshold).rule, by_region=True)
 
 
 ON_LESION = 0.05
-"""IoU from which a box lies on a lesion, though it may be far from hitting it."""
+"""IoU from which a box lies on a lesion, even if it is far from hitting it."""
 
 
 def lies_on(boxes: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
     """Whether boxes lie on lesions [K, N]: IoU of at least ON_LESION, or the centre of the box is inside the lesion's.
 
-    A box round several lumps lies on each that it does not dwarf, and so does a small box within a large lesion.
+    A box around several lumps lies on each that it does not dwarf; a small box within a large lesion lies on it too.
     """
     return (iou(boxes, gt_boxes) >= ON_LESION) | _centre_in_box(boxes, gt_boxes)
 
@@ -83,7 +83,7 @@ def lies_on(boxes: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
 def regions_of(gt_boxes: np.ndarray) -> np.ndarray:
     """The number of the region [N] of each lesion, from 0 in the order of their first lesions.
 
-    Lesions are of one region if their boxes share an area, or if a chain of such lesions connects them.
+    Lesions belong to one region if their boxes overlap, or if a chain of such lesions connects them.
     """
     linked = iou(gt_boxes, gt_boxes) > 0
     numbers = np.full(len(gt_boxes), -1)
@@ -100,8 +100,8 @@ def regions_of(gt_boxes: np.ndarray) -> np.ndarray:
 def centre_distance(pixels: float = 100.0, diagonals: float = 0.5) -> Criterion:
     """Distance of the centres at most max(`diagonals` x diagonal of the lesion's box, `pixels`): DBTex, in plane.
 
-    As in DBTex, a prediction that fits several lesions hits only the nearest one. pixels: up to MOST_PIXELS. diagonals:
-    up to MOST_DIAGONALS. One of them is above 0.
+    As in DBTex, a prediction within reach of several lesions hits only the nearest one. pixels: up to MOST_PIXELS.
+    diagonals: up to MOST_DIAGONALS. At least one of them is above 0.
     """
     _check(pixels, Range(0, MOST_PIXELS), "the distance in pixels")
     _check(diagonals, Range(0, MOST_DIAGONALS), "the distance in diagonals")
@@ -131,7 +131,7 @@ def criterion_from_text(text: str) -> Criterion:
     try:
         return makers[name](*map(float, values))
     except UserError as error:
-        raise UserError(f"in {text!r} {error.what}", where="criterion", todo=error.todo) from error
+        raise UserError(f"in {text!r}, {error.what}", where="criterion", todo=error.todo) from error
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"unknown criterion {text!r}",

@@ -1,4 +1,4 @@
-"""Statistics of the appearance of lesions, to compare painted lesions with real ones.
+"""Statistics of the appearance of lesions, for comparing painted lesions with real ones.
 
 Shapes: H, W image in pixels; N lesions. Images [H, W] float in [0, 1]; boxes xyxy, px.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from elk_jax.errors import UserError
 
 RING = 0.5
-"""Width of the surrounding tissue to compare with, as a share of the sides of the box."""
+"""Width of the surrounding tissue used for comparison, as a share of the sides of the box."""
 
 SHELL = (0.75, 1.25)
 """Radii, relative to the inscribed ellipse, between which its border is measured."""
@@ -25,7 +25,7 @@ def describe_lesion(
     breast: np.ndarray | None = None,
     others: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Statistics of one lesion; NaN if not defined (no tissue around the lesion, a uniform ring).
+    """Statistics of one lesion; NaN if undefined (no tissue around the lesion, a uniform ring).
 
     box: [4]; its inscribed ellipse counts as the lesion.
     breast: [H, W] bool; only these pixels count (None: all). others: [N, 4] boxes to exclude from the ring.
@@ -33,9 +33,9 @@ def describe_lesion(
     width, height, area, ratio: of the box, in px, px^2 and height / width.
     contrast: (lesion's mean - ring's mean) / ring's standard deviation; brightness: lesion's mean - ring's mean.
     roughness: lesion's standard deviation / ring's.
-    border_gradient: mean steepness around the border of the ellipse (grey per px, 1 px smoothed) / ring's sd.
+    border_gradient: mean gradient around the border of the ellipse (grey per px, smoothed by 1 px) / ring's sd.
     box_step: mean grey step across the outline of the box, relative to the steps one to three pixels inside and outside
-        of it. 1 without a seam; larger for a hard paste.
+        it. 1 without a seam; larger for a hard paste.
 
     UserError if the box covers no pixel of the image.
     """
@@ -43,7 +43,7 @@ def describe_lesion(
     x0, y0, x1, y1 = np.asarray(box, np.float64)
     if min(x1, width) - max(x0, 0) <= 0 or min(y1, height) - max(y0, 0) <= 0 or x1 <= x0 or y1 <= y0:
         raise UserError(
-            f"{x0:g}, {y0:g}, {x1:g}, {y1:g} covers no pixel of an image of {width} x {height} px", where="box"
+            f"({x0:g}, {y0:g}, {x1:g}, {y1:g}) covers no pixel of an image of {width} x {height} px", where="box"
         )
     pad_x, pad_y = max(RING * (x1 - x0), 4.0), max(RING * (y1 - y0), 4.0)
     left, top = max(int(x0 - pad_x), 0), max(int(y0 - pad_y), 0)

@@ -1,7 +1,7 @@
 """Detect memorised training lesions: compare every synthetic patch with every real one.
 
 Shapes: N training patches, K synthetic ones, S side of a patch in pixels. Patches are [S, S], all of one size, and
-should show little but the painted lesion (`synthesis/closeups.box_patch`), since a canvas may share tissue with
+should show little except the painted lesion (`synthesis/closeups.box_patch`), since a canvas may share tissue with
 training images.
 """
 
@@ -44,7 +44,7 @@ def nearest(
     """Search patches [K, S, S] in training [N, S, S] by normalised correlation, over shifts and the eight views.
 
     Patches are resized to `side` pixels. Their centre, cropped by `shift` pixels at each edge, is compared with every
-    position of the training patch. Contrast and brightness do not count. A uniform patch has similarity 0 to all.
+    position of the training patch. Contrast and brightness do not matter. A uniform patch has similarity 0 to all.
     groups, training_groups: patches of the same group (patient) are not compared, since they may show the same lesion.
     """
     inner = side - 2 * shift

@@ -1,7 +1,7 @@
-"""What the false positives and the misses of a detector are, at one threshold.
+"""The kinds of false positives and misses of a detector at one threshold.
 
-It tells boxes that are drawn otherwise than the annotation from lesions that are not seen and from boxes on healthy
-tissue: the first are a matter of how several lumps are grouped, and no better look at the image removes them.
+Boxes that are drawn differently from the annotation are distinguished from lesions that are not seen and from boxes on
+healthy tissue: the first depend on how several lumps are grouped, and better image analysis would not remove them.
 
 Shapes: K predictions, N lesions (or regions) of one class of an image.
 """
@@ -29,25 +29,25 @@ FALSE_POSITIVES = {
     "repeated": "elsewhere, over a better false positive",
     "elsewhere": "elsewhere",
 }
-"""Kinds of false positives, in words; each is of one kind."""
+"""Descriptions of the kinds of false positives; each has exactly one kind."""
 MISSES = {
     "shown": "a box lies on it",
     "unsure": "a box hits it, with a score below the threshold",
     "faint": "a box lies on it, with a score below the threshold",
     "nothing": "no box",
 }
-"""Kinds of missed lesions, in words; each is of the first kind that fits."""
+"""Descriptions of the kinds of missed lesions; each has the first kind that applies."""
 SIDES = (0.0, 0.05, 0.08, 0.16, 0.3, 1.0)
-"""Limits between the sizes of lesions (`boxes.relative_side`): of 512 px, 26, 41, 82 and 154."""
+"""Boundaries between the sizes of lesions (`boxes.relative_side`): with 512 px, 26, 41, 82 and 154."""
 
 
 def mistakes(
     results: Sequence[ImageResult], criterion: Criterion = ELK_RULE, threshold: float = 0.0
 ) -> dict[str, dict[str, int]]:
-    """Counts by kind: {"false_positives": {kind: n}, "misses": {kind: n}}, of the predictions from `threshold` on.
+    """Counts by kind: {"false_positives": {kind: n}, "misses": {kind: n}}, for predictions that score >= `threshold`.
 
-    A false positive is on the lesion that it overlaps most, of those that it lies on (`hits.lies_on`). "round_several":
-    how many of all false positives have the centres of two lesions or more in them.
+    A false positive belongs to the lesion that it overlaps most, among those that it lies on (`hits.lies_on`).
+    "round_several": the number of false positives that contain the centres of at least two lesions.
     """
     wrong = dict.fromkeys([*FALSE_POSITIVES, "round_several"], 0)
     missed = dict.fromkeys(MISSES, 0)
@@ -67,7 +67,7 @@ def mistakes(
 def _false_positives(one: froc.Matches, threshold: float) -> list[str]:
     kinds: list[str] = []
     overlap = np.where(one.on, iou(one.boxes, one.truth), -1.0)
-    better: list[int] = []  # false positives elsewhere
+    better: list[int] = []  # better false positives elsewhere
     for k in np.argsort(-one.scores, kind="stable"):
         if not one.false[k] or one.scores[k] < threshold:
             continue
@@ -93,7 +93,7 @@ def _misses(one: froc.Matches, threshold: float) -> list[str]:
 def found_by_size(
     results: Sequence[ImageResult], criterion: Criterion = ELK_RULE, threshold: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Of the lesions, or regions, of each size: [{"sides": [low, high), "lesions": n, "found": n}], by SIDES."""
+    """Lesions or regions by size: [{"sides": [low, high), "lesions": n, "found": n}], by SIDES."""
     sides, found = [np.zeros(0)], [np.zeros(0, bool)]
     for result in results:
         for one in froc.match(result, criterion):
@@ -109,8 +109,8 @@ def found_by_size(
 def at_rate(
     results: Sequence[ImageResult], criterion: Criterion, rate: float, threshold: float | None
 ) -> dict[str, Any]:
-    """`mistakes` and `found_by_size` ("by_size") at the operating point of `rate` false positives per image, with both
-    numbers; {} without one."""
+    """`mistakes` and `found_by_size` ("by_size") at the operating point with `rate` false positives per image, with its
+    rate and threshold; {} if there is no such point."""
     if threshold is None:
         return {}
     by_size = found_by_size(results, criterion, threshold)

@@ -1,9 +1,9 @@
-"""Operating points of a detector: the score from which it makes so many false positives an image on patients it has
-not seen.
+"""Operating points of a detector: the score threshold for a given number of false positives per image on unseen
+patients.
 
-The threshold follows from the false positives alone, which are many, and not from the scores of found lesions, which
-are few: by linear interpolation between the two false positives next to the promised number. Of Poisson counts, the
-k-th highest score has k false positives above it on as many fresh images, in the mean.
+The threshold is derived only from false positives, which are many, and not from the scores of found lesions, which are
+few: by linear interpolation between the two false positives next to the promised number. For Poisson counts, the k-th
+highest score has on average k false positives above it on the same number of new images.
 `benchmarks/operating_points.py` measures how thresholds transfer.
 
 Only images with lesions count, as in `froc`.
@@ -31,26 +31,26 @@ from elk_jax.fields import SHARE, AtLeast
 PROMISED = (0.25, *RATES)
 """False positives per image of the operating points of a model."""
 MAIN = 1.0
-"""The rate whose threshold is used where none is given, and by which it is judged whether the images suffice."""
+"""The rate whose threshold is the default, and by which the sufficiency of the images is judged."""
 TOLERATED = 4 / 3
-"""Factor by which false positives on other patients may miss what the threshold promises, either way."""
+"""Factor by which false positives on other patients may differ from the promised rate, in either direction."""
 LEAST_LESIONS = 20
-"""With fewer, or of fewer than `bootstrap.LEAST_PATIENTS`, thresholds are always doubted."""
+"""With fewer lesions, or fewer than `bootstrap.LEAST_PATIENTS` patients, thresholds are always reported as doubtful."""
 NORMAL = 1.96
-"""Half the width of an interval of 95 %, in standard deviations."""
+"""Half the width of a 95 % interval, in standard deviations."""
 
 VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold, what it promises, and how sure that is: intervals of 95 % over patients.
+    """A threshold, the rate that it promises, and its uncertainty: 95 % intervals over patients.
 
-    threshold: the score from which on so many false positives come on the images that it was chosen on, with the
-    interval `low` to `high`; None where there were no predictions. rate_low, rate_high: the false positives an image
-    that may come instead, as the choice depends on the patients that were at hand. sensitivity: there, at the
-    threshold. rate: the false positives an image there, which are fewer than promised where the detector makes no more;
-    None in folders of earlier versions.
+    threshold: the score that gives the promised rate of false positives on the images on which it was chosen, with the
+    interval `low` to `high`; None if there were no predictions. rate_low, rate_high: the false positives per image that
+    may actually occur, since the choice depends on the available patients. sensitivity: at the threshold, on those
+    images. rate: false positives per image there, fewer than promised if the detector makes no more; None in folders of
+    earlier versions.
     """
 
     false_positives_per_image: Annotated[float, AtLeast(0)]
@@ -67,8 +67,8 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class ChosenOn:
-    """The images with lesions that thresholds were chosen on. data: in words. patients_needed: so many keep the false
-    positives within a third of what is promised; 0 where that is not known."""
+    """The images with lesions on which thresholds were chosen. data: in words. patients_needed: the number that keeps
+    the false positives within a third of the promised rate; 0 if unknown."""
 
     data: str = ""
     patients: Annotated[int, AtLeast(0)] = 0
@@ -78,29 +78,29 @@ class ChosenOn:
 
     @property
     def counted(self) -> str:
-        """In words."""
+        """The counts in words."""
         return f"{self.data}: {self.lesions} lesions in {self.images} images of {self.patients} patients"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The operating points of a model, and what they were chosen on."""
+    """The operating points of a model, and the images on which they were chosen."""
 
     points: tuple[OperatingPoint, ...] = ()
     on: ChosenOn = ChosenOn()
 
     @property
     def warning(self) -> str:
-        """What is to be said against the thresholds, in sentences; "" for nothing."""
+        """Reservations about the thresholds, in sentences; "" if there are none."""
         return doubt(self.points, self.on)
 
 
 def doubt(points: Sequence[OperatingPoint], on: ChosenOn) -> str:
-    """As `Choice.warning`. Where nothing is known of the spread over patients, that is said too."""
+    """As `Choice.warning`. It also says so if the spread over patients is unknown."""
     if not on.data:  # a folder of an earlier version, or one without thresholds
-        return "It is not known on which images the thresholds were chosen." if points else ""
+        return "The images on which the thresholds were chosen are unknown." if points else ""
     if not on.images:
-        return f"The thresholds are chosen on {on.data}, where no image has a lesion."
+        return f"The thresholds were chosen on {on.data}, where no image has a lesion."
     main = next((p for p in points if p.false_positives_per_image == MAIN), None)
     if main is None:
         return ""
@@ -113,35 +113,35 @@ def _falls_short(main: OperatingPoint, on: ChosenOn) -> str:
     if main.rate is None or main.rate * TOLERATED >= main.false_positives_per_image:
         return ""
     return (
-        f"All predictions together make {main.rate:.2f} false positives an image on {on.data}, fewer than the "
-        f"{MAIN:g} promised. The threshold is the least score kept, so it does not limit how many come on other "
+        f"All predictions together make {main.rate:.2f} false positives per image on {on.data}, fewer than the "
+        f"{MAIN:g} promised. The threshold is the lowest score kept, so it does not limit their number on other "
         "patients."
     )
 
 
 def _too_few(main: OperatingPoint, on: ChosenOn) -> str:
-    few = f"The thresholds are chosen on few images ({on.counted})"
+    few = f"The thresholds were chosen on few images ({on.counted})"
     spread = main.rate_low is not None and main.rate_high is not None
     if spread and on.patients_needed > on.patients:
         return (
-            f"{few}: at the one for {MAIN:g} false positive an image, {main.rate_low:.2f} to {main.rate_high:.2f} may "
-            f"come on other patients. About {max(on.patients_needed, LEAST_PATIENTS)} patients with lesions would keep "
-            f"that within {1 / TOLERATED:.2f} to {TOLERATED:.2f}."
+            f"{few}: the one for {MAIN:g} false positive per image may give {main.rate_low:.2f} to "
+            f"{main.rate_high:.2f} on other patients. About {max(on.patients_needed, LEAST_PATIENTS)} patients with "
+            f"lesions would keep this within {1 / TOLERATED:.2f} to {TOLERATED:.2f}."
         )
     if on.patients < LEAST_PATIENTS or on.lesions < LEAST_LESIONS:
         return (
-            f"{few}: from fewer than {LEAST_PATIENTS} patients or {LEAST_LESIONS} lesions it cannot be told how many "
-            "false positives may come on other patients."
+            f"{few}: with fewer than {LEAST_PATIENTS} patients or {LEAST_LESIONS} lesions, the number of false "
+            "positives on other patients cannot be estimated."
         )
     if not spread:
-        unknown = "How many false positives may come on other patients is not known"
+        unknown = "The number of false positives on other patients is unknown"
         return f"{unknown}: patients were not resampled ({on.counted})."
     return ""
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """The scores that thresholds follow from."""
+    """The scores from which thresholds are derived."""
 
     wrong: np.ndarray  # [F] scores of false positives, descending
     wrong_of: np.ndarray  # [F] row of their patients
@@ -184,11 +184,10 @@ def choose(
     seed: int = 0,
     data: str = VALIDATION,
 ) -> Choice:
-    """The operating points of a detector by its predictions of patients that it was not trained on.
+    """The operating points of a detector, from its predictions for patients on which it was not trained.
 
-    score_floor: predictions that score less are dropped; a detector that makes fewer false positives than promised
-    with all others has this threshold. resamples: of patients, for the intervals; 0 for none. data: the images, in
-    words.
+    score_floor: predictions that score less are dropped; if all others make fewer false positives than promised, this
+    is the threshold. resamples: of patients, for the intervals; 0 for none. data: the images, in words.
     """
     scores = _scores(above(checked(results), score_floor), criterion)
     on = ChosenOn(data=data, patients=scores.patients, images=int(scores.images.sum()), lesions=len(scores.found))
@@ -215,7 +214,7 @@ def choose(
             )
         )
     main = next((column for column, rate in enumerate(rates) if rate == MAIN), None)
-    # thresholds at the floor cannot spread, so that they say nothing of the patients that it takes
+    # thresholds at the floor cannot vary, so they are uninformative about the number of patients needed
     known = main is not None and (points[main].rate or 0) >= MAIN
     needed = _needed(actual[:, main], scores.patients) if known else 0
     return Choice(tuple(points), ChosenOn(**{**vars(on), "patients_needed": needed}))
@@ -226,7 +225,7 @@ def _named(prefix: str, bounds: Mapping[str, float | None]) -> dict[str, Any]:
 
 
 def _thresholds(scores: _Scores, weights: np.ndarray, rates: Sequence[float], score_floor: float) -> np.ndarray:
-    """The thresholds [R, T] of rates for whole weights [R, P] of the patients."""
+    """The thresholds [R, T] of rates for integer weights [R, P] of the patients."""
     wanted = (weights @ scores.images)[:, None] * np.asarray(rates)
     found = np.empty((len(weights), len(rates)))
     for row, own in enumerate(weights):
@@ -236,17 +235,17 @@ def _thresholds(scores: _Scores, weights: np.ndarray, rates: Sequence[float], sc
 
 
 def _shares(scores: _Scores, found: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The share [R] of lesions that are found, for weightings [R, P]. found: of each lesion, 1 or 0."""
+    """The share [R] of lesions found, for weightings [R, P]. found: 1 or 0 for each lesion."""
     per_patient = np.bincount(scores.found_of, found, scores.patients)
     lesions = np.bincount(scores.found_of, minlength=scores.patients)
     return ratio(weights @ per_patient, weights @ lesions)
 
 
 def _needed(actual: np.ndarray, patients: int) -> int:
-    """Patients with which the false positives at a threshold stay within TOLERATED of the promise, 19 times of 20.
+    """Patients needed to keep the false positives at a threshold within TOLERATED of the promise, 19 times out of 20.
 
-    actual: what comes at thresholds [R] that are chosen on resamples. The logarithm of the error falls with the root of
-    the number of patients.
+    actual: rates at thresholds [R] chosen on resamples. The logarithm of the error falls with the root of the number of
+    patients.
     """
     logarithms = np.log(actual[actual > 0])
     if len(logarithms) < 2:
@@ -263,10 +262,10 @@ def kept(
     resamples: int = 2000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """What thresholds that were chosen on other images do on these: whether the promise is kept.
+    """Results on these images of thresholds chosen on other images: whether the promise is kept.
 
-    A list of {promised, threshold, false_positives_per_image, sensitivity}, of points with a threshold; the last two
-    are {"value", "low", "high"}, with thresholds fixed and patients drawn.
+    A list of {promised, threshold, false_positives_per_image, sensitivity} for points with a threshold; the last two
+    are {"value", "low", "high"}, with thresholds fixed and patients resampled.
     """
     scores = _scores(above(checked(results), score_floor), criterion)
     whole = np.ones((1, max(1, scores.patients)))

@@ -47,7 +47,7 @@ def best_and_worst(outcomes: Sequence[Outcome], number: int) -> tuple[list[Outco
 
 
 def describe_outcome(outcome: Mapping[str, Any]) -> str:
-    """'2 of 3 lesions found, 1 false positive'. `gt_ignore`, where given: which boxes of the image are ignored."""
+    """'2 of 3 lesions found, 1 false positive'. `gt_ignore`, if given: which boxes of the image are ignored."""
     wrong = outcome["false_positives"]
     found = f"{outcome['found']} of {outcome['lesions']} lesion{'s' * (outcome['lesions'] != 1)} found"
     none = "no lesion to find" if any(outcome.get("gt_ignore", ())) else "lesion-free"

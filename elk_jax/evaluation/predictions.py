@@ -20,18 +20,18 @@ from elk_jax.files import read_json, write_json
 from elk_jax.images.names import checked_text
 
 SUM = 1e-3
-"""By how much the probabilities of an image may miss 1: those of half precision are rounded."""
+"""Tolerance for the sum of an image's probabilities: those in half precision are rounded."""
 
 Pooling = Literal["mean", "max"]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The probabilities that one classifier gives to images, and their true classes.
+    """The probabilities of one classifier for images, and their true classes.
 
-    Built from any sequences; it holds texts and arrays of int64 and float64. A patient "" is the image's own.
-    UserError for no image, an image that occurs twice, arrays that do not fit each other, a label that is not a class,
-    and probabilities that are not finite, not in [0, 1], or do not sum to 1 (within SUM; they are kept as they are).
+    Built from any sequences; stores strings and arrays of int64 and float64. A patient "" becomes the image's own.
+    UserError for no image, a duplicate image, arrays of inconsistent shapes, a label that is not a class, and
+    probabilities that are not finite, not in [0, 1], or do not sum to 1 (within SUM; they are not rescaled).
     """
 
     image_ids: tuple[str, ...]  # [N]
@@ -47,14 +47,14 @@ class Predictions:
             raise UserError(f"the classes are {', '.join(map(repr, classes)) or 'none'}", where="classes", todo=todo)
         image_ids = tuple(checked_text(image_id, "image_id", "image_ids") for image_id in self.image_ids)
         if not image_ids:
-            raise UserError("no image", where="image_ids", todo="give the predictions of at least one")
+            raise UserError("no image", where="image_ids", todo="give predictions for at least one")
         for image_id, count in Counter(image_ids).items():
             if count > 1 or not image_id:
                 what = f"the image occurs {count} times" if image_id else f"{count} images have no id"
-                raise UserError(what, where=f"image {image_id}", todo="give every image once, with its own id")
+                raise UserError(what, where=f"image {image_id}", todo="list every image once, with its own id")
         if len(self.patient_ids) != len(image_ids):
             what = f"{len(self.patient_ids)} patients for {len(image_ids)} images"
-            raise UserError(what, where="patient_ids", todo="give one for each")
+            raise UserError(what, where="patient_ids", todo="give one for each image")
         patients = (
             checked_text(patient, "patient_id", f"image {image}") or image
             for patient, image in zip(self.patient_ids, image_ids)
@@ -73,7 +73,7 @@ class Predictions:
         return len(self.image_ids)
 
     def position(self, positive: str) -> int:
-        """The index of the class `positive`. UserError for another name."""
+        """The index of the class `positive`. UserError for an unknown name."""
         if positive not in self.classes:
             todo = f"choose one of {', '.join(self.classes)}"
             raise UserError(f"no class {positive!r}", where="positive", todo=todo)
@@ -84,15 +84,15 @@ class Predictions:
         return self.probabilities[:, self.position(positive)]
 
     def truth(self, positive: str, what: str = "") -> np.ndarray:
-        """Whether each image [N] is of the class `positive`; all other classes are negative.
+        """Whether each image [N] has the class `positive`; all other classes are negative.
 
-        UserError unless there are images of both kinds; `what` these predictions are, for the error.
+        UserError unless there are images of both kinds. what: names these predictions in the error.
         """
         truth = self.labels == self.position(positive)
         if truth.all() or not truth.any():
-            kind = f"another class than {positive}" if truth.all() else f"the class {positive}"
-            todo = "give predictions of a split that has both"
-            raise UserError(f"none of {len(self)} images is of {kind}", where=what or "predictions", todo=todo)
+            kind = f"a class other than {positive}" if truth.all() else f"the class {positive}"
+            todo = "give predictions for a split that has both"
+            raise UserError(f"none of {len(self)} images has {kind}", where=what or "predictions", todo=todo)
         return truth
 
 
@@ -118,7 +118,7 @@ def _probabilities(values: Any, image_ids: Sequence[str], classes: Sequence[str]
             first = int(np.flatnonzero(found)[0])
             shown = ", ".join(f"{value:g}" for value in rows[first, :8])
             what = f"the probabilities {shown} {fault} ({int(found.sum())} images)"
-            todo = "give the softmax of the logits, of weights that are finite"
+            todo = "give the softmax of the logits, from finite weights"
             raise UserError(what, where=f"image {image_ids[first]}", todo=todo)
     return rows
 
@@ -127,20 +127,20 @@ def _numbers(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
         numbers = np.asarray(values)
         if numbers.dtype.kind not in "biuf":
-            numbers = numbers.astype(float)  # of bfloat16, which NumPy does not know
+            numbers = numbers.astype(float)  # bfloat16, which NumPy does not know
     except (ValueError, TypeError) as error:
         raise UserError(f"{name} is not an array of numbers", where=name, todo="correct it") from error
     if numbers.shape != shape:
         todo = f"give {list(shape)}: one for each image{' and class' if len(shape) > 1 else ''}"
-        raise UserError(f"{name} has the shape {list(numbers.shape)}", where=name, todo=todo)
+        raise UserError(f"{name} has shape {list(numbers.shape)}", where=name, todo=todo)
     return numbers.astype(np.float64)
 
 
 def by_patient(predictions: Predictions, positive: str, pooling: Pooling = "mean") -> Predictions:
-    """One row for each patient, in the order of their ids; the ids of the images are those of the patients.
+    """One row for each patient, in the order of their ids; patient ids replace image ids.
 
-    A patient with any image of the class `positive` is of this class, others are of the class of most of their images
-    (the first of equals). Probabilities: the mean of the patient's images, or those of the image with the largest
+    A patient with any image of the class `positive` has this class, others have the class of most of their images (the
+    first of equals). Probabilities: the mean over the patient's images, or those of the image with the largest
     probability of `positive`.
     """
     if not fits(pooling, Pooling):
@@ -163,24 +163,24 @@ def by_patient(predictions: Predictions, positive: str, pooling: Pooling = "mean
 
 
 def aligned(sets: Sequence[Predictions]) -> list[Predictions]:
-    """The same predictions, all in the order of the first.
+    """The same predictions, all in the order of the first set.
 
-    UserError unless there is at least one, and all are of the same images, patients, labels and classes.
+    UserError unless there is at least one set, and all have the same images, patients, labels and classes.
     """
     if not sets:
         raise UserError("no predictions", where="predictions", todo="give those of at least one classifier")
-    first, todo = sets[0], "give predictions of classifiers of the same data and split"
+    first, todo = sets[0], "give predictions of classifiers for the same data and split"
     truth = dict(zip(first.image_ids, zip(first.patient_ids, first.labels.tolist())))
     found = [first]
     for number, other in enumerate(sets[1:], 2):
         where = f"predictions {number}"
         if other.classes != first.classes:
-            what = f"the classes are {', '.join(other.classes)}, of the first {', '.join(first.classes)}"
+            what = f"the classes are {', '.join(other.classes)}, but those of the first are {', '.join(first.classes)}"
             raise UserError(what, where=where, todo=todo)
         own = dict(zip(other.image_ids, zip(other.patient_ids, other.labels.tolist())))
         differing = sorted(image for image in truth.keys() | own.keys() if truth.get(image) != own.get(image))
         if differing:
-            what = f"{len(differing)} images are missing, or of another patient or class, than in the first"
+            what = f"{len(differing)} images are missing, or differ from the first in patient or class"
             raise UserError(f"{what}, for example {differing[0]!r}", where=where, todo=todo)
         place = {image: row for row, image in enumerate(other.image_ids)}
         order = [place[image] for image in first.image_ids]
@@ -191,7 +191,7 @@ def aligned(sets: Sequence[Predictions]) -> list[Predictions]:
 def joined(parts: Sequence[Predictions]) -> Predictions:
     """The predictions of different images by classifiers of the same classes as one set."""
     if len({part.classes for part in parts}) != 1:
-        raise UserError("predictions of different classes", where="classes", todo="join those of the same classes")
+        raise UserError("predictions with different classes", where="classes", todo="join those with the same classes")
     return Predictions(
         image_ids=tuple(image for part in parts for image in part.image_ids),
         patient_ids=tuple(patient for part in parts for patient in part.patient_ids),
@@ -212,7 +212,8 @@ def write_predictions(path: str | os.PathLike, predictions: Predictions) -> None
 
 
 def read_predictions(path: str | os.PathLike) -> Predictions:
-    """Read what `write_predictions` wrote, or another program. UserError, with the file and the entry, otherwise."""
+    """Read a file of `write_predictions` or of another program. UserError, with the file and the entry, if it is
+    invalid."""
     content = read_json(path)
     parts = content if isinstance(content, dict) else {}
     classes, entries = parts.get("classes"), parts.get("predictions")
@@ -233,7 +234,7 @@ def _check_entry(entry: Any, classes: Sequence[Any], where: str) -> None:
     keys = ("image_id", "patient_id", "label", "probabilities")
     missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
     if missing:
-        raise UserError(f"the prediction lacks {', '.join(missing)}", where=where, todo="add it")
+        raise UserError(f"the prediction has no {', '.join(missing)}", where=where, todo="add it")
     if entry["label"] not in classes:
         todo = f"use one of {', '.join(map(str, classes))}"
         raise UserError(f"the label {entry['label']!r} is not a class", where=where, todo=todo)

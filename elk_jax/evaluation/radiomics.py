@@ -1,4 +1,4 @@
-"""Radiomics of image patches: 74 features of grey values and texture, none of shape or size.
+"""Radiomics of image patches: 74 features of grey values and texture, without shape or size.
 
 Shapes: H, W patch in pixels; N patches; F features; G grey levels. Patches are [H, W] float in [0, 1].
 Definitions: Zwanenburg et al., Image biomarker standardisation initiative (arXiv 1612.07003), 2-D, averaged over the
@@ -13,17 +13,17 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import frechet, texture_features, texture_matrices
 
 LEVELS = 32
-"""Grey levels between black and white. Their width is fixed, so that contrast counts; few enough for small lesions."""
+"""Grey levels between black and white. Their width is fixed, so that contrast matters; few enough for small lesions."""
 
 LEFT_OUT = (
     "cooccurrence_dissimilarity",  # equals the difference average
     "cooccurrence_sum_average",  # equals twice the joint average
     "cooccurrence_cluster_tendency",  # equals the sum variance
-    "intensity_energy",  # this and the next grow with the region; a mean or normalised form of each is included
+    "intensity_energy",  # this and the next grow with the region; a mean or normalised version of each is included
     *("run_grey_level_non_uniformity", "run_run_length_non_uniformity"),
     *("zone_grey_level_non_uniformity", "zone_zone_size_non_uniformity"),
 )
-"""Features of the 82 published ones that are redundant, or measure the size, which is compared separately."""
+"""Those of the 82 published features that are redundant, or that measure the size, which is compared separately."""
 
 LIMIT = 6.0
 """Standard deviations at which a feature is clipped in the robust distance."""
@@ -40,9 +40,9 @@ def radiomics(patch: np.ndarray, mask: np.ndarray | None = None, count: int = LE
     mask = np.ones(patch.shape, bool) if mask is None else mask.astype(bool)
     values = patch[mask].astype(np.float64)
     if not len(values):
-        raise UserError("no pixels", where="mask")
+        raise UserError("the mask is empty", where="mask")
     if not np.isfinite(values).all():
-        raise UserError("NaN or infinity", where="patch")
+        raise UserError("NaN or infinity found", where="patch")
     features = {
         **_named("intensity", texture_features.intensity_features(values[None])),
         **texture(np.where(mask, discretise(patch, count), 0).astype(np.int32)[None], count),
@@ -60,7 +60,7 @@ def texture(levels: np.ndarray, count: int) -> texture_features.Features:
     pixels = (levels > 0).sum((1, 2))
     pairs = texture_matrices.neighbours(levels)
     lonely = pairs.totals().reshape(4, -1).sum(0) == 0
-    if lonely.any():  # of single pixels, which are uniform
+    if lonely.any():  # single pixels, which are uniform
         twice = np.repeat(levels.max((1, 2))[lonely], 2).reshape(-1, 1, 2)
         of_lonely = texture_features.cooccurrence_features(texture_matrices.neighbours(twice), count)
     found = texture_features.averaged(texture_features.cooccurrence_features(pairs, count))
@@ -89,7 +89,7 @@ def standardise(reference: np.ndarray, *others: np.ndarray, limit: float = np.in
 
 
 def varying(reference: np.ndarray, *others: np.ndarray) -> np.ndarray:
-    """Which features [F] are finite in all tables [N, F], and not constant, but for rounding, in the reference."""
+    """The features [F] that are finite in all tables [N, F] and, apart from rounding, not constant in the reference."""
     spread = reference.std(0)
     finite = np.isfinite(np.concatenate((reference, *others))).all(0)
     return finite & (spread > 1e-12 * (1 + np.abs(reference).max(0)))
@@ -99,8 +99,8 @@ def frechet_radiomics(real: np.ndarray, synthetic: np.ndarray) -> dict[str, floa
     """Frechet distance of feature tables [N, F] and [M, F], standardised by the real one.
 
     Returns `distance` (squared), its natural logarithm `log_distance` (None at 0), `robust_distance`, with deviations
-    clipped to LIMIT, and the counts. Clipping matters since a single uniform or saturated patch deviates by a hundred
-    standard deviations in the run and zone emphases, and then dominates `distance`. With fewer patches than features
+    clipped to LIMIT, and the counts. Clipping matters because a single uniform or saturated patch deviates by a hundred
+    standard deviations in the run and zone emphases, and then dominates `distance`. With fewer patches than features,
     all distances are biased upwards: compare them with those of two real sets of the same size
     (`frechet.compare_sets`).
     """

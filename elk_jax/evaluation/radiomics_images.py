@@ -1,7 +1,7 @@
-"""Images as PyRadiomics prepares and filters them before it measures features: normalised, halved, wavelets, Laplacian.
+"""Preparation and filtering of images as in PyRadiomics: normalisation, halving, wavelets, Laplacians.
 
-Shapes: B images of one size, H, W in pixels; h, w that of the prepared ones. All filters work along one axis after the
-other, without matrix products where those of large images would wait for each other's threads.
+Shapes: B images of one size, H, W in pixels; h, w that of the prepared ones. All filters work along one axis at a time,
+without matrix products where the threads of those of large images would wait for each other.
 Sources: PyRadiomics (van Griethuysen et al. 2017), `imageoperations.py`; ITK's cubic B-splines (Unser 1999) and
 recursive Gaussians (Deriche 1993, Farneback and Westin 2006); coif1 and the stationary transform of PyWavelets.
 """
@@ -22,30 +22,30 @@ SCALE = 100.0
 """Standard deviation of the grey values of a normalised image."""
 
 PAD = 10
-"""Pixels of the halved image that are kept around a region, since filters look beyond it."""
+"""Pixels of the halved image that are kept around a region, since filters reach beyond it."""
 
 POLE = 3**0.5 - 2
-"""Of the recursive filter that finds the coefficients of cubic B-splines."""
+"""Pole of the recursive filter that computes the coefficients of cubic B-splines."""
 
 HORIZON = 40
-"""Lines that the first coefficient depends on: powers of POLE beyond it are rounding."""
+"""Number of lines on which the first coefficient depends: higher powers of POLE are below rounding."""
 
 WAVELETS = ("wavelet-LH", "wavelet-HL", "wavelet-HH", "wavelet-LL")
-"""Low or high along the rows' pixels, then along the columns'."""
+"""Low or high pass along the pixels of the rows, then of the columns."""
 
 
 def normalised(images: np.ndarray) -> np.ndarray:
-    """Grey values [B, H, W] of mean 0 and deviation SCALE, float64. NaN for a constant image."""
+    """Grey values [B, H, W] with mean 0 and standard deviation SCALE, float64. NaN for a constant image."""
     values = images.astype(np.float64)
     spread = values.std((1, 2), ddof=1, keepdims=True) if values[0].size > 1 else np.zeros((len(values), 1, 1))
     return (values - values.mean((1, 2), keepdims=True)) / np.where(spread > 0, spread, np.nan) * SCALE
 
 
 def halved(images: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images and masks [B, H, W] at every second pixel, between pixels by cubic B-splines: [B, h, w], float64 and bool.
+    """Images and masks [B, H, W] resampled to every second place, by cubic B-splines: [B, h, w], float64 and bool.
 
     All masks have the same bounding box; pixels further than PAD from it are left out. A place beyond the last pixel,
-    which an odd size has, is 0 and outside the mask.
+    which occurs with an odd size, is 0 and outside the mask.
     """
     height, width = images.shape[1:]
     rows, columns = (_grid(low, high, size) for (low, high), size in zip(bounds(masks[0]), (height, width)))
@@ -56,7 +56,7 @@ def halved(images: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def bounds(mask: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
-    """First and last row, first and last column of a region [H, W] that is not empty."""
+    """First and last row, first and last column of a non-empty region [H, W]."""
     found = []
     for axis in (1, 0):
         places = np.flatnonzero(mask.any(axis))
@@ -65,7 +65,7 @@ def bounds(mask: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def wavelets(images: np.ndarray) -> dict[str, np.ndarray]:
-    """The four parts of the stationary wavelet transform of images [B, h, w] by coif1, by WAVELETS."""
+    """The four parts of the stationary wavelet transform of images [B, h, w] with coif1, by the names in WAVELETS."""
     parts = {}
     for right, along in _low_and_high(images.transpose(2, 0, 1)).items():
         for down, part in _low_and_high(along.transpose(2, 1, 0)).items():
@@ -74,9 +74,9 @@ def wavelets(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def laplacians(images: np.ndarray, deviations: tuple[float, ...], spacing: float) -> dict[str, np.ndarray]:
-    """The Laplacian of Gaussians of images [B, h, w], times the squared deviation, by name; float32, as ITK has it.
+    """The Laplacian of Gaussians of images [B, h, w], times the squared deviation, by name; float32, as in ITK.
 
-    deviations, spacing: in mm, which are pixels of the image that was halved (spacing 2).
+    deviations, spacing: in mm, which are pixels of the image before halving (spacing 2).
     """
     found = {}
     for deviation in deviations:
@@ -88,17 +88,17 @@ def laplacians(images: np.ndarray, deviations: tuple[float, ...], spacing: float
 
 
 def _grid(low: int, high: int, size: int) -> tuple[int, int]:
-    """First and last place of the halved grid for the rows low to high of `size`."""
+    """First and last place of the halved grid for rows low to high of `size`."""
     first = max(0, int(np.floor((low - 0.5) / 2 - PAD)))
     last = min(int(np.ceil(size / 2)) - 1, int(np.ceil((high + 0.5) / 2 + PAD)))
     return first, last
 
 
 def _nearest(first: int, last: int, size: int, interpolated: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The pixel nearest to each place of a grid, and whether there is one. Half way it is the later one.
+    """The pixel nearest to each place of a grid, and whether there is one. Halfway it is the later one.
 
-    interpolated: places are computed as ITK does along rows, between the two ends; rounding takes some to the pixel
-    before.
+    interpolated: places are computed as ITK does along rows, between the two ends; rounding moves some to the previous
+    pixel.
     """
     steps = np.arange(last - first + 1)
     along = steps / len(steps) * (2.0 * len(steps)) if interpolated else 2.0 * steps
@@ -107,9 +107,9 @@ def _nearest(first: int, last: int, size: int, interpolated: bool) -> tuple[np.n
 
 
 def _between(lines: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Lines [L, ...] -> those half way between 2 k and 2 k + 1, for k from first to last, by cubic B-splines.
+    """Lines [L, ...] -> those halfway between 2 k and 2 k + 1, for k from first to last, by cubic B-splines.
 
-    The lines are mirrored at their ends. Beyond the last line is 0.
+    The lines are mirrored at their ends. Beyond the last line, values are 0.
     """
     count = len(lines)
     if count == 1:
@@ -131,7 +131,7 @@ def _between(lines: np.ndarray, first: int, last: int) -> np.ndarray:
 
 
 def _low_and_high(lines: np.ndarray) -> dict[str, np.ndarray]:
-    """Lines [L, ...] filtered by coif1, from line to line, periodically; odd numbers of lines repeat their first."""
+    """Lines [L, ...] filtered by coif1 across lines, periodically; an odd number of lines repeats the first one."""
     count = len(lines)
     padded = lines if count % 2 == 0 else np.concatenate([lines, lines[:1]])
     around = padded[np.arange(-2, count + 3) % len(padded)]
@@ -148,7 +148,7 @@ def _low_and_high(lines: np.ndarray) -> dict[str, np.ndarray]:
 def _gaussian(size: int, deviation: float) -> tuple[np.ndarray, np.ndarray]:
     """Smoothing by a Gaussian, and its second derivative times the squared deviation: [size, size] each.
 
-    deviation: in pixels. Recursive filters of order 4, as ITK's; the image goes on beyond its ends as its last pixel.
+    deviation: in pixels. Recursive filters of order 4, as in ITK; the last pixel continues beyond the ends.
     """
     smooth, bent = _recursive(deviation)
     return _run(size, *smooth), _run(size, *bent)
@@ -196,16 +196,16 @@ def _recursive(deviation: float) -> tuple[tuple[np.ndarray, np.ndarray], tuple[n
 
 def _run(size: int, n: np.ndarray, d: np.ndarray) -> np.ndarray:
     """The recursive filter, forwards and backwards, as a matrix [size, size]."""
-    m = np.append(n[1:], 0) - d * n[0]  # of the half that runs backwards, which leaves the pixel itself out
+    m = np.append(n[1:], 0) - d * n[0]  # for the backward half, which excludes the pixel itself
     identity = np.eye(size)
     forwards = _one_way(identity, n, d)
-    behind = np.concatenate([identity[1:], identity[-1:]])  # of each pixel, the next one
+    behind = np.concatenate([identity[1:], identity[-1:]])  # for each pixel, the next one
     backwards = _one_way(behind[::-1], m, d)[::-1]
     return forwards + backwards
 
 
 def _one_way(inputs: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """y[k] = sum_i n_i x[k - i] - sum_j d_j y[k - j] over rows, as if the first row had been there for ever."""
+    """y[k] = sum_i n_i x[k - i] - sum_j d_j y[k - j] over rows, as if the first row had been repeated for ever."""
     outputs = np.zeros_like(inputs)
     before = inputs[0] * n.sum() / (1 + d.sum())
     for k in range(len(inputs)):

@@ -1,11 +1,11 @@
-"""The features that the Frechet radiomics distance compares, of many images, as PyRadiomics and frd-score have them.
+"""The features compared by the Frechet radiomics distance, for many images, as in PyRadiomics and frd-score.
 
 Shapes: N images; H, W size of an image in pixels; F features; B images of one size, in K filters.
-Images are [H, W] grey values as files have them, 0 to 255. Regions are [H, W] bool.
+Images are [H, W] grey values as in files, 0 to 255. Regions are [H, W] bool.
 
 Sources: PyRadiomics (van Griethuysen et al. 2017), frd-score 1.0.1 (Osuala et al.; Konz, Osuala et al.,
-arXiv 2412.01496). The names are theirs. Values differ from `radiomics.py`: here bins have a width instead of a number,
-and begin at the darkest pixel of the region.
+arXiv 2412.01496). The names are theirs. Values differ from `radiomics.py`: here bins have a fixed width instead of a
+fixed number, and start at the darkest pixel of the region.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from elk_jax.evaluation.texture_features import Features
 from elk_jax.threads import ProgressBar, in_parts, map_in_threads, no_bar
 
 DEVIATIONS = (2.0, 3.0, 4.0, 5.0)
-"""Of the Laplacian of Gaussians, in pixels of the image."""
+"""Standard deviations of the Laplacian of Gaussians, in pixels of the image."""
 
 MOST_PIXELS = 1 << 18
-"""Pixels of all filtered images that are worked on at once: they stay in the cache of a core."""
+"""Pixels of all filtered images that are processed at once, so that they stay in the cache of a core."""
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Which features of an image are measured, and how.
+    """The features of an image that are measured, and how.
 
-    prepared: the image is normalised to deviation 100 and halved first, and its statistics before and after are
-    features too. filters: of the prepared image. families: of features, of every filter (shape: once).
-    bin_width: grey values of a level. shift: what is added to grey values before they are squared.
+    prepared: the image is first normalised to a deviation of 100 and halved, and its statistics before and after are
+    also features. filters: of the prepared image. families: of features, for every filter (shape: once).
+    bin_width: grey values per level. shift: added to grey values before they are squared.
     """
 
     name: str
@@ -52,10 +52,10 @@ V0 = FeatureSet(
 """102 features of an image (Osuala et al. 2024)."""
 
 V1 = FeatureSet("v1", True, ("original", "wavelet"), ("firstorder", "glcm", "glrlm", "glszm", "ngtdm"), 5.0, 300.0)
-"""398 features of an image (Konz, Osuala et al. 2026). PyRadiomics leaves the Laplacians of a single slice out."""
+"""398 features of an image (Konz, Osuala et al. 2026). PyRadiomics skips the Laplacians for a single slice."""
 
 V1_LOG = FeatureSet("v1_log", True, ("original", "log", "wavelet"), V1.families, V1.bin_width, V1.shift)
-"""V1 with the Laplacians that its settings ask for: 706 features."""
+"""V1 with the Laplacians that its settings request: 706 features."""
 
 FEATURE_SETS = {one.name: one for one in (V0, V1, V1_LOG)}
 
@@ -104,7 +104,7 @@ NGTDM = {_words(name): name for name in ("busyness", "coarseness", "complexity",
 
 
 def _sizes(small: str, large: str, thing: str, what: str, size: str, variance: str) -> dict[str, str]:
-    """PyRadiomics' names of `texture_features.size_features`, which are ours in its words."""
+    """PyRadiomics' names for the features of `texture_features.size_features`."""
     grey = "GrayLevel"
     return {
         f"{small}Emphasis": f"small_{what}_emphasis",
@@ -136,7 +136,7 @@ GLDM = {
 
 
 class Table(NamedTuple):
-    """names of F features, and their values [N, F] float64; a row of NaN is an image whose features are undefined."""
+    """names of F features, and their values [N, F] float64; a row of NaN is an image with undefined features."""
 
     names: tuple[str, ...]
     values: np.ndarray
@@ -149,20 +149,20 @@ def table(
     progress: ProgressBar = no_bar,
     titles: Sequence[str] | None = None,
 ) -> Table:
-    """The features of images, which may have any sizes, inside their masks (None: everywhere).
+    """The features of images of any sizes, inside their masks (None: everywhere).
 
-    titles: what errors call the images; None: by their number.
+    titles: names of the images in errors; None: by their number.
 
-    A constant image has no deviation to divide by: its features of a prepared set are NaN, where PyRadiomics raises an
-    error.
-    UserError for no image, images that are not of grey values, values that are not finite, and a mask of another size,
-    with fewer than two pixels, or, of a prepared set, narrower than four.
+    A constant image has no deviation to divide by: with a prepared set its features are NaN, whereas PyRadiomics raises
+    an error.
+    UserError for no image, images that do not consist of grey values, non-finite values, and a mask of another size,
+    with fewer than two pixels or, with a prepared set, narrower than four.
     """
     if not len(images):
-        raise UserError("no image", where="images", todo="give two or more")
+        raise UserError("no image", where="images", todo="give at least two")
     chosen = [None] * len(images) if masks is None else list(masks)
     if len(chosen) != len(images):
-        raise UserError(f"{len(chosen)} masks for {len(images)} images", where="masks", todo="give one for each")
+        raise UserError(f"{len(chosen)} masks for {len(images)} images", where="masks", todo="give one for each image")
     called = [f"image {number + 1}" for number in range(len(images))] if titles is None else titles
     regions = [_region(image, mask, kind, where) for image, mask, where in zip(images, chosen, called)]
     places: dict[tuple, list[int]] = {}
@@ -183,18 +183,18 @@ def table(
 
 def _region(image: np.ndarray, mask: np.ndarray | None, kind: FeatureSet, where: str) -> np.ndarray:
     if image.ndim != 2:
-        raise UserError(f"shape {image.shape}", where=where, todo="give grey values [height, width]")
+        raise UserError(f"the shape is {image.shape}", where=where, todo="give grey values [height, width]")
     region = np.ones(image.shape, bool) if mask is None else np.asarray(mask, bool)
     if region.shape != image.shape:
         sizes = [" x ".join(map(str, one.shape[::-1])) for one in (region, image)]
         raise UserError(f"the mask has {sizes[0]} px, the image {sizes[1]}", where=where, todo="give masks that fit")
     if not np.isfinite(image).all():
-        raise UserError("NaN or infinity", where=where, todo="leave the image out")
+        raise UserError("NaN or infinity found", where=where, todo="leave the image out")
     if region.sum() < 2:
-        raise UserError(f"{region.sum()} pixels in the region", where=where, todo="texture needs two at least")
+        raise UserError(f"the region has {region.sum()} pixels", where=where, todo="give at least two, for texture")
     if kind.prepared and min(last - first for first, last in radiomics_images.bounds(region)) < 3:
-        todo = f"give images or regions of 4 pixels or more either way, or leave {kind.name} out"
-        raise UserError("the region is too narrow to be halved", where=where, todo=todo)
+        todo = f"give images or regions of at least 4 pixels in each direction, or leave {kind.name} out"
+        raise UserError("the region is too narrow for halving", where=where, todo=todo)
     return region
 
 
@@ -217,7 +217,7 @@ def _filter_names(kind: FeatureSet) -> tuple[str, ...]:
 
 
 def _of_one_size(images: list[np.ndarray], regions: list[np.ndarray], kind: FeatureSet) -> Table:
-    """The features of images whose regions have the same bounds."""
+    """The features of images of one size whose regions have the same bounds."""
     found: Features = {}
     names = _filter_names(kind)
     whole = np.stack([image.astype(np.float64) for image in images])
@@ -250,7 +250,7 @@ def _of_one_size(images: list[np.ndarray], regions: list[np.ndarray], kind: Feat
 
 
 def _measured(values: np.ndarray, inside: np.ndarray, kind: FeatureSet) -> Features:
-    """The features of filtered images [B, h, w], inside their regions, of every family but shape: [B] each."""
+    """The features of filtered images [B, h, w] inside their regions, of every family except shape: [B] each."""
     pixels = inside.sum((1, 2))
     levels = binned(values, inside, kind.bin_width)
     found = _first_order(values, inside, levels, kind)
@@ -283,7 +283,7 @@ def _measured(values: np.ndarray, inside: np.ndarray, kind: FeatureSet) -> Featu
 def binned(values: np.ndarray, inside: np.ndarray, width: float) -> np.ndarray:
     """Grey values [B, h, w] -> levels [B, h, w] int32 of this width, 1 for the darkest of each region; 0 outside.
 
-    The borders of the levels are multiples of the width.
+    The boundaries between levels are multiples of the width.
     """
     low = np.where(inside, values, np.inf).min((1, 2), keepdims=True)
     low = low - np.mod(low, width)
@@ -318,7 +318,7 @@ def _first_order_alike(values: np.ndarray, levels: np.ndarray, kind: FeatureSet)
 
 
 def _diagnostics(whole: np.ndarray, region: np.ndarray, small: np.ndarray, inside: np.ndarray) -> Features:
-    """13 numbers that PyRadiomics reports of its preparation, and frd-score counts as features."""
+    """13 numbers that PyRadiomics reports about its preparation, and that frd-score counts as features."""
     rows = [
         {
             **_statistics("Image-original", image),
@@ -339,13 +339,13 @@ def _statistics(name: str, values: np.ndarray) -> dict[str, float]:
 
 
 def _counted(name: str, mask: np.ndarray, without: int = 0) -> dict[str, float]:
-    """Pixels and connected parts. without: pixels that frd-score leaves out; of a whole image, the first."""
+    """Pixels and connected parts. without: pixels that frd-score leaves out; for a whole image, the first."""
     parts = 1 if mask.all() else cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
     return {f"{name}_VoxelNum": float(mask.sum() - without), f"{name}_VolumeNum": float(parts)}
 
 
 def shape_features(mask: np.ndarray) -> dict[str, float]:
-    """9 features of the shape of a region [H, W], whose outline runs half way between its pixels and the others."""
+    """9 features of the shape of a region [H, W], whose outline runs halfway between its pixels and the others."""
     padded = np.pad(mask, 1)
     corners = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     number = np.sum(corners, axis=0)

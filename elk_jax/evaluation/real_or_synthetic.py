@@ -1,4 +1,4 @@
-"""AUC of a classifier of real against synthetic lesions: 0.5 if it cannot distinguish them, 1 if it always can.
+"""AUC of a classifier of real versus synthetic lesions: 0.5 if it cannot distinguish them, 1 if it always can.
 
 Shapes: N images, D features, P groups (patients), R resamples. Features are [N, D], radiomics or those of any network.
 """
@@ -30,16 +30,16 @@ def real_or_synthetic(
     """Cross-validated AUC of a logistic regression, with a percentile interval over patients.
 
     real [N, D], synthetic [M, D]; synthetic_patients: patient of the CANVAS of each synthetic image. All images of a
-    patient are in one fold, so that no background is known from training. The AUC counts pairs within folds only, since
+    patient are in one fold, so no background is known from training. The AUC counts pairs within folds only, since
     scores of different classifiers are not comparable. The interval reflects the sampling of patients, not the
     randomness of training the classifiers.
 
-    Folds whose classifier has seen one kind alone do not count: all real images of one patient are in one fold, and
-    nothing learns what they are.
+    Folds whose classifier has seen only one kind do not count: all real images of one patient are in one fold, and
+    nothing can be learned about them.
 
-    Returns `auc`, `low`, `high` (None if not defined, as without a fold that counts) and the counts `real`,
+    Returns `auc`, `low`, `high` (None if not defined, for example if no fold counts) and the counts `real`,
     `synthetic`, `patients`, `folds`.
-    UserError for an empty set, features that are not finite, or fewer than two patients.
+    UserError for an empty set, non-finite features, or fewer than two patients.
     """
     features = np.concatenate([np.asarray(real, np.float64), np.asarray(synthetic, np.float64)])
     labels = np.repeat([False, True], [len(real), len(synthetic)])
@@ -49,7 +49,7 @@ def real_or_synthetic(
     if len(groups) != len(features):
         raise ValueError(f"{len(groups)} patients for {len(features)} images")
     if not np.isfinite(features).all():
-        raise UserError("NaN or infinity", where="features", todo="omit the images or features concerned")
+        raise UserError("NaN or infinity found", where="features", todo="omit the images or features concerned")
     if len(names) < 2:
         raise UserError("only 1 patient", where="patients", todo="give at least 2 for cross-validation")
     fold = assign_folds(labels, groups, min(FOLDS, len(names)), seed)
@@ -102,7 +102,7 @@ def cross_validated_scores(features: np.ndarray, labels: np.ndarray, fold: np.nd
 def logistic_regression(features: np.ndarray, labels: np.ndarray, penalty: float = PENALTY) -> tuple[np.ndarray, float]:
     """Weights [D] and intercept that minimise the summed cross entropy + penalty / 2 |weights|^2, by Newton's method.
 
-    features [N, D], labels [N] bool. penalty > 0 gives a solution for separable classes too. The search is restricted
+    features [N, D], labels [N] bool. penalty > 0 ensures a solution for separable classes too. The search is restricted
     to the span of the images, which contains the minimum even with more features than images.
     """
     left, sizes, right = np.linalg.svd(features, full_matrices=False)

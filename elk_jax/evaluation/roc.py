@@ -1,8 +1,8 @@
-"""The ROC curve of a class and what is read from it: areas, average precision, sensitivity at a specificity.
+"""The ROC curve of a class and measures read from it: areas, average precision, sensitivity at a specificity.
 
-Higher scores speak for the positive class; an image is called positive where its score is at least the threshold.
-Images of equal score are called so together, which makes every metric independent of the order of images. The curve
-starts at the threshold that calls no image positive, and has a corner for every distinct score.
+Higher scores indicate the positive class; an image is called positive if its score is at least the threshold. Images of
+equal score become positive together, which makes every metric independent of the order of images. The curve starts at
+the threshold at which no image is called positive, and has a corner for every distinct score.
 
 Shapes: N images, R weightings of the images, J distinct scores (descending).
 """
@@ -16,14 +16,14 @@ import numpy as np
 from elk_jax.evaluation.froc import ratio
 
 EXACT = 1e-9
-"""Share of an image by which counts of resamples miss whole numbers."""
+"""Share of an image by which counts in resamples may deviate from whole numbers."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Images sorted by score once, so that a weighting is a running sum. See `rank`."""
+    """Images sorted by score once, so that a weighting becomes a running sum. See `rank`."""
 
-    order: np.ndarray  # [N] images by falling score
+    order: np.ndarray  # [N] images by descending score
     last: np.ndarray  # [J] the last position, in that order, of each distinct score
     scores: np.ndarray  # [J] distinct scores, descending
     truth: np.ndarray  # [N] bool, of the images in their own order
@@ -31,7 +31,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Corners:
-    """Weights of the images that are called positive at J + 1 thresholds: none, then each distinct score."""
+    """Weights of the images called positive at J + 1 thresholds: none, then each distinct score."""
 
     true: np.ndarray  # [R, J + 1] of the positive class
     false: np.ndarray  # [R, J + 1] of the other classes
@@ -46,17 +46,17 @@ class Corners:
 
     @property
     def sensitivity(self) -> np.ndarray:
-        """[R, J + 1] ascending; NaN where a weighting has no positive image."""
+        """[R, J + 1] ascending; NaN if a weighting has no positive image."""
         return ratio(self.true, self.positives)
 
     @property
     def false_positive_rate(self) -> np.ndarray:
-        """[R, J + 1] ascending, 1 - specificity; NaN where a weighting has no negative image."""
+        """[R, J + 1] ascending, 1 - specificity; NaN if a weighting has no negative image."""
         return ratio(self.false, self.negatives)
 
 
 def rank(scores: np.ndarray, truth: np.ndarray) -> Ranking:
-    """Sort scores [N] of images, of which those in truth [N] bool are of the positive class."""
+    """Sort scores [N] of images; truth [N] bool marks those of the positive class."""
     order = np.argsort(-scores, kind="stable")
     falling = scores[order]
     last = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)
@@ -75,7 +75,7 @@ def corners(ranking: Ranking, weights: np.ndarray) -> Corners:
 
 def area(found: Corners) -> np.ndarray:
     """AUROC [R]: the share of pairs of a positive and a negative image in which the positive one scores higher; equal
-    scores count half. The Mann-Whitney statistic, and the area under straight lines between the corners."""
+    scores count half. This is the Mann-Whitney statistic, and the area under straight lines between the corners."""
     heights = (found.true[:, 1:] + found.true[:, :-1]) / 2
     won = (np.diff(found.false, axis=1) * heights).sum(axis=1)
     return ratio(won, (found.positives * found.negatives)[:, 0])
@@ -84,7 +84,7 @@ def area(found: Corners) -> np.ndarray:
 def average_precision(found: Corners) -> np.ndarray:
     """Average precision [R] of the positive class: precision at each threshold, weighted by the rise of sensitivity.
 
-    Step-wise, without interpolation, as scikit-learn has it.
+    Step-wise, without interpolation, as in scikit-learn.
     """
     called = found.true + found.false
     precision = np.divide(found.true, called, out=np.zeros_like(called), where=called > 0)
@@ -93,7 +93,7 @@ def average_precision(found: Corners) -> np.ndarray:
 
 
 def reversed_corners(found: Corners) -> Corners:
-    """The corners of the other orientation: all other classes are the positive one, and low scores speak for it."""
+    """The corners of the opposite orientation: all other classes count as positive, indicated by low scores."""
     return Corners(
         (found.false[:, -1:] - found.false)[:, ::-1],
         (found.true[:, -1:] - found.true)[:, ::-1],

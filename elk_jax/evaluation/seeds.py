@@ -1,9 +1,9 @@
-"""Means over seeds, with intervals over patients and seeds: the same training several times, on the same test images.
+"""Means over seeds, with intervals over patients and seeds: repeated training runs, evaluated on the same test images.
 
-Patients and seeds are crossed: every seed is evaluated on the same patients. So a resample draws patients with
-replacement and, apart from them, seeds with replacement (Owen, "The pigeonhole bootstrap", 2007). Two settings are
-compared on the same draw of both. With few seeds the part of an interval that is over seeds is too narrow, by the
-factor sqrt((S - 1) / S), as for any bootstrap of S values.
+Patients and seeds are crossed: every seed is evaluated on the same patients. A resample therefore draws patients with
+replacement and, independently, seeds with replacement (Owen, "The pigeonhole bootstrap", 2007). Two settings are
+compared on the same draw of both. With few seeds, the contribution of seeds to an interval is too narrow by the factor
+sqrt((S - 1) / S), as for any bootstrap of S values.
 
 Shapes: S seeds, R resamples, P patients of any of the evaluations.
 """
@@ -22,14 +22,14 @@ from elk_jax.evaluation.bootstrap import PatientStatistic
 
 @dataclass(frozen=True)
 class Resampling:
-    """Draws of patients and seeds, for all settings the same."""
+    """Draws of patients and seeds, the same for all settings."""
 
     patients: tuple[str, ...]  # [P] in order
     patient_weights: np.ndarray  # [R, P] how often each was drawn
     seed_weights: np.ndarray  # [R, S]
 
     def of(self, patients: Sequence[str]) -> np.ndarray:
-        """The weights [R, p] of some of the patients, in this order."""
+        """The weights [R, p] of the given patients, in this order."""
         place = {patient: column for column, patient in enumerate(self.patients)}
         return self.patient_weights[:, [place[patient] for patient in patients]]
 
@@ -47,7 +47,7 @@ def draw(patients: Sequence[str], seeds: int, resamples: int, seed: int = 0) -> 
 @dataclass(frozen=True)
 class Measured:
     """One metric of one setting. values: [S], NaN for a seed without it. draws: [R, S] over resampled patients; None
-    for a metric that is known as a whole only, whose intervals are over seeds."""
+    for a metric known only as a single value, whose intervals are over seeds."""
 
     values: np.ndarray
     draws: np.ndarray | None = None
@@ -59,7 +59,7 @@ class Measured:
 
     @property
     def over(self) -> str:
-        """What its interval is over."""
+        """The units over which its interval is taken."""
         seeds = "seeds" if self.known.sum() > 1 else ""
         return " and ".join(filter(None, ("patients" if self.draws is not None else "", seeds)))
 
@@ -80,8 +80,8 @@ def resampled(statistics: Sequence[PatientStatistic | None], resampling: Resampl
 def summarise(measured: Measured, resampling: Resampling) -> dict[str, Any]:
     """{"value": mean over seeds, "deviation" (of one seed, n - 1), "seeds", "low", "high", "p_value", "over"}.
 
-    The interval is the 95 % percentile interval of the resampled means; None where there is nothing to draw from. The
-    p-value is two-sided, for "the mean is 0": of a difference. A seed without a value is left out.
+    The interval is the 95 % percentile interval of the resampled means; None if there is nothing to resample. The
+    p-value is two-sided for "the mean is 0", and is meant for differences. A seed without a value is left out.
     """
     known = measured.known
     count = int(known.sum())
@@ -101,7 +101,7 @@ def summarise(measured: Measured, resampling: Resampling) -> dict[str, Any]:
 
 
 def _resampled_means(measured: Measured, resampling: Resampling) -> np.ndarray:
-    """The mean [R] over the drawn seeds, on the drawn patients; NaN where it is not defined."""
+    """The mean [R] over the drawn seeds, on the drawn patients; NaN if undefined."""
     weights = resampling.seed_weights * measured.known
     if measured.draws is None:
         draws = np.broadcast_to(np.where(measured.known, measured.values, 0.0), weights.shape)

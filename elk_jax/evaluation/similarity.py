@@ -20,7 +20,7 @@ from elk_jax.images.windows import blocked_by
 MEASURES = ("mae", "psnr", "ssim")
 
 MOST_PSNR = 100.0
-"""dB; for equal images, whose PSNR is infinite and must not dominate a mean."""
+"""Largest PSNR in dB: that of equal images is infinite and must not dominate a mean."""
 
 WINDOW, DEVIATION = 11, 1.5
 STABLE = 0.01**2, 0.03**2

@@ -1,4 +1,4 @@
-"""Power of images at the finest frequencies, where the checkerboards of upsampling networks stand.
+"""Power of images at the finest frequencies, where upsampling networks leave checkerboards.
 
 Shapes: H, W size of an image in pixels; images of a set may have different sizes.
 """
@@ -11,10 +11,10 @@ import numpy as np
 
 
 def checkerboard(images: Sequence[np.ndarray]) -> float:
-    """The share of the power of images [H, W], each without its mean, that a checkerboard of single pixels has.
+    """The share of a checkerboard of single pixels in the power of images [H, W], each without its mean.
 
-    It is the diagonal Nyquist frequency. An odd row or column at the end is left out. NaN for constant images, and for
-    those of a single row or column.
+    This is the diagonal Nyquist frequency. An odd row or column at the end is left out. NaN for constant images, and
+    for images with a single row or column.
     """
     found = total = 0.0
     for image in images:
@@ -30,7 +30,7 @@ def checkerboard(images: Sequence[np.ndarray]) -> float:
 
 
 def fine(images: Sequence[np.ndarray]) -> float:
-    """The share of the power of images [H, W], each without its mean, that waves shorter than four pixels have.
+    """The share of waves shorter than four pixels in the power of images [H, W], each without its mean.
 
     NaN for constant images.
     """

@@ -3,7 +3,7 @@
 Shapes: M groups of counts (images, or images in four directions); G grey levels; P pixels. Features are [M] float64.
 Names and formulas follow the image biomarker standardisation initiative (Zwanenburg et al., arXiv 1612.07003,
 chapter 3); logarithms are binary. A quotient that is undefined for a uniform region takes the value of the standard, or
-else its limit; only a group without any count has NaN.
+else its limit; only a group without any counts has NaN.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def histogram_features(levels: np.ndarray) -> Features:
 def cooccurrence_features(pairs: Counts, count: np.ndarray | int) -> Features:
     """25 features of the co-occurrences of neighbours (`texture_matrices.neighbours`).
 
-    count: number of levels [M], which normalised features refer to.
+    count: number of levels [M], to which normalised features refer.
     """
     on_diagonal = pairs.first == pairs.second
     total = pairs.totals()
@@ -113,7 +113,7 @@ def cooccurrence_features(pairs: Counts, count: np.ndarray | int) -> Features:
         "cluster_tendency": tendency,
         "cluster_shade": (squared * off_sum * summed).sum(1),
         "cluster_prominence": (squared * squared * summed).sum(1),
-        # A symmetric matrix has equal margins, whose entropies add up to the crossed one and to the separate one.
+        # A symmetric matrix has equal margins, whose entropies sum to both joint entropies of independent margins.
         "information_correlation_1": _ratio(joint - 2 * single, single, single > 1e-12),
         "information_correlation_2": np.sqrt(np.maximum(0.0, 1 - np.exp(-2 * (2 * single - joint)))),
     }
@@ -123,7 +123,7 @@ def cooccurrence_features(pairs: Counts, count: np.ndarray | int) -> Features:
 def maximal_correlation(pairs: Counts) -> np.ndarray:
     """The maximal correlation coefficient [M] of the co-occurrences; 1 for a single level.
 
-    It is the second largest singular value of the matrix divided by the roots of its margins: a symmetric matrix.
+    It is the second largest singular value of the (symmetric) matrix divided by the roots of its margins.
     """
     size = int(pairs.second.max(initial=0)) + 1
     matrix = np.zeros((pairs.groups, size, size))
@@ -208,7 +208,7 @@ def _tone_features(pixels: np.ndarray, differences: np.ndarray) -> dict[str, flo
 
 
 def averaged(features: Features) -> Features:
-    """Features [4 N] of four directions -> [N], the means over the directions that have any."""
+    """Features [4 N] of four directions -> [N], the means over the directions that have values."""
     with np.errstate(invalid="ignore"):
         known = {name: np.isfinite(value).reshape(4, -1) for name, value in features.items()}
         return {
@@ -231,9 +231,9 @@ def _quantile(ordered: np.ndarray, share: float) -> np.ndarray:
 
 
 def _squares_by_second(counts: Counts) -> np.ndarray:
-    """The sum over second numbers of the squared number of pairs that have it: [M].
+    """The sum, over second numbers, of the squared number of pairs with that number: [M].
 
-    Zones have few sizes, far apart: sizes are numbered as they occur.
+    Zones have few sizes, far apart, so sizes are numbered as they occur.
     """
     occurs = np.bincount(counts.second) > 0
     place = np.cumsum(occurs) - 1
@@ -241,10 +241,10 @@ def _squares_by_second(counts: Counts) -> np.ndarray:
 
 
 def _wide(table: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """A table [M, A] with columns of zeros added, as many as `like` has."""
+    """A table [M, A] padded with columns of zeros to the width of `like`."""
     return np.pad(table, ((0, 0), (0, like.shape[1] - table.shape[1])))
 
 
 def _ratio(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """a / b where it is defined, else 0."""
+    """a / b where defined, else 0."""
     return np.divide(a, b, out=np.zeros_like(a, dtype=np.float64), where=where)

@@ -1,4 +1,4 @@
-"""Counts of grey levels of regions: neighbours, runs, zones, dependences and neighbourhoods, of many images at once.
+"""Counts of grey levels in regions: neighbours, runs, zones, dependences and neighbourhoods, for many images at once.
 
 Shapes: N images; H, W their size in pixels; G number of grey levels; M = 4 N or N groups; U different pairs.
 Levels are [N, H, W] integers: 1 to G inside the region, 0 outside.
@@ -19,7 +19,7 @@ DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """How often pairs of whole numbers occur in each group: those that do, ordered by group.
+    """How often pairs of whole numbers occur in each group; only pairs that occur, ordered by group.
 
     groups: M. group, first, second, number: [U].
     """
@@ -35,29 +35,29 @@ class Counts:
         return self._reduced(np.add, values)
 
     def largest(self, values: np.ndarray) -> np.ndarray:
-        """The largest of values [U] in each group, [M]; 0 in one without."""
+        """The largest of values [U] in each group, [M]; 0 in an empty group."""
         return self._reduced(np.maximum, values)
 
     def totals(self) -> np.ndarray:
-        """How many pairs each group has, [M]."""
+        """The number of pairs in each group, [M]."""
         return self.sums(self.number)
 
     def by_first(self) -> np.ndarray:
-        """How many pairs have each first number, [M, largest + 1]."""
+        """The number of pairs with each first number, [M, largest + 1]."""
         return self.table(self.first, int(self.first.max(initial=0)) + 1)
 
     def by_second(self) -> np.ndarray:
-        """How many pairs have each second number, [M, largest + 1]."""
+        """The number of pairs with each second number, [M, largest + 1]."""
         return self.table(self.second, int(self.second.max(initial=0)) + 1)
 
     def table(self, values: np.ndarray, size: int) -> np.ndarray:
-        """How many pairs have each of `values` [U], whole numbers below `size`: [M, size]."""
+        """The number of pairs with each of `values` [U], whole numbers below `size`: [M, size]."""
         found = np.bincount(self.group * size + values, self.number, self.groups * size)
         return found.reshape(self.groups, size)
 
     @functools.cached_property
     def _present(self) -> tuple[np.ndarray, np.ndarray]:
-        """The groups that have pairs, and where each begins."""
+        """The groups that have pairs, and where each starts."""
         edges = np.searchsorted(self.group, np.arange(self.groups + 1))
         present = np.flatnonzero(np.diff(edges))
         return present, edges[present]
@@ -73,8 +73,8 @@ class Counts:
 def neighbours(levels: np.ndarray) -> Counts:
     """The levels of neighbouring pixels, the lower one first: M = 4 N groups.
 
-    A co-occurrence matrix counts both orders: it has half the number of such a pair in two places, or all of it on its
-    diagonal.
+    A co-occurrence matrix counts both orders: half the number of such a pair is in each of two places, or all of it on
+    the diagonal.
     """
     scale = int(levels.max(initial=0)) + 1
     rows = []
@@ -90,7 +90,7 @@ def runs(levels: np.ndarray) -> Counts:
     """Level and length of every run of equal levels: M = 4 N groups."""
     height, width = levels.shape[1:]
     scale = max(height, width) + 1
-    by_rows = levels.transpose(1, 0, 2)  # [H, N, W]: a run of any direction but the first goes from row to row
+    by_rows = levels.transpose(1, 0, 2)  # [H, N, W]: a run in any direction except the first goes from row to row
     by_columns = levels.transpose(2, 0, 1)
     rows = [_run_ends(by_columns, 0, scale), *(_run_ends(by_rows, right, scale) for right in (0, 1, -1))]
     return _count(np.concatenate(rows), scale)
@@ -98,7 +98,7 @@ def runs(levels: np.ndarray) -> Counts:
 
 def zones(levels: np.ndarray) -> Counts:
     """Level and size in pixels of every 8-connected zone of equal levels: M = N groups."""
-    from scipy import sparse  # takes a moment, and few programs need it
+    from scipy import sparse  # the import takes a moment, and few programs need it
     from scipy.sparse import csgraph
 
     width = levels.shape[2]
@@ -126,7 +126,7 @@ def zones(levels: np.ndarray) -> Counts:
 
 
 def dependences(levels: np.ndarray) -> Counts:
-    """Level of every pixel, and how many of it and its eight neighbours have that level: M = N groups."""
+    """Level of every pixel, and how many of the pixel and its eight neighbours have that level: M = N groups."""
     alike = np.ones(levels.shape, np.int32)
     for down, right in DIRECTIONS:
         here, there = _neighbours(levels, down, right)
@@ -165,7 +165,7 @@ def _neighbours(images: np.ndarray, down: int, right: int) -> tuple[np.ndarray, 
 
 
 def _run_ends(lines: np.ndarray, right: int, scale: int) -> np.ndarray:
-    """Codes level * scale + length [N, P] of the runs from line to line [L, N, W] and `right` columns further each
+    """Codes level * scale + length [N, P] of the runs from line to line [L, N, W], shifted by `right` columns each
     time, at the pixels where they end; 0 elsewhere."""
     lines = np.ascontiguousarray(lines)
     ahead = slice(max(0, right), lines.shape[2] + min(0, right))
@@ -181,16 +181,16 @@ def _run_ends(lines: np.ndarray, right: int, scale: int) -> np.ndarray:
 
 
 def _count(codes: np.ndarray, scale: int) -> Counts:
-    """Counts of codes [M, P], first * scale + second, one group a row. Codes of first 0 do not count."""
+    """Counts of codes [M, P], first * scale + second, one group per row. Codes with first 0 do not count."""
     groups, width = codes.shape
     size = int(codes.max(initial=0)) + 1
-    if size <= width:  # a table of all codes is quicker than sorting
+    if size <= width:  # a table of all codes is faster than sorting
         count = np.bincount((codes + np.arange(groups)[:, None] * size).ravel(), minlength=groups * size)
         starts = np.flatnonzero(count != 0)
         group, found = np.divmod(starts, size)
         number = count[starts]
     else:
-        codes = np.sort(codes.astype(np.uint16) if size <= 1 << 16 else codes, axis=1)  # short ones are sorted faster
+        codes = np.sort(codes.astype(np.uint16) if size <= 1 << 16 else codes, axis=1)  # short integers are sorted faster
         new = np.ones(codes.shape, bool)
         np.not_equal(codes[:, 1:], codes[:, :-1], out=new[:, 1:])
         starts = np.flatnonzero(new)
@@ -202,5 +202,5 @@ def _count(codes: np.ndarray, scale: int) -> Counts:
 
 
 def _one(first: int, scale: int) -> np.integer:
-    """1, of the narrowest type that holds codes of two numbers."""
+    """1, in the narrowest type that holds codes of two numbers."""
     return np.int32(1) if int(first) * int(scale) < 2**31 else np.int64(1)  # type: ignore[return-value]

@@ -1,6 +1,6 @@
-"""Operating points of a classifier: the score from which an image is called positive, and what it is then right about.
+"""Operating points of a classifier: the score from which an image is called positive, and the resulting performance.
 
-A threshold is chosen on predictions of one split, and applied to another.
+A threshold is chosen on the predictions of one split and applied to another.
 
 Shapes: N images, P patients, R weightings of them, J distinct scores.
 """
@@ -29,7 +29,7 @@ class Rule(Checked):
     """How a threshold is chosen.
 
     youden: largest sensitivity + specificity - 1, which is also the best balanced accuracy.
-    accuracy, f1: largest. Of equally good thresholds of these three, the lowest is taken, with the most sensitivity.
+    accuracy, f1: largest. For these three, the lowest of equally good thresholds is taken, the most sensitive one.
     sensitivity: the highest threshold with at least the target; specificity: the lowest one with at least the target.
     """
 
@@ -40,11 +40,11 @@ class Rule(Checked):
         super().__post_init__()
         if (self.aim in WITH_TARGET) != (self.target is not None):
             what = f"target is {self.target!r} for the aim {self.aim}"
-            raise UserError(what, where="target", todo=f"give a target for {' and '.join(WITH_TARGET)} alone")
+            raise UserError(what, where="target", todo=f"give a target only for {' and '.join(WITH_TARGET)}")
 
     @property
     def name(self) -> str:
-        """As `rule_from_text` reads it."""
+        """The rule in the form read by `rule_from_text`."""
         return self.aim if self.target is None else f"{self.aim}:{self.target:g}"
 
 
@@ -60,7 +60,7 @@ def rule_from_text(text: str) -> Rule:
 
 @dataclass(frozen=True)
 class ChosenOn:
-    """How many images a threshold was chosen on, and of how many patients; a patient may have images of both kinds."""
+    """Numbers of images and patients on which a threshold was chosen; a patient may have images of both kinds."""
 
     positives: Annotated[int, AtLeast(0)] = 0
     negatives: Annotated[int, AtLeast(0)] = 0
@@ -68,13 +68,13 @@ class ChosenOn:
     patients_of_negatives: Annotated[int, AtLeast(0)] = 0
 
     def patients_for(self, measure: str) -> int:
-        """The patients that a measure of `called` rests on: of one kind, or of the rarer one."""
+        """The number of patients behind a measure of `called`: those of one kind, or of the rarer kind."""
         kinds = {"sensitivity": self.patients_of_positives, "specificity": self.patients_of_negatives}
         return kinds.get(measure, min(kinds.values()))
 
     @property
     def counted(self) -> str:
-        """In words."""
+        """The counts in words."""
         return (
             f"{self.positives} positive images of {self.patients_of_positives} patients, {self.negatives} negative "
             f"ones of {self.patients_of_negatives}"
@@ -83,14 +83,14 @@ class ChosenOn:
 
 @dataclass(frozen=True)
 class OperatingPoint(Checked):
-    """A threshold, the rule that chose it, and the data that it was chosen on; "" for a threshold that is given.
+    """A threshold, the rule that chose it, and the data on which it was chosen; "" for a given threshold.
 
-    there: what `called` says of those data, which is too good, since the threshold was chosen to be good there.
-    low, high: 95 % interval of the threshold over patients; None where these were not resampled.
-    intervals: what comes on other patients instead, {"value", "low", "high"} for each of `there`, with the choice in it
-    (`bootstrap.on_others`); {} where patients were not resampled. Those of some earlier folders have no "value": there
-    the threshold is fixed.
-    on: the images; None for a threshold that is given, and in folders of earlier versions.
+    there: the results of `called` on that data, which are too good, since the threshold was optimised there.
+    low, high: 95 % interval of the threshold over patients; None if patients were not resampled.
+    intervals: what to expect on other patients, {"value", "low", "high"} for each of `there`, accounting for the choice
+    (`bootstrap.on_others`); {} if patients were not resampled. In some earlier folders they have no "value", and are
+    for a fixed threshold.
+    on: the images; None for a given threshold, and in folders of earlier versions.
     """
 
     threshold: float
@@ -104,13 +104,13 @@ class OperatingPoint(Checked):
 
 
 HALF = OperatingPoint(0.5)
-"""The more probable of two classes."""
+"""The threshold that selects the more probable of two classes."""
 
 
 def by_rules(
     predictions: Predictions, positive: str, rules: Sequence[str], chosen_on: str = "validation"
 ) -> tuple[OperatingPoint, ...]:
-    """`choose` by each of some rules, as texts."""
+    """`choose` for each of several rules, given as text."""
     return tuple(choose(predictions, positive, rule_from_text(rule), chosen_on) for rule in rules)
 
 
@@ -125,7 +125,7 @@ def choose(
 ) -> OperatingPoint:
     """The operating point that `rule` chooses on `predictions`, usually of a validation split.
 
-    Its threshold is one of the scores, or the next number above them, where it is best to call no image positive.
+    Its threshold is one of the scores, or the next number above them if it is best to call no image positive.
     resamples: of patients, for the intervals; 0 for none.
     UserError unless there are images of the class `positive` and of others.
     """
@@ -174,10 +174,11 @@ def _number(value: float) -> float | None:
 
 
 def chosen_corner(found: Corners, rule: Rule) -> np.ndarray:
-    """The corner [R] that a rule chooses in each weighting: 0 calls no image positive, j those of the j highest scores.
+    """The corner [R] that a rule chooses in each weighting: 0 calls no image positive, j those with the j highest
+    scores.
 
-    Of corners with the same images, where a weighting leaves some out, the first: its score is one that was drawn.
-    Where no image is called positive, the last: the threshold is next above those that were drawn.
+    Of corners with the same images (a weighting may leave some out) the first is taken: its score was drawn. If no
+    image is called positive, the last: the threshold is directly above the scores that were drawn.
     """
     true, false, total = found.true, found.false, found.true + found.false
     if rule.aim == "sensitivity":
@@ -200,53 +201,52 @@ def chosen_corner(found: Corners, rule: Rule) -> np.ndarray:
 
 
 def doubt(points: Sequence[OperatingPoint]) -> str:
-    """What is to be said against thresholds that were chosen on the same images, in sentences; "" for nothing."""
+    """Reservations about thresholds chosen on the same images, in sentences; "" if there are none."""
     ruled = [point for point in points if point.rule]
     if not ruled:
         return ""
     first = ruled[0]
-    few = _too_few(first, first.on) if first.on else "On how many patients the thresholds were chosen is not known."
+    few = _too_few(first, first.on) if first.on else "The number of patients behind the thresholds is unknown."
     return " ".join(filter(None, (few, *map(_at_an_end, ruled))))
 
 
 def _too_few(point: OperatingPoint, on: ChosenOn) -> str:
     if min(on.patients_of_positives, on.patients_of_negatives) < bootstrap.LEAST_PATIENTS:
         return (
-            f"The thresholds are chosen on few patients ({point.chosen_on}: {on.counted}): with fewer than "
-            f"{bootstrap.LEAST_PATIENTS} of one kind, sensitivity and specificity on other patients are hardly known."
+            f"The thresholds were chosen on few patients ({point.chosen_on}: {on.counted}): with fewer than "
+            f"{bootstrap.LEAST_PATIENTS} of one kind, sensitivity and specificity on other patients are very uncertain."
         )
     if point.low is None:
-        what = "Sensitivity and specificity on other patients are not known"
+        what = "Sensitivity and specificity on other patients are unknown"
         return f"{what}: patients were not resampled ({point.chosen_on}: {on.counted})."
     return ""
 
 
 def _at_an_end(point: OperatingPoint) -> str:
-    """Where a threshold separates nothing, or everything."""
+    """A sentence about a threshold that separates nothing, or everything."""
     both = point.there.get("sensitivity"), point.there.get("specificity")
     if both == (1.0, 0.0):
         return (
-            f"By {point.rule} every image is called positive: its threshold is the lowest score on {point.chosen_on}."
+            f"With {point.rule} every image is called positive: its threshold is the lowest score on {point.chosen_on}."
         )
     if both == (0.0, 1.0):
-        return f"By {point.rule} no image is called positive: its threshold is above all scores on {point.chosen_on}."
+        return f"With {point.rule} no image is called positive: its threshold is above all scores on {point.chosen_on}."
     if both == (1.0, 1.0):
-        return f"By {point.rule} no image is wrong on {point.chosen_on}: no interval tells how many are on others."
+        return f"With {point.rule} no image is wrong on {point.chosen_on}, so there is no interval for others."
     return ""
 
 
 def in_words(points: Sequence[OperatingPoint]) -> str:
-    """Rules, their thresholds and the intervals of these: "youden 0.412 (0.300 to 0.550), ..."."""
+    """Rules with their thresholds and intervals: "youden 0.412 (0.300 to 0.550), ..."."""
     bounds = lambda one: "" if one.low is None else f" ({one.low:.3f} to {one.high:.3f})"
     return ", ".join(f"{one.rule} {one.threshold:.3f}{bounds(one)}" for one in points)
 
 
 def called(scores: np.ndarray, truth: np.ndarray, threshold: float, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """What is right at a threshold, [R] by name, for weightings [R, N] of the images; NaN where not defined.
+    """Performance at a threshold, [R] by name, for weightings [R, N] of the images; NaN if undefined.
 
     accuracy, balanced_accuracy (mean of sensitivity and specificity), f1, sensitivity, specificity, precision (of the
-    images called positive) and negative_predictive_value (of the others). f1 is 0 if no positive image is
-    found.
+    images called positive) and negative_predictive_value (of the others). f1 is 0 if no positive image is found.
     """
     positive = scores >= threshold
     true, false = (weights @ (positive & kind) for kind in (truth, ~truth))
@@ -254,7 +254,7 @@ def called(scores: np.ndarray, truth: np.ndarray, threshold: float, weights: np.
 
 
 def at_corner(found: Corners, corner: np.ndarray) -> dict[str, np.ndarray]:
-    """As `called`, at a corner [R] of each weighting; or at several corners of one."""
+    """Like `called`, at a corner [R] of each weighting, or at several corners of one weighting."""
     rows = np.arange(len(corner)) if len(found.true) == len(corner) else 0
     kinds = found.positives[:, 0], found.negatives[:, 0]
     return _measures(found.true[rows, corner], found.false[rows, corner], *kinds)
@@ -263,7 +263,7 @@ def at_corner(found: Corners, corner: np.ndarray) -> dict[str, np.ndarray]:
 def _measures(
     true: np.ndarray, false: np.ndarray, positives: np.ndarray, negatives: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """`called` from the weights of images: called positive rightly, and wrongly; and of all of either kind."""
+    """`called` from the weights of images: correctly and wrongly called positive, and the totals of both kinds."""
     true, false, positives, negatives = (np.asarray(count, float) for count in (true, false, positives, negatives))
     missed, rejected = positives - true, negatives - false
     sensitivity, specificity = ratio(true, positives), ratio(rejected, negatives)

@@ -1,4 +1,4 @@
-"""The annotations that detections were measured against, kept beside them: metrics can be computed again without data.
+"""The annotations for an evaluation, stored beside the detections, so that metrics can be recomputed without the data.
 
 File: JSON, {"category_ids": [Q], "images": [{"image_id", "patient_id", "width", "height", "boxes": [N, 4],
 "labels": [N], "ignore": [N]}]}, with xyxy boxes in pixels.
@@ -19,7 +19,7 @@ from elk_jax.images.schema import ImageInfo
 
 
 def write_truth(path: str | os.PathLike, infos: Sequence[ImageInfo], category_ids: Sequence[int]) -> None:
-    """Write the annotations of the images. category_ids: of each class, as in the file of their results."""
+    """Write the annotations of the images. category_ids: of each class, as in the results file."""
     images = [
         {
             "image_id": info.image_id,
@@ -36,12 +36,13 @@ def write_truth(path: str | os.PathLike, infos: Sequence[ImageInfo], category_id
 
 
 def read_measured(truth: Path, results: Path) -> list[ImageResult]:
-    """The detections of a file of COCO results beside the annotations of `write_truth`. UserError for other files."""
+    """The detections in a file of COCO results, joined with the annotations of `write_truth`. UserError for other
+    files."""
     content = files.read_object(truth, "category_ids", "images")
     try:
         infos = [_info(**entry) for entry in content["images"]]
     except (TypeError, ValueError) as error:
-        todo = "restore the file, or evaluate again"
+        todo = "restore the file, or rerun the evaluation"
         raise UserError(f"damaged: {error}", where=truth, todo=todo) from error
     return checked(join(infos, read_results(results, infos, content["category_ids"])))
 

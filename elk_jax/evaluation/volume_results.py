@@ -1,4 +1,4 @@
-"""Findings of volumes beside their lesions, kept in a file: the metric can be computed again without the volumes.
+"""Findings of volumes with their lesions, in a file, so that the metric can be recomputed without the volumes.
 
 File: JSON, a list of {"truth": fields of `VolumeTruth`, "found": fields of `VolumeDetections`}, arrays as lists.
 """
@@ -25,14 +25,14 @@ def write(path: str | os.PathLike, results: Sequence[VolumeResult]) -> None:
 
 
 def read(path: str | os.PathLike) -> list[VolumeResult]:
-    """What `write` wrote, to the bit. UserError for another file."""
+    """Read a file of `write`, bit-identical. UserError for any other file."""
     try:
         return [
             VolumeResult(VolumeTruth(**_arrays(entry["truth"])), VolumeDetections(**_arrays(entry["found"])))
             for entry in files.read_json(path)
         ]
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"damaged: {error}", where=path, todo="restore the file, or evaluate again") from error
+        raise UserError(f"damaged: {error}", where=path, todo="restore the file, or rerun the evaluation") from error
 
 
 def _plain(part: Any) -> dict[str, Any]:

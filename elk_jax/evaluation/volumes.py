@@ -5,7 +5,7 @@ Boxes are xyxy in pixels of a slice; slices are counted from 0.
 
 Source: Konz et al., "A Competition, Benchmark, Code, and Data for Using AI to Detect Lesions in Digital Breast
 Tomosynthesis", JAMA Netw Open 2023, e230524, and its published evaluation: a detection hits a lesion if its centre is
-within half of the lesion's diagonal in the plane (100 px at least) and within a quarter of the volume's slices.
+within half of the lesion's diagonal in the plane (at least 100 px) and within a quarter of the volume's slices.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import bootstrap
 
 LEAST_DISTANCE = 100.0
-"""Pixels within which a centre hits, however small the lesion."""
+"""Distance in pixels within which a centre hits, however small the lesion."""
 DEPTH_SHARE = 0.25
-"""Of the volume's slices, by which a centre may be off."""
+"""Share of the volume's slices by which a centre may be off."""
 RATES_POSITIVE = (1.0, 2.0, 3.0, 4.0)
-"""False positives per volume with lesions, over whose sensitivities the mean is taken."""
+"""False positives per volume with lesions; the sensitivities at these rates are averaged."""
 RATE_ALL = 2.0
-"""False positives per volume, of all volumes."""
+"""False positives per volume, over all volumes."""
 PRIMARY = "mean_sensitivity_positive"
 
 
@@ -34,7 +34,7 @@ PRIMARY = "mean_sensitivity_positive"
 class VolumeDetections:
     """The detections of one volume, in any order: 3-D boxes.
 
-    The centre along z is first + depth / 2; depth is 0 where a box is of one slice.
+    The centre along z is first + depth / 2; depth is 0 if a box covers one slice.
     """
 
     boxes: np.ndarray  # [K, 4] in the best slice
@@ -46,7 +46,7 @@ class VolumeDetections:
 
 
 def no_detections() -> VolumeDetections:
-    """Of a volume in which nothing is found."""
+    """The detections of a volume in which nothing is found."""
     none = np.zeros(0, int)
     return VolumeDetections(np.zeros((0, 4)), np.zeros(0), np.zeros(0), none, np.zeros(0), none)
 
@@ -64,7 +64,7 @@ class VolumeTruth:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What a volume is called by in the tables of BCS-DBT."""
+        """The identification of a volume in the tables of BCS-DBT."""
         return self.study, self.view
 
 
@@ -77,9 +77,9 @@ class VolumeResult:
 
 
 def hits(truth: VolumeTruth, found: VolumeDetections) -> np.ndarray:
-    """[K] int: the lesion that each detection hits, -1 for none; of several the nearest, of equally near the first.
+    """[K] int: the lesion that each detection hits, -1 for none; the nearest of several, the first of equally near.
 
-    Distances to choose by are in pixels and slices alike, as in the published evaluation.
+    For the nearest, distances in pixels and in slices are combined without scaling, as in the published evaluation.
     """
     if not len(truth.boxes):
         return np.full(len(found.scores), -1)
@@ -105,7 +105,7 @@ class VolumeStatistic:
         keys = [result.truth.key for result in results]
         if twice := sorted({key for key in keys if keys.count(key) > 1}):
             raise UserError(
-                f"the volume {' '.join(twice[0])} is there twice", where="volumes", todo="keep one of its files"
+                f"the volume {' '.join(twice[0])} occurs twice", where="volumes", todo="keep one of its files"
             )
         self.patients = sorted({result.truth.patient_id for result in results})
         self._all = _count(results, self.patients)
@@ -122,10 +122,10 @@ class VolumeStatistic:
 def evaluate_volumes(results: Sequence[VolumeResult], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """The DBTex metric with 95 % intervals over patients: {name: {"value", "low", "high"}} and counts.
 
-    A value is None where there is no lesion. UserError for no volume, and for one that is there twice.
+    A value is None if there is no lesion. UserError for no volume, and for a duplicate volume.
     """
     if not results:
-        raise UserError("no volume to evaluate", where="volumes", todo="choose a split that has some")
+        raise UserError("no volume to evaluate", where="volumes", todo="choose a split with volumes")
     statistic = VolumeStatistic(results)
     return {
         "metrics": bootstrap.estimate(statistic, len(statistic.patients), resamples=resamples, seed=seed),
@@ -139,7 +139,7 @@ def evaluate_volumes(results: Sequence[VolumeResult], *, resamples: int = 2000, 
 
 @dataclass(frozen=True)
 class _Counts:
-    """Per patient; columns of falling thresholds: above all scores, the score of every hit, below all scores."""
+    """Counts per patient; columns of descending thresholds: above all scores, the score of every hit, below all."""
 
     volumes: np.ndarray  # [P]
     lesions: np.ndarray  # [P]
@@ -173,9 +173,9 @@ def _count(results: Sequence[VolumeResult], patients: Sequence[str]) -> _Counts:
 
 
 def _sensitivities(counts: _Counts, weights: np.ndarray, rates: Sequence[float]) -> np.ndarray:
-    """[R, rates]: linear between the points of the hits, flat beyond the last one; NaN where no lesion is drawn.
+    """[R, rates]: linear between the points of the hits, flat beyond the last one; NaN if no lesion is drawn.
 
-    Of equal rates of false positives the highest sensitivity counts. A resample has points of its own hits alone.
+    Of equal rates of false positives, the highest sensitivity counts. A resample has points only for its own hits.
     """
     weights = weights.astype(np.float64)
     volumes, lesions = weights @ counts.volumes, weights @ counts.lesions

@@ -59,7 +59,7 @@ def leaf_spec(shape: tuple[int, ...], fsdp: int, small: int = SMALL) -> P:
 
 
 def tree_shardings(tree: Any, mesh: Mesh, small: int = SMALL) -> Any:
-    """A NamedSharding for every leaf (array or abstract shape) by `leaf_spec`: parameters, optimiser state and so on."""
+    """A NamedSharding for every leaf (array or abstract shape) by `leaf_spec`, for example of parameters."""
     return jax.tree.map(lambda x: NamedSharding(mesh, leaf_spec(x.shape, mesh.shape["fsdp"], small)), tree)
 
 

@@ -126,7 +126,7 @@ def test_undefined_images_and_constant_features_are_left_out_of_v1():
 
 def test_refusals():
     one = made([1, 2, 3], [4, 4, 5])
-    with refused("two kinds", where="features"):
+    with refused("different features", where="features"):
         frd.distance(one, one._replace(names=("a", "b")))
     with refused(1, "second", where="images"):
         frd.distance(one, one._replace(values=one.values[:1]))

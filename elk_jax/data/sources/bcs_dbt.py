@@ -128,7 +128,7 @@ def _open_all(entries: list[Entry], spec: SourceSpec, progress: ProgressBar = no
     places = [_file_of(entry, folder) for entry in entries]
     if missing := [entry.name for entry, place in zip(entries, places) if place is None]:
         what = f"{len(missing)} of {len(entries)} volumes have no file; the first is {missing[0]}"
-        todo = "download them, or remove their rows from the tables"
+        todo = "fetch them, or remove their rows from the tables"
         raise UserError(what, where=spec.spec, todo=todo)
     return map_in_threads(partial(_opened, entries, places, spec), len(entries), progress)
 
@@ -139,7 +139,7 @@ def _opened(entries: list[Entry], places: list[Path | None], spec: SourceSpec, p
     volume = dicom_volume(path, spec, view=entry.view, name=entry.name)
     if entry.slices and entry.slices != len(volume):
         what = f"the file has {len(volume)} frames, but VolumeSlices in the table is {entry.slices}"
-        raise UserError(what, where=path, todo="download the file again, or correct the table")
+        raise UserError(what, where=path, todo="fetch the file again, or correct the table")
     width, height = volume.infos[0].width, volume.infos[0].height
     parts = box_ops.clipped(entry.boxes, width, height)
     unseen = box_ops.area(parts) == 0
@@ -181,7 +181,7 @@ def _tables(folder: Path) -> dict[Path, set[str]]:
     column that identifies volumes: its rows would be missed."""
     headers = {path: files.read_text(path).lstrip("\r\n").partition("\n")[0] for path in sorted(folder.glob("*.csv"))}
     if empty := next((path for path, header in headers.items() if not header.strip()), None):
-        raise UserError("the table is empty", where=empty, todo="download it again, or remove it")
+        raise UserError("the table is empty", where=empty, todo="fetch it again, or remove it")
     tables = {}
     for path, header in headers.items():
         names = _names(header, ",")

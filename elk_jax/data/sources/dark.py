@@ -21,7 +21,7 @@ def warn_if_dark(extent: int, bits: int, where: object) -> None:
         return
     fewer = extent.bit_length()
     todo = (
-        f"If such files have fewer significant bits, set bit_depth, for example to {fewer + fewer % 2} (--bit_depth, "
+        f"If such files have fewer significant bits, set for example bit_depth={fewer + fewer % 2} (--bit_depth, "
         "config.data.NAME.bit_depth, or a field of the COCO image). If they are meant to be dark, set bit_depth=16"
         if bits == 16
         else "Export such files with a window, or with the BitsStored that their values need"

@@ -132,7 +132,7 @@ def header(file: BinaryIO, name: object) -> Dataset:
         _check_object(dataset, True)
         if (frames := first_number(dataset, "NumberOfFrames") or 1) > max(1, size // _LEAST_FRAME):
             what = f"the header declares {frames:.0f} frames, for which a file of {size} bytes has no room"
-            raise UserError(what, todo="download the file again, or repair NumberOfFrames")
+            raise UserError(what, todo="fetch the file again, or repair NumberOfFrames")
         return dataset
 
 
@@ -166,7 +166,7 @@ def errors_of(name: object) -> Iterator[None]:
             raise
         raise UserError(error.what, where=name, todo=error.todo) from error
     except Exception as error:  # a damaged header makes pydicom raise almost anything; it all means the same here
-        todo = "download the file again; if that does not help, export the image again"
+        todo = "fetch the file again; if that does not help, export the image again"
         raise UserError(f"damaged DICOM file: {error}", where=name, todo=todo) from error
 
 
@@ -251,7 +251,7 @@ def _check_object(dataset: Dataset, has_pixels: bool) -> None:
         kind = (
             "DICOM file without pixels, or" if "Rows" in dataset and "Columns" in dataset else "not a DICOM image, or"
         )
-        raise UserError(f"{kind} truncated before its pixels", todo="download the file again, or leave it out")
+        raise UserError(f"{kind} truncated before its pixels", todo="fetch the file again, or leave it out")
     dataset.ensure_file_meta()
     if "TransferSyntaxUID" not in dataset.file_meta:  # old files without a preamble
         implicit, little = dataset.original_encoding

@@ -88,12 +88,12 @@ def stored_values(
         if syntax.is_compressed and "plugin" in str(error) and "does not support" in str(error):
             raise _no_decoder(syntax) from error
         other = f", or try another decoder: pip install {_decoder_package(syntax)}"
-        todo = "download the file again" + other * syntax.is_compressed
+        todo = "fetch the file again" + other * syntax.is_compressed
         raise UserError(f"damaged or unsupported pixel data: {error}", todo=todo) from error
     except Exception as error:
         cut = "less than expected" in str(error) or "length of the pixel data" in str(error)
         what = "truncated pixel data" if cut else f"damaged pixel data: {error}"
-        raise UserError(what, todo="download the file again") from error
+        raise UserError(what, todo="fetch the file again") from error
     if stored.ndim != 2:
         raise UserError(f"pixels of shape {stored.shape}: not one grey image", todo="export it as a grey image")
     if not np.isfinite(stored).all():

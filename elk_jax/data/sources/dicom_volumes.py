@@ -107,7 +107,7 @@ def check_volume(header: Dataset, name: object) -> None:
         windows = [grey_scale(attributes) for attributes in attributes_of_frames(header, range(frames))]
     if windows[0] is None:
         what = "no functional groups with a window, so the slices cannot be displayed alike"
-        todo = "download the file again, or export it with SharedFunctionalGroupsSequence"
+        todo = "fetch the file again, or export it with SharedFunctionalGroupsSequence"
         raise UserError(what, where=name, todo=todo)
     if odd := next((frame for frame, window in enumerate(windows) if window != windows[0]), None):
         what = f"the windows of frames 0 and {odd} differ: a volume needs a common window"

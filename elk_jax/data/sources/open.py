@@ -150,7 +150,7 @@ def list_source(
     kind = KINDS[spec.kind]
     if spec.slices != CENTRAL and not has_volumes(spec):
         todo = "leave it out: `slices` applies to bcs_dbt: and phantom_volumes:"
-        what = f"slices={spec.slices}, but the source has no volumes"
+        what = f"slices={spec.slices}, but {spec.spec} has no slices"
         raise UserError(what, where=spec.spec, todo=todo)
     check_partner(spec)
     source = kind.open(spec, "" if spec.split_shares else split, progress)

@@ -88,7 +88,7 @@ def _errors_of(where: object) -> Iterator[None]:
     except Exception as error:  # damaged bytes make decoders raise almost anything; it all means the same here
         cut_off = isinstance(error, _Truncated | OSError) and "truncated" in str(error)
         what, todo = ("truncated image", ", or leave it out") if cut_off else (f"damaged image: {error}", "")
-        raise UserError(what, where=where, todo=f"download the file again{todo}") from error
+        raise UserError(what, where=where, todo=f"fetch the file again{todo}") from error
 
 
 class _Unusual(Exception):

@@ -110,12 +110,12 @@ def test_places_of_functional_groups_count(tmp_path):
     [
         ({1: {"ImageOrientationPatient": [1, 0, 0, 0, -1, 0]}}, ["parallel", "0.dcm", "1.dcm"]),
         ({1: {"ImageOrientationPatient": [1, 0, 0, 0, 0, 1]}}, ["parallel"]),
-        ({1: {"ImageOrientationPatient": [-1, 0, 0, 0, -1, 0]}}, ["turned", "0.dcm", "1.dcm"]),
+        ({1: {"ImageOrientationPatient": [-1, 0, 0, 0, -1, 0]}}, ["rotated", "0.dcm", "1.dcm"]),
         ({2: {"ImagePositionPatient": [53, 4, 2]}}, ["above", "0.dcm", "2.dcm"]),
-        ({1: {"ImagePositionPatient": [3, 4, 0]}}, ["one place", "0.dcm", "1.dcm"]),
-        ({1: {"ImagePositionPatient": [3, 4, 0.004]}}, ["one place", "0.dcm", "1.dcm"]),
+        ({1: {"ImagePositionPatient": [3, 4, 0]}}, ["same position", "0.dcm", "1.dcm"]),
+        ({1: {"ImagePositionPatient": [3, 4, 0.004]}}, ["same position", "0.dcm", "1.dcm"]),
         ({k: BY_NUMBER | {"InstanceNumber": 1} for k in range(4)}, ["order", "InstanceNumber"]),
-        ({k: BY_NUMBER | {"InstanceNumber": max(k, 1)} for k in range(4)}, ["one place", "0.dcm", "1.dcm"]),
+        ({k: BY_NUMBER | {"InstanceNumber": max(k, 1)} for k in range(4)}, ["same position", "0.dcm", "1.dcm"]),
         ({k: BY_NUMBER | ({"InstanceNumber": ""} if k == 3 else {}) for k in range(4)}, ["order", "InstanceNumber"]),
         ({k: TOMO | (NOWHERE if k else {}) for k in range(4)}, ["without a position", "0.dcm", "1.dcm"]),
     ],
@@ -242,7 +242,7 @@ def test_a_series_in_several_folders_is_one_volume(tmp_path):
         write(tmp_path / f"D{k // 2}" / f"{k}.dcm", k)
     assert found(tmp_path)[0] == [[0, 1, 2, 3]]
     write(tmp_path / "copy" / "0.dcm", 0)
-    with refused("one place", "0.dcm"):
+    with refused("same position", "0.dcm"):
         find_volumes(tmp_path, SourceSpec())
 
 

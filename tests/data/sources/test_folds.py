@@ -36,7 +36,7 @@ def test_patients_stay_whole_and_folds_are_alike():
 
 def test_fewer_patients_than_folds_are_refused():
     assert sorted(map(len, folds.deal([info("1", "x"), info("2", "y"), info("3", "y")], 2, 0))) == [1, 1]
-    with refused("3 folds of 2 patients", "2 at most", where="config.detector.folds"):
+    with refused("3 folds of 2 patients", "at most 2", where="config.detector.folds"):
         folds.deal([info("1", "x"), info("2", "y")], 3, 0, "config.detector.folds")
 
 

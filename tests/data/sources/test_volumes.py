@@ -302,7 +302,7 @@ def test_volumes_are_found_in_folders(tmp_path, folder):
     assert {len(volume) for volume in volumes} == {12}
     (tmp_path / "one.dcm").write_bytes(make())
     (tmp_path / "a.txt").write_text("")
-    with refused("no volume", 2, "one.dcm", "one frame", where=tmp_path):
+    with refused("no volume", 2, "one.dcm", "single-frame", where=tmp_path):
         find_volumes(tmp_path, SourceSpec())
 
 
@@ -353,7 +353,7 @@ def copy_file(folder):
         (change("*boxes-train*", ",0,3,5,10,8,6,", ",0,3,5,10,0,6,"), ["0 x 6 px"]),
         (change("*boxes-train*", "benign,0,12", "benign,0,13"), [13, 12]),
         (change("*boxes-train*", "4,4,benign,0,12", "4,4,benign,0,40"), [12, 40]),
-        (change("*boxes-train*", "VolumeSlices", "Slices"), ["neither", "VolumeSlices"]),
+        (change("*boxes-train*", "VolumeSlices", "Slices"), ["without", "VolumeSlices"]),
         (change("*labels-train*", "StudyUID", "Study"), ["StudyUID", "column"]),
         (change("*boxes-train*", "Class,AD", "X,AD"), ["two columns", "X"]),
         (change("*boxes-train*", "8,20,30,4,4", "3,5,10,8,6"), ["twice", "slice 3", "DBT-S1"]),
