@@ -1,4 +1,4 @@
-"""Public weights of image classifiers as a model folder: read, converted and checked against the model."""
+"""Import of public classifier weights into a model folder: read, converted and checked against the model."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from elk_jax.output import Console
 from elk_jax.weights import convert, efficientnet, model_folder, reading, resnet, swin
 
 READERS = {"efficientnet": efficientnet.understand, "swin": swin.understand, "resnet": resnet.understand}
-"""By the word that stands in the names of a kind of network, in all libraries."""
+"""Readers by the word that occurs in the names of a kind of network in all libraries."""
 
 
 TRAINED = "classifier"
-"""The architecture of networks that were trained here."""
+"""The architecture of networks trained with elk_jax."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The file of an import. format: whose names and conventions."""
+    """The file of an import. format: the library whose names and conventions it uses."""
 
     format: str
     file: str
@@ -47,7 +47,7 @@ class ImportedClassifier:
 
 
 class Classifier(NamedTuple):
-    """A classifier's weights: params (nested) and the model they fit."""
+    """A classifier's weights: params (nested) and the model that they fit."""
 
     params: model_folder.Params
     model: Any
@@ -63,20 +63,20 @@ def convert_tensors(
 ) -> Classifier:
     """The parameters of the model called `name` in the library `file_format`, from its tensors.
 
-    changes: settings of the model, over the library's. ignore: see `convert.convert`. UserError where file and model do
-    not agree in every tensor.
+    changes: settings of the model that override the library's. ignore: see `convert.convert`. UserError unless file and
+    model agree in every tensor.
     """
     kind = next((kind for kind in READERS if kind in name), None)
     if kind is None:
-        todo = f"name it as the library does; there are {' and '.join(READERS)}"
-        raise UserError(f"'{name}' is not a kind of classifier that is read here", where="--model", todo=todo)
+        todo = f"use the library's name of a {' or '.join(READERS)}"
+        raise UserError(f"'{name}' is not a supported kind of classifier", where="--model", todo=todo)
     return _converted(READERS[kind](convert.strip_wrappers(tensors), file_format, name, changes or {}), ignore)
 
 
 def convert_resnet(
     foreign: convert.Foreign, changes: Mapping[str, Any] | None = None, ignore: Sequence[str] = ()
 ) -> Classifier:
-    """The same of a ResNet whose depth and widths follow from the tensors."""
+    """The same for a ResNet whose depth and widths follow from the tensors."""
     return _converted(resnet.of(foreign, changes or {}), ignore)
 
 
@@ -97,7 +97,7 @@ def import_file(
     console: Console | None = None,
     names: bool = False,
 ) -> Classifier:
-    """Read `path`, print what was found, with the name map if `names`, and write the model folder `output`.
+    """Read `path`, print a summary (with the name map if `names`), and write the model folder `output`.
 
     Nothing is written on error.
     """
@@ -111,7 +111,7 @@ def import_file(
 def write(
     imported: Classifier, title: str, origin: Origin, output: str | os.PathLike, console: Console, names: bool
 ) -> None:
-    """Print what was found, with the name map if `names`, and write the model folder `output`."""
+    """Print a summary (with the name map if `names`), and write the model folder `output`."""
     folder = files.make_folder(output)
     model, rows = imported.model, imported.name_map.rows
     count = sum(int(np.size(leaf)) for leaf in model_folder.flatten(imported.params).values())
@@ -123,7 +123,7 @@ def write(
         f"{title}, {model.num_classes} classes, published for {model.image_size} px",
         f"input: {', '.join(pixels)}",
         f"{count:,} parameters in {len(rows)} tensors; ignored {len(imported.name_map.ignored)}; "
-        "nothing left over or missing",
+        "none unused or missing",
     )
     model_folder.save_params(folder, imported.params, ImportedClassifier(model.name, model, origin))
     say(console, f"wrote {folder / model_folder.PARAMS} and {model_folder.CONFIG}")
@@ -133,15 +133,15 @@ def load(folder: str | os.PathLike) -> tuple[Any, model_folder.Params]:
     """The model and the parameters of an imported classifier. UserError for any other folder."""
     params, content = model_folder.load_params(folder)
     if content.architecture not in NETWORKS:
-        todo = "name a folder of launch/import_weights.py --model=..."
-        raise UserError(f"the weights are of '{content.architecture}', not a classifier's", where=folder, todo=todo)
+        todo = "give a folder written by launch/import_weights.py --model=..."
+        raise UserError(f"weights of '{content.architecture}', not of a classifier", where=folder, todo=todo)
     model = stored(content).model
     model_folder.check_fits(params, shapes(model), folder)
     return model, params
 
 
 def stored(content: model_folder.Content) -> ImportedClassifier:
-    """What the folder of an imported network says. UserError as `Content.build`."""
+    """The description in the folder of an imported network. UserError as in `Content.build`."""
     entries: dict[str, Any] = dict(content.entries)
     before = entries.get("model")
     if "absent" in entries and isinstance(before, Mapping) and "backbone" not in before:
@@ -152,7 +152,7 @@ def stored(content: model_folder.Content) -> ImportedClassifier:
 
 
 def network_of(content: model_folder.Content) -> Any:
-    """The settings of the network in a model folder, imported or trained here; None for any other folder."""
+    """The settings of the network in a model folder, imported or trained; None for any other folder."""
     if content.architecture in NETWORKS:
         return stored(content).model
     if content.architecture != TRAINED:
@@ -163,7 +163,7 @@ def network_of(content: model_folder.Content) -> Any:
 
 
 def name_table(name_map: convert.NameMap) -> Table:
-    """Foreign name and shape, our path and shape, layout: one row per tensor."""
+    """A table of foreign name and shape, our path and shape, and layout: one row per tensor."""
     table = Table(header_style="bold")
     for title in ("in the file", "shape", "here", "shape", "layout"):
         table.add_column(title, overflow="fold")
@@ -180,7 +180,7 @@ def name_table(name_map: convert.NameMap) -> Table:
 
 
 def say(console: Console, *lines: str) -> None:
-    """Print lines as they are."""
+    """Print lines literally."""
     for line in lines:
         console.print(line, soft_wrap=True)
 
@@ -193,5 +193,5 @@ def _digits(value: float | Sequence[float]) -> str:
 
 @lru_cache(maxsize=32)
 def shapes(model: Any) -> Mapping[str, tuple[int, ...]]:
-    """Path -> shape of every parameter of a network; traced once for equal settings."""
+    """Path -> shape of every parameter of a network; traced once per settings."""
     return model_folder.shapes_of(partial(NETWORKS[model.name].init, model))

@@ -1,7 +1,7 @@
-"""Convert named tensors of another library to our parameters, by rules that account for every tensor.
+"""Convert named tensors of another library to our parameters, with rules that account for every tensor.
 
 A format (detectron2, torchvision) is data: rules `foreign name -> our path, layout`, names of tensors that are not
-weights, and constants for parameters that the format lacks. `convert` applies them.
+weights, and constants for parameters missing from the format. `convert` applies them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Layout = Callable[[np.ndarray], np.ndarray]
 
 
 def as_is(x: np.ndarray) -> np.ndarray:
-    """Vectors: biases and norms."""
+    """Vectors, unchanged: biases and norms."""
     return x
 
 
@@ -43,7 +43,8 @@ def chw_to_hwc(x: np.ndarray, size: int = 7) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Rule:
-    """A foreign name (regular expression, whole name) and the path of its tensor; \\1 etc. refer to its groups."""
+    """A foreign name (regular expression for the whole name) and the path of its tensor; \\1 etc. refer to its
+    groups."""
 
     pattern: str
     target: str
@@ -54,11 +55,11 @@ class Rule:
 class Format:
     """A foreign format. `ignored`, `constants`: regular expressions of whole names.
 
-    rules: where several make one path, `rename` writes the name of the first, with the first of its alternatives.
+    rules: if several give one path, `rename` writes the name of the first, with the first of its alternatives.
 
     ignored: foreign tensors that are not weights. constants: (our path, value) of parameters that the file omits.
-    path: applied to the target of a rule, for systematic differences in spelling. partial: parameters that the file
-    lacks may be initialised anew.
+    path: applied to the target of a rule, for systematic differences in spelling. partial: parameters missing from the
+    file may be re-initialised.
     """
 
     rules: tuple[Rule, ...]
@@ -81,12 +82,12 @@ class Row:
 
 @dataclass(frozen=True)
 class NameMap:
-    """The use of every tensor of the file, and the origin of every parameter."""
+    """The use of every tensor in the file, and the origin of every parameter."""
 
     rows: tuple[Row, ...]
     ignored: tuple[str, ...]  # foreign names
     filled: tuple[tuple[str, float], ...]  # (path, constant)
-    dropped: tuple[str, ...]  # paths to initialise anew
+    dropped: tuple[str, ...]  # paths to re-initialise
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ class Foreign:
     """A recognised foreign file: its tensors with uniform names, their format, and the architecture.
 
     preset: the conventions of the training: 'detectron2', 'torchvision' or 'torchvision_v2'; 'retinanet' or
-    'retinanet_v2', those of torchvision. resnet, settings: fields of the configurations of the backbone and of the
-    detector that follow from the shapes. backbone_only: the file has no detector.
+    'retinanet_v2', also torchvision's. resnet, settings: configuration fields of the backbone and the detector that
+    follow from the shapes. backbone_only: the file has no detector.
     """
 
     tensors: Tensors
@@ -107,7 +108,7 @@ class Foreign:
 
 
 class Understood(NamedTuple):
-    """The file of a classifier: its tensors by uniform names, the settings of the model, the rules of its names."""
+    """The file of a classifier: its tensors with uniform names, the settings of the model, the rules for its names."""
 
     tensors: Tensors
     model: Any
@@ -115,12 +116,12 @@ class Understood(NamedTuple):
 
 
 def layer(pattern: str, target: str, kernel: Layout) -> tuple[Rule, ...]:
-    """Rules of a layer's weight and bias."""
+    """Rules for a layer's weight and bias."""
     return Rule(rf"{pattern}\.weight", f"{target}/kernel", kernel), Rule(rf"{pattern}\.bias", f"{target}/bias")
 
 
 def norm(pattern: str, target: str) -> tuple[Rule, ...]:
-    """Rules of a normalisation layer: scale, bias, and statistics if it has them."""
+    """Rules for a normalisation layer: scale, bias, and statistics if it has them."""
     parts = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
     return tuple(Rule(rf"{pattern}\.{theirs}", f"{target}/norm/{ours}") for theirs, ours in parts.items())
 
@@ -135,14 +136,14 @@ def convert(
 ) -> tuple[model_folder.Params, NameMap]:
     """Our parameters (nested, float32) for exactly the paths of `target_shapes`, and the name map.
 
-    drop: regular expressions (re.search) of our paths to initialise anew; the result omits them. ignore: those of
-    foreign names to ignore, in addition to the format's. where: the file, for errors. Raises UserError if any other
-    tensor is unused, or a parameter is missing, given twice, of another shape, or not finite.
+    drop: regular expressions (re.search) of our paths to re-initialise; the result omits them. ignore: of foreign names
+    to ignore, in addition to the format's. where: the file, for errors. Raises UserError if any other tensor is unused,
+    or a parameter is missing, given twice, has the wrong shape, or is not finite.
     """
     dropped = model_folder.compile_patterns(drop, "--drop")
     also_ignored = model_folder.compile_patterns(ignore, "--ignore")
     wanted = {path: shape for path, shape in target_shapes.items() if not model_folder.matches(dropped, path)}
-    rules = [(re.compile(rule.pattern), rule) for rule in fmt.rules]  # more than `re` keeps
+    rules = [(re.compile(rule.pattern), rule) for rule in fmt.rules]  # more than `re` caches
     rows: dict[str, Row] = {}
     params: dict[str, np.ndarray] = {}
     ignored, left_over, mismatched, infinite = [], [], [], []
@@ -157,12 +158,12 @@ def convert(
             left_over.append(f"{name} {tensor.shape}")
             continue
         if path in rows:
-            what = f"{name} and {rows[path].foreign} both become {path}"
-            raise UserError(what, where=where, todo="remove one from the file")
+            what = f"{name} and {rows[path].foreign} are both converted to {path}"
+            raise UserError(what, where=where, todo="remove one of them from the file")
         value = _lay_out(tensor, layout)
         if value is None or value.shape != tuple(wanted[path]):
             given = tensor.shape if value is None else value.shape
-            mismatched.append(f"{name} becomes {path} {given}, the model has {tuple(wanted[path])}")
+            mismatched.append(f"{name} gives {path} {given}, the model has {tuple(wanted[path])}")
             continue
         if not np.isfinite(value).all():
             infinite.append(name)
@@ -182,8 +183,8 @@ def convert(
 def rename(params: model_folder.Params, fmt: Format) -> Tensors:
     """The inverse of `convert`: foreign name -> tensor of every parameter, contiguous, in the parameter's type.
 
-    For formats without `path`, whose patterns have no parentheses but groups, `(...)`, and alternatives, `(?:...)`,
-    none within another. ValueError for a parameter that no rule makes.
+    For formats without `path`, whose patterns have no parentheses other than groups, `(...)`, and alternatives,
+    `(?:...)`, without nesting. ValueError for a parameter that no rule produces.
     """
     rules = [(re.compile(_paths_of(rule)), rule) for rule in fmt.rules]
     tensors = {}
@@ -201,27 +202,27 @@ _GROUP, _ALTERNATIVES = re.compile(r"\((?!\?)([^()]*)\)"), re.compile(r"\(\?:([^
 
 
 def _paths_of(rule: Rule) -> str:
-    """A pattern of the paths that a rule makes. Its group g1 is the first of the rule's, and so on."""
+    """A pattern of the paths that a rule produces. Its group g1 is the first group of the rule, and so on."""
     groups = _GROUP.findall(rule.pattern)
-    parts = re.split(r"\\(\d)", rule.target)  # texts and numbers in turn
+    parts = re.split(r"\\(\d)", rule.target)  # text and numbers alternately
     parts[::2] = map(re.escape, parts[::2])
     parts[1::2] = [f"(?P<g{number}>{groups[int(number) - 1]})" for number in parts[1::2]]
     return "".join(parts)
 
 
 def _name_of(rule: Rule, groups: Mapping[str, str]) -> str:
-    """The name that a rule turns into the path with these groups; of alternatives the first."""
+    """The name that a rule converts to the path with these groups; with alternatives, the first one."""
     number = iter(range(1, 10))
     filled = _GROUP.sub(lambda _: re.escape(groups[f"g{next(number)}"]), rule.pattern)
     return re.sub(r"\\(.)", r"\1", _ALTERNATIVES.sub(r"\1", filled))
 
 
 _FOREIGN_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
-"""Number of axes -> where those of a foreign tensor come from, whatever its layout: out, in, height, width."""
+"""Number of axes -> meaning of the axes of a foreign tensor in any layout: out, in, height, width."""
 
 
 def _laid_back(value: np.ndarray, layout: Layout) -> np.ndarray:
-    """The tensor that `layout` turns into `value`: as a layout only moves numbers, it is asked where each one goes."""
+    """The tensor that `layout` converts to `value`: a layout only moves numbers, so it is applied to their indices."""
     shape = tuple(value.shape[axis] for axis in _FOREIGN_AXES.get(value.ndim, range(value.ndim)))
     tensor = np.empty(value.size, value.dtype)
     tensor[layout(np.arange(value.size).reshape(shape)).reshape(-1)] = value.reshape(-1)
@@ -236,7 +237,7 @@ def _place(name: str, fmt: Format, rules: Sequence[tuple[re.Pattern[str], Rule]]
 
 
 def _lay_out(tensor: np.ndarray, layout: Layout) -> np.ndarray | None:
-    """The tensor in our layout, contiguous float32; None if it lacks the axes that the layout moves."""
+    """The tensor in our layout, contiguous float32; None if it does not have the axes that the layout moves."""
     try:
         return np.array(layout(tensor), np.float32, order="C")
     except (ValueError, TypeError):
@@ -247,7 +248,7 @@ def _complain(
     left_over: list[str], mismatched: list[str], missing: list[str], infinite: list[str], where: object, partial: bool
 ) -> None:
     architecture = "check --format and the model's settings"
-    anew = ", or initialise parameters anew with --drop=REGEX" if partial else ""
+    anew = ", or re-initialise parameters with --drop=REGEX" if partial else ""
     for what, names, todo in (
         ("shapes differ:", sorted(mismatched), architecture),
         ("the model has no parameter for", left_over, f"{architecture}, or ignore tensors with --ignore=REGEX"),
@@ -259,13 +260,13 @@ def _complain(
 
 
 _WRAPPERS = ("module.", "model.", "net.")
-"""Prefixes of data-parallel training and averaging in PyTorch, and of the usual modules of Lightning."""
+"""Prefixes from data-parallel training and averaging in PyTorch, and from common Lightning modules."""
 
 
 def strip_wrappers(tensors: Tensors) -> Tensors:
-    """The tensors with the names that they have without the wrappers of a training.
+    """The tensors with their names before training wrappers.
 
-    These are the prefixes _WRAPPERS that all names have, `_orig_mod.` of torch.compile anywhere, and the counter
+    Removed are the prefixes _WRAPPERS if all names have them, torch.compile's `_orig_mod.` anywhere, and the counter
     `n_averaged` of an averaged model.
     """
     tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items() if name != "n_averaged"}
@@ -277,32 +278,32 @@ def strip_wrappers(tensors: Tensors) -> Tensors:
 
 
 def check_used(patterns: Sequence[str], names: Iterable[str], flag: str) -> None:
-    """UserError for the first regular expression of a flag that is found in no name: it is misspelt."""
+    """UserError for the first regular expression of a flag that matches no name: it is misspelt."""
     names = list(names)
     for pattern in patterns:
         if not any(model_folder.matches(model_folder.compile_patterns([pattern], flag), name) for name in names):
-            what = f"{flag}={pattern} is found in no name; there are {model_folder.first_few(sorted(names))}"
+            what = f"{flag}={pattern} matches no name; the names are {model_folder.first_few(sorted(names))}"
             raise UserError(what, where=flag, todo="correct it, or leave it out")
 
 
 def find(tensors: Tensors, name: str) -> np.ndarray:
-    """A tensor whose shape shows the architecture; UserError if it is missing, so that the file is of another kind."""
+    """A tensor whose shape shows the architecture; UserError if it is missing: the file is then of another kind."""
     if name not in tensors:
         few = model_folder.first_few([f"{key} {value.shape}" for key, value in tensors.items()], 3)
-        raise UserError(f"the file lacks {name}; it has {few}", todo="check --format and --input")
+        raise UserError(f"the file has no {name}; it has {few}", todo="check --format and --input")
     return tensors[name]
 
 
 def sizes(tensors: Tensors, name: str, axes: int) -> tuple[int, ...]:
-    """The shape of a tensor of so many axes; UserError as `find`, and where it has another number of them."""
+    """The shape of a tensor with this number of axes; UserError as in `find`, and for another number of axes."""
     shape = find(tensors, name).shape
     if len(shape) != axes:
-        raise UserError(f"{name} {shape} has not {axes} axes", todo="check --format and --input")
+        raise UserError(f"{name} {shape} does not have {axes} axes", todo="check --format and --input")
     return shape
 
 
 def indices(tensors: Tensors, pattern: str) -> list[int]:
-    """Sorted numbers that the group of `pattern` (whole name) matches in the names, to count repeated layers."""
+    """Sorted numbers matched by the group of `pattern` (whole name) in the names, to count repeated layers."""
     found = (re.fullmatch(pattern, name) for name in tensors)
     return sorted({int(match.group(1)) for match in found if match})
 
@@ -310,7 +311,7 @@ def indices(tensors: Tensors, pattern: str) -> list[int]:
 def resnet_settings(tensors: Tensors, stem: str, stages: Sequence[str]) -> dict[str, Any]:
     """`depth`, `width` and `stem_width` of a ResNet, from the name of its stem's kernel and the prefixes of its stages.
 
-    UserError where a tensor is missing, and where no known ResNet has so many blocks.
+    UserError if a tensor is missing, or if no known ResNet has these numbers of blocks.
     """
     width, stem_width = (sizes(tensors, name, 4)[0] for name in (f"{stages[0]}.0.conv1.weight", stem))
     blocks = tuple(len(indices(tensors, rf"{re.escape(stage)}\.(\d+)\.conv1\.weight")) for stage in stages)

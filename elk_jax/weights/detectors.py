@@ -1,4 +1,4 @@
-"""Detectors of other libraries as a model folder: read, converted, checked against the model and explained."""
+"""Import of detectors of other libraries into a model folder: read, converted, checked against the model, explained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PRESETS: dict[str, Callable[[], Any]] = {
     "retinanet": retinanet.torchvision,
     "retinanet_v2": retinanet.torchvision_v2,
 }
-"""By the conventions of a file (`Foreign.preset`)."""
+"""Configurations by the conventions of a file (`Foreign.preset`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Imported:
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """Converted weights: params (nested), the model they fit, and what became of every tensor.
+    """Converted weights: params (nested), the model that they fit, and the use of every tensor.
 
-    absent: regular expressions of parameters that are not in `params` and start afresh in training.
+    absent: regular expressions of parameters that are not in `params` and are freshly initialised in training.
     """
 
     params: model_folder.Params
@@ -59,10 +59,10 @@ def convert_foreign(
     drop: Sequence[str] = (),
     ignore: Sequence[str] = (),
 ) -> Converted:
-    """The parameters of the detector that `foreign` is of. `changes`: settings of the detector, over what is inferred;
-    those of its backbone are a section.
+    """The parameters of the detector in `foreign`. changes: settings of the detector that override inferred ones; those
+    of its backbone are a section.
 
-    drop, ignore: see `convert.convert`. Raises UserError when file and model do not agree in every tensor.
+    drop, ignore: see `convert.convert`. Raises UserError unless file and model agree in every tensor.
     """
     preset, changes = PRESETS[foreign.preset](), changes or {}
     backbone = resnet.settings(foreign) | fields.as_dict(changes.get("backbone", {}), "model.backbone")
@@ -72,7 +72,7 @@ def convert_foreign(
 
 
 def convert_understood(found: convert.Understood, drop: Sequence[str] = (), ignore: Sequence[str] = ()) -> Converted:
-    """The parameters of a detector whose model is known. drop, ignore, errors: as `convert_foreign`."""
+    """The parameters of a detector whose model is known. drop, ignore, errors: as in `convert_foreign`."""
     shapes = parameter_shapes(found.model)
     convert.check_used(drop, shapes, "--drop")
     convert.check_used(ignore, found.tensors, "--ignore")
@@ -81,7 +81,7 @@ def convert_understood(found: convert.Understood, drop: Sequence[str] = (), igno
 
 
 def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every parameter, without computing any."""
+    """Path -> shape of every parameter, without computing parameters."""
     return model_folder.shapes_of(detectors.build(model).init)
 
 
@@ -98,9 +98,9 @@ def import_file(
     console: Console | None = None,
     names: bool = False,
 ) -> Converted | classifiers.Classifier:
-    """Read `path`, print what was found, with the name map if `names`, and write the model folder `output`.
+    """Read `path`, print a summary (with the name map if `names`), and write the model folder `output`.
 
-    Nothing is written on error. The folder of a ResNet without a detector is that of a network.
+    Nothing is written on error. A ResNet without a detector gives the folder of a network.
     """
     console = console or Console()
     foreign = resnet.foreign(reading.read_tensors(path), file_format, norm_eps)
@@ -108,7 +108,7 @@ def import_file(
     if foreign.backbone_only:
         for flag, given in (("--classes", classes), ("--drop", drop)):
             if given:
-                raise UserError(f"{flag} is of detectors, the file has none", where=flag, todo="leave it out")
+                raise UserError(f"{flag} applies to detectors, the file has none", where=flag, todo="leave it out")
         network = classifiers.convert_resnet(foreign, changes, ignore)
         title = f"ResNet-{network.model.depth}, conventions of {foreign.preset}"
         classifiers.write(network, title, origin, output, console, names)
@@ -137,7 +137,7 @@ def import_effdet(
     console: Console | None = None,
     names: bool = False,
 ) -> Converted:
-    """The same of an EfficientDet, called `name` in effdet."""
+    """The same for an EfficientDet, called `name` in effdet."""
     console = console or Console()
     found = effdet.understand(convert.strip_wrappers(reading.read_tensors(path)), name, changes or {})
     imported = convert_understood(found, drop, ignore)
@@ -158,7 +158,7 @@ def _write(
     model, name_map = imported.model, imported.name_map
     named = list(classes) or [f"class {i}" for i in range(model.num_classes)]
     if len(named) != model.num_classes:
-        todo = "name every class of the file, without background"
+        todo = "give a name for every class in the file, without background"
         raise UserError(f"{len(named)} names for {model.num_classes} classes", where="--classes", todo=todo)
     folder = files.make_folder(output)
     count = sum(int(np.size(leaf)) for leaf in model_folder.flatten(imported.params).values())
@@ -168,7 +168,7 @@ def _write(
         console,
         f"{model.name}, {model.num_classes} classes: {title}",
         f"{count:,} parameters in {len(name_map.rows)} tensors; ignored {len(name_map.ignored)}, "
-        f"constant {len(name_map.filled)}, re-initialised {len(name_map.dropped)}; nothing left over or missing",
+        f"constant {len(name_map.filled)}, re-initialised {len(name_map.dropped)}; none unused or missing",
     )
     description = Imported(model.name, model, tuple(named), imported.absent, origin)
     model_folder.save_params(folder, imported.params, description)

@@ -1,6 +1,6 @@
 """Names of detectron2's Faster R-CNN with a ResNet-FPN, and of its pre-trained backbones.
 
-Full detectors: `backbone.bottom_up.*`, `backbone.fpn_*`, `proposal_generator.*`, `roi_heads.*`. Backbones alone: the
+Full detectors: `backbone.bottom_up.*`, `backbone.fpn_*`, `proposal_generator.*`, `roi_heads.*`. Backbones only: the
 same names without `backbone.bottom_up.` (detectron2's conversions of other libraries), or Caffe2's (`conv1_w`,
 `res2_0_branch2a_w`, `res2_0_branch2a_bn_s`), whose batch statistics are folded into scale and bias.
 """

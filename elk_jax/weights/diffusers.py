@@ -1,6 +1,7 @@
 """Parameter names of Stable Diffusion 1.x and 2.x in diffusers and transformers, converted in both directions.
 
-Our paths mirror theirs (diffusion/unet.py): slashes for dots, and numbers joined to the word before by an underscore.
+Our paths mirror theirs (diffusion/unet.py): slashes for dots, and numbers joined to the preceding word by an
+underscore.
 `down_blocks.0.attentions.1.to_out.0.weight` is down_blocks_0/attentions_1/to_out_0/kernel.
 """
 
@@ -19,7 +20,7 @@ from elk_jax.weights.reading import Tensors
 PARTS = ("unet", "vae", "text_encoder")
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out_0"}
-"""Names in autoencoders of diffusers before 0.18, and in every folder published then."""
+"""Names in autoencoders of diffusers before 0.18, and in every folder published at that time."""
 
 
 def to_path(name: str) -> str:
@@ -61,7 +62,7 @@ FORMAT = Format(
     path=to_path,
     partial=False,
 )
-"""Of all three networks. Ignored: the position ids 0..76, and the unused projection to CLIP's joint space."""
+"""Rules for all three networks. Ignored: the position ids 0..76, and the unused projection to CLIP's joint space."""
 
 
 def to_tensors(params: model_folder.Params) -> Tensors:
@@ -83,7 +84,7 @@ def widen_input(tensors: Mapping[str, np.ndarray], channels: int) -> Tensors:
     """
     name = "conv_in.weight"
     if name not in tensors:
-        raise UserError(f"the U-Net lacks {name}", where="unet", todo="give a Stable Diffusion 1.x or 2.x folder")
+        raise UserError(f"the U-Net has no {name}", where="unet", todo="give a Stable Diffusion 1.x or 2.x folder")
     first = np.asarray(tensors[name])
     if first.ndim != 4 or first.shape[1] > channels:
         raise UserError(f"{name} {first.shape} cannot be extended to {channels} input channels", where="unet")

@@ -53,8 +53,8 @@ class Pipeline:
 def read_pipeline(folder: str | os.PathLike, variant: str | None = None) -> Pipeline:
     """The parts of a Stable Diffusion 1.x or 2.x folder, without safety checker and image encoder.
 
-    variant: 'fp16', 'non_ema', ... for the files with that word in their names, and those without one for parts that
-    have no such files; at least one part must have them. Default: files without one, or fp16 if a part has no such
+    variant: 'fp16', 'non_ema', ... selects files with that word in their names, and files without a variant for parts
+    that do not have it; at least one part must have it. Default: files without a variant, or fp16 if a part has no such
     files. Raises UserError if something is missing, damaged or of another kind.
     """
     folder = Path(folder)
@@ -85,19 +85,20 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError("not a JSON object", where=path, todo="download it again")
     for key in [key for key, value in content.items() if (key, value) == ("lambda_min_clipped", -math.inf)]:
-        del content[key]  # its default, which JSON proper cannot say
+        del content[key]  # its default, which proper JSON cannot express
     try:
         json.dumps(content, allow_nan=False)
     except ValueError as error:
-        raise UserError("a value that is NaN or infinite", where=path, todo="correct it, or remove it") from error
+        raise UserError("a value is NaN or infinite", where=path, todo="correct or remove it") from error
     return content
 
 
 def find_weights(folder: Path, stems: tuple[str, ...], variants: Sequence[str]) -> Path:
-    """The weights file, or the index of its shards, to read in `folder`: of the first variant, safetensors before .bin.
+    """The weights file, or the index of its shards, to read in `folder`: first by variant, then safetensors before
+    .bin.
 
     `<stem>.safetensors` and `.bin`, `<stem>.safetensors.index.json`, and with a variant v `<stem>.v.safetensors`,
-    `<stem>.safetensors.index.v.json`. UserError where there is none.
+    `<stem>.safetensors.index.v.json`. UserError if there is none.
     """
     if found := _present(folder, stems, variants):
         return found[0]
@@ -106,7 +107,7 @@ def find_weights(folder: Path, stems: tuple[str, ...], variants: Sequence[str]) 
     raise UserError(
         f"{_names(stems, variants)[0]} is missing; {has}",
         where=folder,
-        todo="download it, or choose a variant with --variant",
+        todo="download it, or select a variant with --variant",
     )
 
 
@@ -135,7 +136,7 @@ def read_weights(path: Path) -> reading.Tensors:
         tensors |= reading.read_tensors(path.parent / name)
     absent = sorted(set(weight_map) - set(tensors))
     if absent:
-        raise UserError(f"the shards lack {model_folder.first_few(absent)}", where=path, todo="download them again")
+        raise UserError(f"the shards have no {model_folder.first_few(absent)}", where=path, todo="download them again")
     return tensors
 
 
@@ -180,7 +181,7 @@ def _write_parts(
 
 
 def pipeline_kind(params: Mapping[str, model_folder.Params], configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """The class of diffusers for the model: for text-to-image, or for inpainting if the U-Net has mask channels."""
+    """The pipeline class of diffusers for the model: text-to-image, or inpainting if the U-Net has mask channels."""
     latents = configs["vae"].get("latent_channels", 4)
     return INPAINT if params["unet"]["conv_in"]["kernel"].shape[2] > latents else TEXT_TO_IMAGE
 

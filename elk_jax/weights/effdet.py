@@ -1,4 +1,4 @@
-"""Names and conventions of EfficientDets in effdet (R. Wightman's port), of TensorFlow's weights and of its own."""
+"""Names and conventions of EfficientDets in effdet (R. Wightman's port), for TensorFlow's weights and its own."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ NAMES = (
     "tf_efficientdet_(d[0-5])_ap",
 )
 SYMMETRIC = ("d0", "d1", "d2", "d3")
-"""Of the names without `tf_`, those whose pyramid and heads pad as PyTorch does; of all of these the backbone does."""
+"""Names without `tf_` whose pyramid and heads pad as in PyTorch; the backbone does so for all names without `tf_`."""
 LEVELS_FIRST = ("efficientdet_lite0",)
-"""The names whose heads count their norms by levels, then by convolutions."""
+"""Names whose heads number their norms by level, then by convolution."""
 IGNORED = (r".*\.num_batches_tracked",)
 FIRST = 3
 
 
 def understand(tensors: Tensors, name: str, changes: Mapping[str, Any], flag: str = "--model") -> Understood:
-    """The detector `name` of effdet in a file, with `changes`. UserError for others. Classes are the file's.
+    """The detector `name` of effdet in a file, with `changes`. UserError for others. The classes are those of the file.
 
-    flag: which gives the name, for errors.
+    flag: the flag with the name, for errors.
     """
     match = next(filter(None, (re.fullmatch(pattern, name) for pattern in NAMES)), None)
     if match is None:
-        todo = "name it as in tf_efficientdet_d0"
-        raise UserError(f"effdet has no EfficientDet '{name}' of the kinds read here", where=flag, todo=todo)
+        todo = "give a name such as tf_efficientdet_d0"
+        raise UserError(f"'{name}' is not a supported EfficientDet of effdet", where=flag, todo=todo)
     model = configure(match[1], name.startswith("tf_"), name.endswith("_ap"), tensors)
     ours = fields.as_dict(changes.get("backbone", {}), "model.backbone")
     settings = {**vars(model), **changes, "backbone": {**vars(model.backbone), **ours}}
@@ -48,7 +48,7 @@ def understand(tensors: Tensors, name: str, changes: Mapping[str, Any], flag: st
 
 
 def configure(variant: str, ported: bool, adversarial: bool, tensors: Tensors) -> EfficientDetConfig:
-    """The conventions of a name: `tf_`, ported, is of TensorFlow, `_ap` of its adversarial training."""
+    """The conventions of a name: `tf_` (ported) is from TensorFlow, `_ap` from its adversarial training."""
     published = efficientdet_config.named(variant)
     lite = variant.startswith("lite")
     half = ported and (lite or adversarial)
@@ -78,7 +78,7 @@ def configure(variant: str, ported: bool, adversarial: bool, tensors: Tensors) -
 
 
 def xy_first(x: np.ndarray) -> np.ndarray:
-    """Box outputs [A 4, ...] in the order y, x, height, width -> x, y, width, height."""
+    """Box outputs [A 4, ...]: from the order y, x, height, width to x, y, width, height."""
     return x.reshape(-1, 4, *x.shape[1:])[:, [1, 0, 3, 2]].reshape(x.shape)
 
 
@@ -88,7 +88,7 @@ def xy_first_kernel(x: np.ndarray) -> np.ndarray:
 
 
 def format_of(config: EfficientDetConfig, name: str) -> Format:
-    """The rules of every tensor of the detector `name`. Norms of the heads are read in either order of counting."""
+    """The rules for every tensor of the detector `name`. Norms of the heads are read in either order of numbering."""
     body = backbones.format_of(config.backbone, "timm").rules
     rules = (
         *(Rule(rf"backbone\.{rule.pattern}", rule.target, rule.layout) for rule in body),

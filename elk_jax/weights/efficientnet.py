@@ -1,7 +1,7 @@
 """Names and conventions of published EfficientNets: of torchvision, timm, and the PyTorch ports by L. Melas-Kyriazi.
 
 torchvision: `features.0.0.weight`, `features.1.0.block.*`. timm: `conv_stem.weight`, `blocks.0.0.*`. The ports
-`efficientnet_pytorch` and `efficientnet_lite_pytorch`: `_conv_stem.weight`, `_blocks.0.*`, counted over all stages.
+`efficientnet_pytorch` and `efficientnet_lite_pytorch`: `_conv_stem.weight`, `_blocks.0.*`, numbered over all stages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def understand(tensors: Tensors, file_format: str, name: str, changes: Mapping[s
     """The model of a file: `name` in the library `file_format`, with `changes`. UserError for others."""
     if file_format not in FORMATS:
         todo = f"choose one of {', '.join(FORMATS)}"
-        raise UserError(f"no EfficientNets are read in the format '{file_format}'", where="--format", todo=todo)
+        raise UserError(f"EfficientNets in the format '{file_format}' are not supported", where="--format", todo=todo)
     model = configure(tensors, file_format, name, changes)
     return Understood(tensors, model, format_of(model, file_format))
 
@@ -37,12 +37,12 @@ def understand(tensors: Tensors, file_format: str, name: str, changes: Mapping[s
 def configure(tensors: Tensors, file_format: str, name: str, changes: Mapping[str, Any]) -> EfficientNetConfig:
     """The model of a file: `name` in the library `file_format`, with `changes`. UserError for an unknown name.
 
-    Head and classes are as the file has them.
+    Head and classes are those of the file.
     """
     match = re.fullmatch(r"(tf_)?efficientnet[-_](b\d|lite\d)(?:\.(\w+))?", name)
     if match is None or match[2] not in VARIANTS or (file_format != "timm" and (match[1] or match[3])):
         known = {"torchvision": "efficientnet_b0", "timm": "tf_efficientnet_b0.ns_jft_in1k"}
-        todo = f"name it as in {known.get(file_format, 'efficientnet-lite0')}"
+        todo = f"give a name such as {known.get(file_format, 'efficientnet-lite0')}"
         raise UserError(
             f"{file_format} has no EfficientNet '{name}' of the kinds read here", where="--model", todo=todo
         )
@@ -74,7 +74,7 @@ _CONVENTIONS: dict[str, Callable[[str, str, str | None], dict[str, Any]]] = {
     "timm": _timm,
     "efficientnet_pytorch": lambda prefix, variant, tag: {},
 }
-"""Format -> (prefix of the name, variant, tag) -> settings, over those of `efficientnet.named`."""
+"""Format -> (prefix of the name, variant, tag) -> settings that override those of `efficientnet.named`."""
 
 _ENDS = {
     "torchvision": (("features.8.0", "features.8.1"), "classifier.1"),
@@ -91,7 +91,7 @@ _STEMS = {
 
 
 def format_of(config: EfficientNetConfig, file_format: str) -> Format:
-    """The rules of every tensor of the model in the names of a library."""
+    """The rules for every tensor of the model, with the names of a library."""
     head, classifier = _ENDS[file_format]
     rules = _conv_norm(*_STEMS[file_format], "backbone/stem")
     for number, block in enumerate(efficientnet.blocks(config)):

@@ -1,10 +1,10 @@
-"""A generator as a package of medigan 1.0: a folder in which medigan finds it, without a download.
+"""A generator as a package for medigan 1.0: a folder in which medigan finds it without a download.
 
-  OUTPUT/config/global.json                 what medigan knows of its models
+  OUTPUT/config/global.json                 medigan's configuration of its models
   OUTPUT/models/MODEL_ID/generator/         the package: __init__.py with `generate`, and generator.npz
 
-Python started in OUTPUT has it: Generators().generate(model_id=MODEL_ID, num_samples=10, condition="malignant"). The
-package needs NumPy alone. Osuala et al. 2023, J. Med. Imaging 10(6):061403.
+Use in a Python started in OUTPUT: Generators().generate(model_id=MODEL_ID, num_samples=10, condition="malignant"). The
+package needs only NumPy. Osuala et al. 2023, J. Med. Imaging 10(6):061403.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from elk_jax.weights.model_folder import Params, Training, flatten
 
 PACKAGE = "generator"
 MODEL_ID = re.compile(r"\d{5}_\w{7,24}")
-"""As medigan accepts them: five digits, and 13 to 30 characters in all."""
+"""Ids that medigan accepts: five digits first, 13 to 30 characters in total."""
 
 
 def export_folder(
@@ -40,12 +40,12 @@ def export_folder(
 ) -> None:
     """Write a generator's package and medigan's configuration into a new or empty folder.
 
-    trained: how it came about; None: no training here has made it.
-    UserError for an id that medigan does not accept, and for a folder that has something in it.
+    trained: its training record; None: it was not trained with elk_jax.
+    UserError for an id that medigan does not accept, and for a folder that is not empty.
     """
     if not MODEL_ID.fullmatch(model_id):
-        todo = "give five digits and a name, 13 to 30 characters: 00101_MCGAN_MASSES"
-        raise UserError(f"'{model_id}' is not an id of medigan", where="model_id", todo=todo)
+        todo = "give five digits and a name, 13 to 30 characters in total: 00101_MCGAN_MASSES"
+        raise UserError(f"'{model_id}' is not a valid medigan id", where="model_id", todo=todo)
     flat = {name: np.asarray(value, np.float32) for name, value in flatten(params).items()}
     settings = {**asdict(config), "classes": list(classes)}
     buffer = io.BytesIO()
@@ -59,8 +59,8 @@ def export_folder(
 
 
 def entry(config: GanConfig, classes: Sequence[str], model_id: str, trained: Training | None) -> dict[str, Any]:
-    """What medigan's configuration says of a model: what protects its patients, in words, and beside what medigan
-    knows of a description the `seen_patients` and `promises` of a COCO file (`data.sources.coco`), if there are any."""
+    """The entry of a model in medigan's configuration, including the protection of its patients in words and, in
+    addition to medigan's fields, the `seen_patients` and `promises` of a COCO file (`data.sources.coco`), if any."""
     seen = {"seen_patients": list(trained.patients)} if trained and trained.patients else {}
     promises = {"promises": [asdict(one) for one in trained.promises]} if trained and trained.promises else {}
     return {
@@ -119,7 +119,7 @@ def entry(config: GanConfig, classes: Sequence[str], model_id: str, trained: Tra
 
 
 def protection(trained: Training | None) -> str:
-    """What protects the patients that a generator has seen, in words; never empty, which would pass for no risk."""
+    """The protection of the patients that a generator has seen, in words; never empty, which would suggest no risk."""
     if trained is None:
-        return "Not private: nothing is known of its training."
+        return "Not private: nothing is known about its training."
     return trained.sentence() or "Not private: the patients whose images it was trained on are not protected."

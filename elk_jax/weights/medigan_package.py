@@ -1,7 +1,7 @@
-"""Draws patches by class from the weights beside this file, with NumPy and the standard library alone.
+"""Draws patches by class from the weights beside this file, with only NumPy and the standard library.
 
-This file stands as `__init__.py` in a package of medigan (https://github.com/RichardObi/medigan), which calls
-`generate`. It is written by elk_jax and knows nothing of it.
+This file becomes the `__init__.py` of a package for medigan (https://github.com/RichardObi/medigan), which calls
+`generate`. It is written by elk_jax but does not depend on it.
 
 Shapes: B patches, S side in pixels, Z noise, H W a map, C channels.
 """
@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 
 SLOPE = 0.1
-"""Of leaky ReLUs."""
+"""Slope of leaky ReLUs."""
 CONFIG = "config"
-"""The name, among the weights, of the JSON text of all that is not an array."""
+"""The entry, among the weights, with the JSON text of everything that is not an array."""
 BATCH = 16
 
 
 def generate(model_file, num_samples=10, output_path=None, save_images=True, condition=None, seed=None, **_ignored):
     """Draw `num_samples` patches: a list of uint8 [S, S], or PNG files NUMBER_CLASS.png in `output_path`.
 
-    condition: a class, by name or number; None: a random one for each patch. seed: the same patches again; None: others
-    with every call. ValueError for a class that there is not, and for files without a folder.
+    condition: a class, by name or number; None: a random one for each patch. seed: makes patches reproducible; None:
+    new ones with every call. ValueError for an unknown class, and for files without a folder.
     """
     weights, config = load(model_file)
     rng = np.random.default_rng(seed)
@@ -38,7 +38,7 @@ def generate(model_file, num_samples=10, output_path=None, save_images=True, con
     if not save_images:
         return pictures
     if output_path is None:
-        raise ValueError("no output_path for the files: give a folder, or save_images=False")
+        raise ValueError("no output_path for the files: give a folder, or set save_images=False")
     folder = Path(output_path)
     folder.mkdir(parents=True, exist_ok=True)
     for number, (picture, label) in enumerate(zip(pictures, labels)):
@@ -47,14 +47,14 @@ def generate(model_file, num_samples=10, output_path=None, save_images=True, con
 
 
 def load(model_file):
-    """(arrays by name, settings) of the file of weights."""
+    """(arrays by name, settings) from the file of weights."""
     with np.load(model_file, allow_pickle=False) as stored:
         weights = {name: stored[name] for name in stored.files if name != CONFIG}
         return weights, json.loads(str(stored[CONFIG]))
 
 
 def draw(weights, config, noise, labels):
-    """Patches [B, S, S] in [0, 1] from noise [B, Z] and numbers of classes [B]."""
+    """Patches [B, S, S] in [0, 1] from noise [B, Z] and class numbers [B]."""
     if "condition/kernel" in weights:
         condition = weights["condition/embedding"][labels] @ weights["condition/kernel"] + weights["condition/bias"]
         noise = np.concatenate([np.where(condition > 0, condition, SLOPE * condition), noise], axis=1)
@@ -76,7 +76,7 @@ def draw(weights, config, noise, labels):
 
 
 def doubled(x, kernel):
-    """Transposed convolution of 4 x 4, stride 2, padding 1: [B, H, W, C] -> [B, 2H, 2W, C']."""
+    """Transposed 4 x 4 convolution, stride 2, padding 1: [B, H, W, C] -> [B, 2H, 2W, C']."""
     height, width = x.shape[1:3]
     wide = np.zeros((len(x), 2 * height + 4, 2 * width + 4, kernel.shape[-1]), np.float32)
     for row in range(4):
@@ -86,7 +86,7 @@ def doubled(x, kernel):
 
 
 def resized(x, kernel):
-    """Every pixel four times, then a convolution of 3 x 3, padding 1."""
+    """Every pixel repeated 2 x 2, then a 3 x 3 convolution, padding 1."""
     large = np.pad(x.repeat(2, 1).repeat(2, 2), ((0, 0), (1, 1), (1, 1), (0, 0)))
     height, width = (side - 2 for side in large.shape[1:3])
     parts = ((row, column) for row in range(3) for column in range(3))
@@ -94,7 +94,7 @@ def resized(x, kernel):
 
 
 def smoothed(image):
-    """Neighbours weighted (1, 2, 1) / 4 along both axes; border pixels are their own neighbours beyond it."""
+    """Neighbours weighted (1, 2, 1) / 4 along both axes; border pixels are repeated beyond the border."""
     for axis in (1, 2):
         wide = np.pad(image, [(1, 1) if one == axis else (0, 0) for one in range(3)], mode="edge")
         size = image.shape[axis]
@@ -122,5 +122,5 @@ def _number(condition, classes):
 
 
 def _plain(name):
-    """A class as a part of a file's name."""
+    """A class as part of a file name."""
     return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in name)

@@ -1,8 +1,8 @@
 """A model on disk: a folder with `params.safetensors` (flat a/b/c names, float32) and `model.json`.
 
-An import writes one, a training leaves one, and `init_from` of a training stage reads one. `model.json` has the
-`format` of the folder, the SHA-256 of the parameters' file and the `architecture`; the modules of that architecture
-describe its other entries as a dataclass (`Content.build`). Folders of earlier versions have neither format nor hash.
+Imports and training write one, and `init_from` of a training stage reads one. `model.json` has the `format` of the
+folder, the SHA-256 of the parameters' file and the `architecture`; the modules of that architecture describe its other
+entries as a dataclass (`Content.build`). Folders of earlier versions have neither format nor hash.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ PARAMS = "params.safetensors"
 CONFIG = "model.json"
 
 FORMAT = 2
-"""Of folders as they are written now: with a hash of the parameters, and without gaps."""
+"""Format of folders written now: with a hash of the parameters, and complete."""
 HASH = "params_sha256"
 PROMISE = "promise"
-"""What the private trainings of a model promise together, as a sentence for readers: `trained` is what counts."""
+"""The joint privacy guarantee of a model's private training runs, as a sentence for readers; `trained` is binding."""
 MARK = "elk_jax_format"
-"""In the header of the parameters: without its format, a model.json does not pass for one of an earlier version."""
+"""In the header of the parameters, so that a model.json without its format cannot pass for an earlier version."""
 
 Params = Any
 """A nested dict of arrays."""
@@ -47,12 +47,12 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How weights came about: `trained` of model.json.
+    """The history of weights: `trained` of model.json.
 
-    step: of the training, the last or the best. on: names of its data sources. init_from: the weights it started from,
-    "" for random ones. patients: hashes (`data.sources.patients`) of all patients that the weights have seen, but for
-    those of a private training. privacy: what that one promises. inherited: what the private trainings before it have
-    promised, which its initial weights went through.
+    step: training step, the last or the best. on: names of the data sources. init_from: the initial weights, "" for
+    random ones. patients: hashes (`data.sources.patients`) of all patients that the weights have seen, except those of
+    private training. privacy: the statement of a private training run. inherited: the statements of earlier private
+    training runs, from which the initial weights come.
     """
 
     step: Annotated[int, AtLeast(0)] = 0
@@ -64,18 +64,21 @@ class Training:
 
     @property
     def promises(self) -> tuple[Statement, ...]:
-        """Of all private trainings that have made these weights, the first one first."""
+        """The statements of all private training runs behind these weights, in order."""
         return self.inherited if self.privacy is None else (*self.inherited, self.privacy)
 
     def sentence(self) -> str:
-        """The promises in words; "" where there is none."""
+        """The statements in words; "" if there are none."""
         if self.privacy is None and self.inherited:
-            return f"Only the private trainings behind these weights protect their patients. {in_words(self.inherited)}"
+            return (
+                "Only the private training runs behind these weights protect their patients. "
+                f"{in_words(self.inherited)}"
+            )
         return in_words(self.promises)
 
 
 def of_members(members: Sequence[Training | None]) -> Training:
-    """What the weights of several models have seen together, and promise; None: no training here has made them."""
+    """The joint history of several models; None: a model not trained with elk_jax."""
     known = [one for one in members if one is not None]
     on = dict.fromkeys(name for one in known for name in one.on)
     seen = frozenset[str]().union(*(one.patients for one in known))
@@ -84,22 +87,22 @@ def of_members(members: Sequence[Training | None]) -> Training:
 
 
 def join_members(params: Sequence[Params]) -> Params:
-    """The parameters of a model that is made of several, from theirs."""
+    """The parameters of a model composed of several members, from theirs."""
     return {"members": {str(number): one for number, one in enumerate(params)}}
 
 
 def split_members(params: Params, count: int, where: object) -> list[Params]:
-    """The parameters of the `count` members of a model, as `join_members` put them together. UserError for others."""
+    """The parameters of the `count` members of a model, from those of `join_members`. UserError for others."""
     names, found = [str(number) for number in range(count)], params.get("members", {})
     if set(params) != {"members"} or set(found) != set(names):
-        what = f"parameters of the members {', '.join(sorted(found))}, and {count} members"
-        raise UserError(what, where=where, todo="write the folder again")
+        what = f"the model has {count} members, but parameters of {', '.join(sorted(found))}"
+        raise UserError(what, where=where, todo="rewrite the folder")
     return [found[name] for name in names]
 
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a model.json says: plain JSON, without its format.
+    """The content of a model.json: plain JSON, without its format.
 
     hash: SHA-256 of the parameters' file; "" in a folder of an earlier version.
     """
@@ -110,33 +113,33 @@ class Content:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing may be missing, as in all folders but those of earlier versions."""
+        """Whether it must be complete, as in all folders except those of earlier versions."""
         return bool(self.hash)
 
     @property
     def architecture(self) -> str:
-        """ "" where none is named."""
+        """The architecture; "" if there is none."""
         return self.entries.get("architecture", "")
 
     @property
     def training(self) -> Training | None:
-        """None for weights that no training here has made."""
+        """The history; None for weights not trained with elk_jax."""
         trained = self.entries.get("trained")
         if trained is None:
             return None
         with _within(self.file):
             known = _known(Training, trained) if not self.whole and isinstance(trained, Mapping) else trained
-            # users may take the patients out before they publish a model; privacy came after other entries
+            # users may remove the patients before publishing a model; privacy was added after other entries
             later = {"patients": (), "privacy": None, "inherited": ()}
             given = {**later, **known} if isinstance(known, Mapping) else known
-            if isinstance(given, dict):  # as did what a promise says of a chain, and its identity
+            if isinstance(given, dict):  # as were a statement's entries on chains, and its identity
                 given["privacy"] = _with_later(given["privacy"])
                 if isinstance(given["inherited"], Sequence):
                     given["inherited"] = [_with_later(one) for one in given["inherited"]]
             return fields.build(Training, given, "trained", complete=self.whole)
 
     def filled(self, name: str, later: Mapping[str, Any]) -> Content:
-        """The same content, in which every entry of the list `name` has what it may lack, as it is in `later`."""
+        """The same content, with missing fields of every entry in the list `name` filled from `later`."""
         found = self.entries.get(name)
         if not isinstance(found, list):
             return self
@@ -148,9 +151,9 @@ class Content:
     ) -> T:
         """The description as the dataclass of its architecture; a field `trained` is `training`.
 
-        earlier: entries, by section, that folders of earlier versions lack. Those may lack what has a default, too, and
-        have entries that nobody reads any more. UserError, with the key behind the file, for what is unknown, missing
-        or impossible. later: entries, by section, that came after others: any folder may lack them.
+        earlier: entries, by section, missing from folders of earlier versions. Those may also lack fields with a
+        default, and may have obsolete entries. UserError, with the key after the file, for unknown, missing or
+        impossible entries. later: entries, by section, that were added later and may be missing from any folder.
         """
         entries = _filled(later or {}, self.entries)
         if not self.whole:
@@ -163,9 +166,9 @@ class Content:
 def save_params(folder: str | os.PathLike, params: Params, description: Any, *, private: bool = False) -> None:
     """Write `params` (nested dict of arrays, kept as float32) and `description` into `folder`.
 
-    description: the dataclass of an architecture, or a mapping of plain JSON values. private: the parameters hold
-    training images, or features of them, and only their owner may read them. Both files are written atomically,
-    model.json last: a folder that has one is whole. Raises UserError when the folder cannot be written or the disk is
+    description: the dataclass of an architecture, or a mapping of plain JSON values. private: the parameters contain
+    training images or features of them, and only their owner may read them. Both files are written atomically,
+    model.json last: a folder that has it is complete. Raises UserError if the folder cannot be written or the disk is
     full.
     """
     folder = files.make_folder(folder)
@@ -183,10 +186,10 @@ def save_params(folder: str | os.PathLike, params: Params, description: Any, *, 
 
 
 def load_params(folder: str | os.PathLike) -> tuple[Params, Content]:
-    """(params, what model.json says) as `save_params` wrote them.
+    """(params, content of model.json) from a folder of `save_params`.
 
-    UserError for any other folder, a damaged one, and parameters that are not finite: detectors leave boxes without a
-    number out, so that such a model would find nothing in any image.
+    UserError for any other or a damaged folder, and for non-finite parameters: detectors drop boxes that are not
+    numbers, so such a model would find nothing in any image.
     """
     content = read(folder)
     path = content.file.with_name(PARAMS)
@@ -195,70 +198,70 @@ def load_params(folder: str | os.PathLike) -> tuple[Params, Content]:
     _check_hash(path, content)
     flat = read_safetensors(path)
     if unknown := next((name for name, leaf in flat.items() if not np.isfinite(leaf).all()), ""):
-        todo = "use an earlier checkpoint, or train or import the model again"
-        raise UserError(f"the parameter {unknown} holds NaN or infinity", where=path, todo=todo)
+        todo = "use an earlier checkpoint, or retrain or reimport the model"
+        raise UserError(f"the parameter {unknown} contains NaN or infinity", where=path, todo=todo)
     sections = {name[:end] for name in flat for end, letter in enumerate(name) if letter == "/"}
     if both := sections & flat.keys():
-        what = f"{min(both)} is a parameter, and others lie within it"
-        raise UserError(what, where=path, todo="write the folder again")
+        what = f"{min(both)} is both a parameter and a section of others"
+        raise UserError(what, where=path, todo="rewrite the folder")
     return nest(flat), content
 
 
 def read(folder: str | os.PathLike) -> Content:
-    """What the model.json of a folder says; the parameters are not looked at. UserError for any other folder."""
+    """The content of a folder's model.json; the parameters are not read. UserError for any other folder."""
     file = Path(folder) / CONFIG
     if not file.is_file():
         raise no_model(file.parent)
     entries = files.read_json(file)
     if not isinstance(entries, dict):
-        raise UserError("not the description of a model", where=file, todo="write the folder again")
+        raise UserError("not the description of a model", where=file, todo="rewrite the folder")
     version = entries.get("format")
     if version is None and HASH in entries:
-        raise UserError("format is missing", where=f"{file}: format", todo=f"give {FORMAT}, or write the folder again")
+        raise UserError("format is missing", where=f"{file}: format", todo=f"give {FORMAT}, or rewrite the folder")
     if version is not None and (type(version) is not int or version != FORMAT):
         todo = "update elk_jax" if isinstance(version, int) and version > FORMAT else f"give {FORMAT}"
-        raise UserError(f"a model folder of format {version!r}", where=f"{file}: format", todo=todo)
+        raise UserError(f"a model folder with format {version!r}", where=f"{file}: format", todo=todo)
     if not isinstance(entries.get("architecture", ""), str):
         what = f"architecture is {entries['architecture']!r}"
-        raise UserError(what, where=f"{file}: architecture", todo="write the folder again")
+        raise UserError(what, where=f"{file}: architecture", todo="rewrite the folder")
     if version is None:
         return Content(file, entries)
     known = entries.get(HASH)
     if not known or not isinstance(known, str):
         what = f"{HASH} is {known!r}"
-        raise UserError(what, where=f"{file}: {HASH}", todo=f"give the SHA-256 of {PARAMS}, or write the folder again")
+        raise UserError(what, where=f"{file}: {HASH}", todo=f"give the SHA-256 of {PARAMS}, or rewrite the folder")
     rest = {name: value for name, value in entries.items() if name not in ("format", HASH, PROMISE)}
     return Content(file, rest, known)
 
 
 def architecture_of(folder: str | os.PathLike) -> str:
-    """The architecture that a model folder names; "" where it names none. UserError for any other folder."""
+    """The architecture of a model folder; "" if it has none. UserError for any other folder."""
     return read(folder).architecture
 
 
 def kept_step(folder: Path, otherwise: int) -> int:
-    """The training step, the last or the best, whose weights a model folder holds; `otherwise` without a folder."""
+    """The training step, the last or the best, of the weights in a model folder; `otherwise` without a folder."""
     trained = read(folder).training if (folder / CONFIG).is_file() else None
     return otherwise if trained is None else trained.step
 
 
 def promises(folder: Path) -> tuple[Statement, ...]:
-    """What all private trainings of a model promise to the patients of their data; none without a folder."""
+    """The statements of all private training runs of a model; none without a folder."""
     trained = read(folder).training if (folder / CONFIG).is_file() else None
     return trained.promises if trained else ()
 
 
 def promise(folder: Path) -> str:
-    """The promises of a model in words; "" for one that was not trained privately."""
+    """The statements of a model in words; "" for a model not trained privately."""
     trained = read(folder).training if (folder / CONFIG).is_file() else None
     return trained.sentence() if trained else ""
 
 
 def find(workdir: Path, stage: str | None, architectures: Collection[str], called: str) -> Path:
-    """The model folder that a user means: `workdir` itself, or that of a stage of a run folder.
+    """The model folder given by a user: `workdir` itself, or that of a stage of a run folder.
 
     stage: of the run; None: the last one that trained one of the `architectures`. called: such a model, in words.
-    UserError where there is none.
+    UserError if there is none.
     """
     for folder in (workdir, workdir / "model"):
         if (folder / CONFIG).is_file():
@@ -273,7 +276,7 @@ def find(workdir: Path, stage: str | None, architectures: Collection[str], calle
     folders = {name: workdir / name / "model" for name in stages}
     trained = [n for n, f in folders.items() if (f / CONFIG).is_file() and architecture_of(f) in architectures]
     if not trained:
-        raise UserError(f"no stage of this run has trained {called}", where=workdir, todo="start launch/train.py again")
+        raise UserError(f"no stage of this run has trained {called}", where=workdir, todo="rerun launch/train.py")
     if stage is not None and stage not in trained:
         todo = f"choose one of {', '.join(trained)}"
         raise UserError(f"stage '{stage}' has not trained {called}", where=workdir, todo=todo)
@@ -281,26 +284,26 @@ def find(workdir: Path, stage: str | None, architectures: Collection[str], calle
 
 
 def _check_hash(path: Path, content: Content) -> None:
-    """UserError where the file of parameters is not the one that model.json was written for."""
+    """UserError if the file of parameters is not the one for which model.json was written."""
     if not content.whole:
         try:
             with safetensors.safe_open(path, "np") as file:  # type: ignore[no-untyped-call]
                 marked = MARK in (file.metadata() or {})
-        except Exception:  # whoever reads the parameters says what is wrong with them
+        except Exception:  # reading the parameters reports what is wrong with them
             return
         if marked:
             what, where = "format is missing", f"{content.file}: format"
-            raise UserError(what, where=where, todo="restore the file, or write the folder again")
+            raise UserError(what, where=where, todo="restore the file, or rewrite the folder")
         return
     known, found = content.hash, files.sha256(path)
     if known != found:
         what = f"damaged, or not the parameters of this {CONFIG}: their SHA-256 is {found[:16]}..., not {known[:16]}..."
-        raise UserError(what, where=path, todo="copy the whole folder again, or train or import the model again")
+        raise UserError(what, where=path, todo="copy the complete folder again, or retrain or reimport the model")
 
 
 @contextlib.contextmanager
 def _within(file: Path) -> Iterator[None]:
-    """Errors name the file before the key."""
+    """Put the file before the key in errors."""
     try:
         yield
     except UserError as error:
@@ -317,7 +320,7 @@ def _known(kind: type, entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _filled(earlier: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
-    """`entries` with what only `earlier` has, section by section."""
+    """`entries`, with entries that only `earlier` has added, section by section."""
     filled = {**earlier, **entries}
     for name, section in earlier.items():
         if isinstance(section, Mapping) and isinstance(filled[name], Mapping):
@@ -326,21 +329,21 @@ def _filled(earlier: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str,
 
 
 def no_model(folder: Path) -> UserError:
-    """For a folder that is not a model folder."""
+    """The error for a folder that is not a model folder."""
     return UserError(
-        "no model here",
+        "not a model folder",
         where=folder,
-        todo=f"name a folder with {PARAMS} and {CONFIG}: RUN/STAGE/model, or what launch/import_weights.py wrote",
+        todo=f"give a folder with {PARAMS} and {CONFIG}: RUN/STAGE/model, or the output of launch/import_weights.py",
     )
 
 
 def restore_into(template: Params, loaded: Params, drop: Sequence[str] = (), where: object = "") -> Params:
     """`template` with its leaves replaced by those of `loaded` of the same name, in the template's types.
 
-    drop: regular expressions (re.search on a/b/c names). Parameters that match keep the template's fresh values
-    where `loaded` has none of the same shape (another number of classes, a backbone without a detector), and may
-    be left over in `loaded`. All others must agree: a name that is missing or left over, or another shape, is a
-    UserError with names and shapes. where: the folder of `loaded`, for that error.
+    drop: regular expressions (re.search on a/b/c names). Parameters that match keep the template's fresh values if
+    `loaded` has none of the same shape (another number of classes, a backbone without a detector), and may be unused in
+    `loaded`. All others must agree: a missing or unused name, or another shape, is a UserError with names and shapes.
+    where: the folder of `loaded`, for that error.
     """
     wanted, given = flatten(template), flatten(loaded)
     patterns = compile_patterns(drop, "drop")
@@ -367,26 +370,26 @@ def restore_into(template: Params, loaded: Params, drop: Sequence[str] = (), whe
 
 
 def shapes_of(init: Callable[[jax.Array], Params]) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every parameter that `init(random key)` makes, without computing any."""
+    """Path -> shape of every parameter of `init(random key)`, without computing parameters."""
     return {path: tuple(leaf.shape) for path, leaf in flatten(jax.eval_shape(init, jax.random.key(0))).items()}
 
 
 def check_fits(params: Params, shapes: Mapping[str, tuple[int, ...]], where: object) -> None:
-    """UserError unless a folder's parameters have the names and shapes of the model that its model.json describes."""
+    """UserError unless a folder's parameters have the names and shapes of the model described by its model.json."""
     template = nest({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
     try:
         restore_into(template, params, where=where)
     except UserError as error:
-        todo = f"{CONFIG} describes another model: restore it, or write the folder again"
+        todo = f"{CONFIG} describes another model: restore it, or rewrite the folder"
         raise UserError(error.what, where=where, todo=todo) from error
 
 
 def check_same(before: Any, now: Any, fields: Collection[str], where: Path, section: str) -> None:
-    """UserError for the first of `fields` that a training would change in the model whose weights it starts from.
+    """UserError for the first of `fields` that training would change in the model of its initial weights.
 
-    before, now: the settings of the model of the weights and of the recipe, dataclasses; a field that only one of them
-    has is not compared. fields: dotted names, of sections too. where: the folder of the weights. The error lists all
-    settings to change. section: of the configuration, where these are, such as "detector.model".
+    before, now: the model settings of the weights and of the recipe, dataclasses; a field that only one of them has is
+    not compared. fields: dotted names, also of sections. where: the folder of the weights. The error lists all settings
+    to change. section: their section in the configuration, such as "detector.model".
     """
     old, new = (flatten(dataclasses.asdict(model)) for model in (before, now))
     wanted = tuple(f"{field}/".replace(".", "/") for field in fields)
@@ -425,16 +428,16 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compile_patterns(patterns: Sequence[str], where: str) -> list[re.Pattern]:
-    """Regular expressions from the user's setting `where`; a broken one is a UserError."""
+    """Regular expressions from the user's setting `where`; UserError for an invalid one."""
     try:
         return [re.compile(pattern) for pattern in patterns]
     except re.error as error:
         what = f"not a regular expression: {error.pattern!r}, {error}"
-        raise UserError(what, where=where, todo="repair it") from error
+        raise UserError(what, where=where, todo="correct it") from error
 
 
 def matches(patterns: Sequence[re.Pattern], name: str) -> bool:
-    """Whether any of the patterns is found in `name`."""
+    """Whether any of the patterns matches within `name`."""
     return any(pattern.search(name) for pattern in patterns)
 
 
@@ -445,6 +448,6 @@ def first_few(items: Sequence[str], most: int = 4) -> str:
 
 
 def seen_patients(folder: Path) -> frozenset[str]:
-    """Hashes (`data.sources.patients`) of all patients that a model was trained on; none of one that keeps none."""
+    """Hashes (`data.sources.patients`) of all patients on which a model was trained; empty if it stores none."""
     trained = read(folder).training if (folder / CONFIG).is_file() else None
     return frozenset() if trained is None else frozenset(trained.patients)

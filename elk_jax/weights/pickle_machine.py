@@ -1,8 +1,8 @@
-"""Run a pickle as data: a small stack machine on plain data, which imports and calls nothing.
+"""Interpret a pickle as data: a small stack machine on plain data that imports and calls nothing.
 
-A pickle is a program: it names functions ("globals") and calls them. `pickles.call` says what becomes of a call. What
-the program makes is drawn from the file's budget, and only numbers and texts are hashed as keys: hashing nested tuples
-can take for ever.
+A pickle is a program that names functions ("globals") and calls them. `pickles.call` determines the result of a call.
+Everything that the program creates is charged to the file's budget, and only numbers and strings are hashed as keys:
+hashing nested tuples can take for ever.
 
 Sources: the pickle opcodes (Python's pickletools).
 """
@@ -40,11 +40,11 @@ from elk_jax.weights.pickles import (
 )
 
 MOST_BITS = 4096
-"""Bits of a whole number; the states of random generators have 128."""
+"""Most bits of a whole number; the states of random generators have 128."""
 
 
 class _Stream:
-    """Reads arguments of opcodes; never asks for more bytes than the file has."""
+    """Reads arguments of opcodes; never requests more bytes than the file has."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.size = file, size
@@ -85,7 +85,7 @@ def _short(line: bytes) -> int | bool:
 def _quoted(line: bytes) -> str:
     line = line.strip()
     if len(line) < 2 or line[:1] not in b"'\"" or line[-1:] != line[:1]:
-        raise Malformed("a text without quotes")
+        raise Malformed("a string without quotes")
     return codecs.escape_decode(line[1:-1])[0].decode("latin1")  # type: ignore[attr-defined]
 
 
@@ -126,7 +126,7 @@ _SKIPPED = {b"\x80": "<B", b"\x95": "<Q"}  # protocol, frame
 
 
 class _Machine:
-    """Runs one pickle. stack: of the values since the last mark; below: the stacks before it."""
+    """Runs one pickle. stack: the values since the last mark; below: the stacks before it."""
 
     def __init__(self, file: BinaryIO, size: int, budget: Budget):
         self.stream, self.budget = _Stream(file, size), budget
@@ -225,7 +225,7 @@ class _Machine:
     def _named(self, module: Any, name: Any) -> Global:
         texts = [part.decode("utf-8") if isinstance(part, bytes) else part for part in (module, name)]
         if not all(isinstance(part, str) for part in texts):
-            raise Malformed("a name that is not a text")
+            raise Malformed("a name that is not a string")
         names = _compat_pickle.NAME_MAPPING, _compat_pickle.IMPORT_MAPPING  # of Python 2
         module, name = names[0].get((texts[0], texts[1]), (names[1].get(texts[0], texts[0]), texts[1]))
         return Global(short_name(f"{module}.{name}"))
@@ -267,16 +267,15 @@ class _Machine:
         if not (type(start) is int and type(numel) is int):
             raise Malformed("a storage without a size")
         if self.elements.setdefault(str(key), element) != element:
-            raise Malformed(f"storage {str(key)!r} of two types")
+            raise Malformed(f"storage {str(key)!r} has two types")
         return Inert(storage_type.name) if opaque else StorageRef(element, str(key), numel, start)
 
 
 def load(file: BinaryIO, size: int, budget: Budget) -> tuple[Any, dict[str, ElementType]]:
     """The next pickle in `file`: plain containers, numbers, text, arrays and the records above.
 
-    size: bytes of the whole file. Also returns the keys and types of the storages that it refers to. Raises UserError
-    for a call outside the tables, for a pickle that makes more than the budget holds, and for an incomplete or damaged
-    one.
+    size: bytes of the whole file. Also returns the keys and types of the storages to which it refers. Raises UserError
+    for a call outside the tables, for a pickle that exceeds the budget, and for an incomplete or damaged one.
     """
     machine = _Machine(file, size, budget)
     try:

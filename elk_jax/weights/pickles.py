@@ -1,11 +1,10 @@
-"""What the pickles of weights hold, and its conversion to NumPy: nothing that a pickle names is imported or called.
+"""The content of pickled weights, and its conversion to NumPy: nothing named in a pickle is imported or called.
 
-`pickle_machine` runs a pickle on plain data and makes these records. A call is looked up in a fixed table of functions
-of this module, which only record their arguments. An object that no tensor needs (a Counter, a Namespace, a
-configuration, a tensor of complex numbers) becomes an `Inert` one, known by its name alone. Every other call is
-refused. Afterwards the records of tensors and arrays are converted, with every size and offset checked against the
-available bytes. Supported: PyTorch tensors, parameters and storages, NumPy arrays, scalars and dtypes, and plain
-containers.
+`pickle_machine` runs a pickle on plain data and creates these records. A call is looked up in a fixed table of
+functions of this module, which only record their arguments. An object that no tensor needs (a Counter, a Namespace, a
+configuration, a tensor of complex numbers) becomes an `Inert` object, which keeps only its name. Every other call is
+refused. Then the records of tensors and arrays are converted, with every size and offset checked against the available
+bytes. Supported: PyTorch tensors, parameters and storages, NumPy arrays, scalars and dtypes, and plain containers.
 
 Sources: `numpy.ndarray.__reduce_ex__`, PyTorch's serialization notes.
 """
@@ -24,25 +23,25 @@ from elk_jax.budget import Budget
 from elk_jax.errors import UserError
 
 OBJECT = 64
-"""Bytes of the budget for each opcode: an object, and its place on the stack."""
+"""Bytes of the budget charged for each opcode: an object, and its place on the stack."""
 HASHED_BITS = 60
-"""Whole numbers of no more bits are their own hash in Python; of larger ones, any number can have the same."""
+"""Whole numbers up to this many bits are their own hash in Python; any number of larger ones can share a hash."""
 MOST_NESTED = 100
-"""Containers within each other."""
+"""Deepest nesting of containers."""
 MOST_LETTERS = 2000
-"""Of the name of a class with its module."""
+"""Most characters of the name of a class with its module."""
 MOST_AXES = 64
-"""Dimensions of an array of NumPy."""
+"""Most dimensions of a NumPy array."""
 MOST_ELEMENTS = 1 << 48
-"""Of one axis."""
+"""Largest size of one axis."""
 
 
 class Refused(Exception):
-    """The pickle calls what a weights file does not need."""
+    """The pickle calls something that a weights file does not need."""
 
 
 class Malformed(Exception):
-    """The pickle is not one."""
+    """The pickle is invalid."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class ElementType:
         return array
 
     def spend(self, budget: Budget, numel: int, what: str) -> None:
-        """Draw from the budget what `to_array` takes for `numel` elements."""
+        """Charge the memory that `to_array` takes for `numel` elements to the budget."""
         budget.spend(numel * (5 * self.dtype.itemsize if self.is_bfloat16 else 2 * self.dtype.itemsize), what)
 
 
@@ -75,10 +74,10 @@ OPAQUE_TYPES = {
     **dict.fromkeys(("UntypedStorage", "QInt8Storage", "QUInt8Storage", "QUInt4x2Storage", "QUInt2x4Storage"), "V1"),
     **{"QInt32Storage": "V4", "ComplexFloatStorage": "V8", "ComplexDoubleStorage": "V16"},
 }
-"""Of storages whose tensors are not used as weights: only the size of an element counts."""
+"""Types of storages whose tensors are not used as weights: only the size of an element matters."""
 
 
-# ---- What a pickle makes -----------------------------------------------------------------------------------------
+# ---- Records of a pickle -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +89,7 @@ class Global:
 
 @dataclass(frozen=True, eq=False)
 class Inert:
-    """An object of the class `name`; what it holds is not kept."""
+    """An object of the class `name`; its content is not kept."""
 
     name: str
 
@@ -142,12 +141,12 @@ def _dtype(budget: Budget, name: Any, *_: Any) -> DtypeRef | Inert:
 def array_from_bytes(budget: Budget, raw: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None) -> Any:
     """An array from its bytes; NumPy's order "K", since 2.3: in the order of memory, then transposed by `axes`.
 
-    An array of anything but numbers (text, objects, dates) holds no weights and becomes its inert dtype.
+    An array of anything other than numbers (text, objects, dates) contains no weights and becomes its inert dtype.
     """
     if isinstance(dtype, Inert):
         return dtype
     if not isinstance(dtype, DtypeRef) or not isinstance(raw, str | bytes | bytearray):
-        raise Malformed("an array without a dtype or without bytes")
+        raise Malformed("an array without a dtype or bytes")
     shape = _sizes(shape)
     budget.spend(3 * len(raw) + OBJECT, "an array")
     if isinstance(raw, str):  # written by Python 2
@@ -170,7 +169,7 @@ def _sizes(values: Any) -> tuple[int, ...]:
 
 
 def _encode(budget: Budget, text: Any, encoding: Any = "latin1") -> bytes:
-    """`_codecs.encode`, by which Python 3 writes bytes into pickles of protocol 2."""
+    """`_codecs.encode`, which Python 3 uses to write bytes into pickles of protocol 2."""
     if not isinstance(text, str) or encoding != "latin1":
         raise Refused("_codecs.encode with an encoding other than latin1")
     budget.spend(len(text), "bytes")
@@ -178,7 +177,7 @@ def _encode(budget: Budget, text: Any, encoding: Any = "latin1") -> bytes:
 
 
 def _tensor(budget: Budget, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef | Inert:
-    """rest: whether it has a gradient, its hooks, and how its elements are seen (conjugated, negated)."""
+    """rest: whether it has a gradient, its hooks, and the view of its elements (conjugated, negated)."""
     if isinstance(storage, Inert):
         return storage
     if any(rest[2:]):
@@ -189,14 +188,14 @@ def _tensor(budget: Budget, storage: Any, offset: Any, shape: Any, strides: Any,
 
 
 def _of_class(budget: Budget, function: Any, kind: Any, args: Any, state: Any) -> Any:
-    """A tensor with attributes, or of a subclass: `function(*args)`, without them."""
+    """A tensor with attributes, or of a subclass: `function(*args)`, without the attributes."""
     if not isinstance(function, Global) or _CALLS.get(function.name) is _of_class:
         raise Malformed("a tensor of an unknown kind")
     return call(budget, function, args)
 
 
 def _sequence(budget: Budget, items: Any = ()) -> list[Any]:
-    """A set as well: its items are not hashed."""
+    """A sequence or a set; its items are not hashed."""
     if not isinstance(items, list | tuple):
         raise Malformed("a sequence without items")
     budget.spend(8 * len(items), "a sequence")
@@ -215,18 +214,18 @@ def _mapping(budget: Budget, items: Any = ()) -> dict[Any, Any]:
 
 
 def checked_key(key: Any) -> Any:
-    """A key that is quick to hash: itself, or a stand-in for what names no tensor."""
+    """A key that is fast to hash: itself, or a stand-in for a key that names no tensor."""
     if (
         key is None
         or isinstance(key, str | bytes | float)
         or (isinstance(key, int) and key.bit_length() <= HASHED_BITS)
     ):
         return key
-    return Inert("a key that is not a text")
+    return Inert("a key that is not a string")
 
 
 def _attribute(budget: Budget, owner: Any, name: Any) -> Any:
-    """`getattr`, by which protocols before 4 write a class or function within a class, and a method of an object."""
+    """`getattr`, which protocols before 4 use for a class or function within a class, and a method of an object."""
     if not isinstance(owner, Global | Inert) or not isinstance(name, str):
         raise Refused("builtins.getattr")
     return type(owner)(short_name(f"{owner.name}.{name}"))
@@ -239,12 +238,12 @@ def short_name(name: str) -> str:
 
 
 def _reconstructor(budget: Budget, kind: Any, *_: Any) -> Any:
-    """`copyreg._reconstructor`, by which protocols 0 and 1 write an object of a class."""
+    """`copyreg._reconstructor`, which protocols 0 and 1 use for an object of a class."""
     return new_object(kind)
 
 
 def new_object(kind: Any) -> Any:
-    """An object of a class without its state: nothing is called."""
+    """An object of a class, without its state; nothing is called."""
     if not isinstance(kind, Global):
         raise Malformed("an object without a class")
     return {} if kind.name == "collections.OrderedDict" else Inert(kind.name)
@@ -283,20 +282,20 @@ _PLAIN = {
     *("torch.device", "torch.serialization._get_layout"),
 }
 _PLAIN_MODULES = {"argparse", "collections", "datetime", "decimal", "fractions", "pathlib", "uuid"}
-"""Constructors of plain data, and the modules of Python that have no others; their objects become `Inert`."""
+"""Constructors of plain data, and Python modules that contain only such; their objects become `Inert`."""
 
 _CONSTRUCTOR = re.compile(r"[A-Z]|_\w*(ctor|new|rebuild|reconstruct|unpickle)")
-"""How the names begin of classes, and of the functions that make their objects from a pickle, in other libraries."""
+"""Prefixes of the names of classes in other libraries, and of functions that create their objects from a pickle."""
 
 
 def call(budget: Budget, function: Any, args: Any) -> Any:
     if not isinstance(function, Global) or not isinstance(args, tuple | list):
-        raise Malformed("a call of something that is not a function")
+        raise Malformed("a call to something that is not a function")
     if function.name in _CALLS:
         try:
             return _CALLS[function.name](budget, *args)
         except TypeError as error:
-            raise Malformed(f"{function.name} with other arguments") from error
+            raise Malformed(f"{function.name} with unexpected arguments") from error
     package, name = function.name.partition(".")[0], function.name.rpartition(".")[2]
     foreign = package not in sys.stdlib_module_names and _CONSTRUCTOR.match(name)
     if package in _PLAIN_MODULES or function.name in _PLAIN or foreign:
@@ -317,15 +316,15 @@ def refused(name: str, where: object) -> UserError:
 
 
 def damaged(where: object, reason: str) -> UserError:
-    """The error for a file that is truncated, overwritten or of another kind."""
+    """The error for a file that is truncated, overwritten or of the wrong kind."""
     return UserError(f"damaged weights file: {reason}", where=where, todo="download or copy it again")
 
 
 def to_arrays(value: Any, read_storage: Callable[[StorageRef], np.ndarray], budget: Budget) -> Any:
-    """Replace the records of tensors and arrays in `value` by arrays.
+    """Replace the records of tensors and arrays in `value` with arrays.
 
     `read_storage` returns the elements [numel] of a storage, and is called once for each. UserError for a tensor that
-    exceeds its storage or the budget. A container that contains itself, and one below MOST_NESTED others, is left out.
+    exceeds its storage or the budget. Containers that contain themselves or are nested too deeply are left out.
     """
     where = budget.where
     storages: dict[tuple[str, int, int], np.ndarray] = {}

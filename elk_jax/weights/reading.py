@@ -19,9 +19,9 @@ Tensors = dict[str, np.ndarray]
 
 STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict", "model_state", "blobs")
 FLOOR = 1 << 27
-"""Bytes that reading the smallest file may allocate: weights are stored whole, but for masks of one repeated row."""
+"""Bytes that reading the smallest file may allocate: weights are stored in full, except masks of one repeated row."""
 LONGEST_NAME = 1000
-"""Characters of a tensor's name."""
+"""Most characters of a tensor's name."""
 
 _CODES = {
     "F64": "f8",
@@ -92,13 +92,13 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
 def state_dict(content: Any, path: object) -> Tensors:
     """The only mapping of names to arrays in a checkpoint, without the rest (optimizer, epoch, settings, author).
 
-    Raises UserError if there is none, or several of which none is under one of STATE_DICT_KEYS, and for one with an
-    entry that is not an array.
+    Raises UserError if there is none, if there are several but none under one of STATE_DICT_KEYS, or if an entry is not
+    an array.
     """
     if not isinstance(content, Mapping):
         _refuse_inert([content, *(content if isinstance(content, list | tuple) else ())], path)
         kind = type(content).__name__
-        raise UserError(f"the file holds a {kind}, not named tensors", where=path, todo="save the model's state_dict()")
+        raise UserError(f"the file is a {kind}, not named tensors", where=path, todo="save the model's state_dict()")
     found = {str(key): value for key, value in content.items() if _has_tensors(value)}
     if _is_state_dict(content):
         return _checked(content, "", path)
@@ -120,20 +120,20 @@ def state_dict(content: Any, path: object) -> Tensors:
 
 
 def _refuse_inert(values: Iterable[Any], path: object) -> None:
-    """Raise UserError for the first object that stands where weights are looked for, such as a whole module."""
+    """Raise UserError for the first object found in place of weights, such as a complete module."""
     for value in values:
         if isinstance(value, pickles.Inert):
             raise pickles.refused(value.name, path)
 
 
 def shown(name: Any) -> str:
-    """A name of a foreign file, cut to a length that a message can show."""
-    text = name if isinstance(name, str) else "(not a text)"
+    """A name from a foreign file, shortened for messages."""
+    text = name if isinstance(name, str) else "(not a string)"
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _is_note(name: Any) -> bool:
-    """Whether an entry of a state dict is not a weight: a note, a momentum of Detectron, a module's extra state.
+    """Whether an entry of a state dict is not a weight: a note, a Detectron momentum, a module's extra state.
 
     Sources: detectron2's DetectionCheckpointer; `get_extra_state` of PyTorch's modules.
     """
@@ -148,12 +148,12 @@ def _has_tensors(value: Any) -> bool:
 
 
 def _is_state_dict(value: Any) -> bool:
-    """Whether a mapping names arrays, and nothing else but notes."""
+    """Whether a mapping contains named arrays, and nothing else except notes."""
     return _has_tensors(value) and not _others(value)
 
 
 def _others(value: Mapping[Any, Any]) -> list[Any]:
-    """The names of entries that are neither arrays nor notes, and names that are not texts."""
+    """The names of entries that are neither arrays nor notes, and names that are not strings."""
     return [name for name, item in value.items() if not (_is_note(name) or _is_tensor(name, item))]
 
 
@@ -162,7 +162,7 @@ def _is_tensor(name: Any, item: Any) -> bool:
 
 
 def _checked(tensors: Mapping[Any, Any], key: str, path: object) -> Tensors:
-    """The arrays of a state dict; UserError that names the first entry that is not an array."""
+    """The arrays of a state dict; UserError for the first entry that is not an array."""
     others = _others(tensors)
     if others:
         item = tensors[others[0]]

@@ -1,7 +1,7 @@
-"""Detectors in the names of torchvision and effdet: tensors for `load_state_dict`, and what the model is built from.
+"""Detectors with the names of torchvision and effdet: tensors for `load_state_dict`, and arguments of the model.
 
 The inverse of `detectors`. Each library has a function (settings, params, ...) -> Renamed. A detector that the library
-cannot build is refused. The tensors are read again by the rules of an import, which must give the same parameters and
+cannot build is refused. The tensors are read back by the rules of an import, which must give the same parameters and
 settings.
 """
 
@@ -24,15 +24,15 @@ from elk_jax.weights.detectors import PRESETS, Converted, convert_foreign, conve
 from elk_jax.weights.reading import Tensors
 
 BATCH_NORMS = ("frozen_bn", "affine_bn", BATCH_NORM)
-"""One and the same layer, except in training."""
+"""Norms that are the same layer except in training."""
 Choices = Mapping[str, Collection[Any] | None]
-"""Setting -> the values that a library can have; None: all."""
+"""Setting -> the values that a library supports; None: all."""
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """tensors: the state dict. about: JSON values, what the library builds the model from, by its own names of
-    arguments where it has them."""
+    """tensors: the state dict. about: JSON values from which the library builds the model, with its own argument names
+    if it has them."""
 
     tensors: Tensors
     about: dict[str, Any]
@@ -42,8 +42,8 @@ class Renamed:
 class Kind:
     """What a library can build of one kind of detector.
 
-    arguments: setting -> the library's name of it, for those that it takes as they are. trained: settings that matter
-    in training alone, and are not written. choices: of further settings; those in no list must be the library's own.
+    arguments: setting -> the library's name, for settings passed unchanged. trained: settings that matter only in
+    training, and are not written. choices: for further settings; those in no list must be the library's own.
     """
 
     arguments: Mapping[str, str]
@@ -51,7 +51,7 @@ class Kind:
     choices: Choices
 
     def free(self) -> Choices:
-        """Choices of all settings that may differ from the library's own."""
+        """Choices for all settings that may differ from the library's own."""
         return {**dict.fromkeys((*self.arguments, *self.trained)), **self.choices}
 
 
@@ -107,7 +107,7 @@ _TORCHVISION = {
         },
     ),
 }
-"""By the preset of the plain version."""
+"""Kinds by the preset of the plain version."""
 _CONSTRUCTORS = {
     "retinanet": "retinanet_resnet50_fpn",
     "retinanet_v2": "retinanet_resnet50_fpn_v2",
@@ -124,7 +124,7 @@ def to_torchvision(config: Any, params: model_folder.Params, resizing: Mapping[s
     name = next((name for name in _TORCHVISION if type(PRESETS[name]()) is type(config)), None)
     if name is None:
         todo = "export a Faster R-CNN or a RetinaNet"
-        raise UserError(f"torchvision has no detector of the kind '{config.name}'", where=where, todo=todo)
+        raise UserError(f"torchvision has no detector of kind '{config.name}'", where=where, todo=todo)
     preset, kind = PRESETS[name](), _TORCHVISION[name]
     choices = {**kind.free(), "anchor_offset": (0.0,) if config.anchor_rounded else None}
     two_stages = hasattr(config, "box_convs")
@@ -160,7 +160,7 @@ def to_torchvision(config: Any, params: model_folder.Params, resizing: Mapping[s
         "num_classes": config.num_classes + (config.background == "first"),
         **{theirs: getattr(config, ours) for ours, theirs in kind.arguments.items()},
         **_torchvision_pixels(config.backbone),
-        # Theirs are divisions of the padded image: equal to the strides where these divide it, as ours need not.
+        # torchvision divides the padded image; this equals the strides only if the image is divisible by them.
         **({} if config.anchor_rounded else {"size_divisible": max(built.build(config).strides)}),
         **resizing,
     }
@@ -204,7 +204,7 @@ def _torchvision_pixels(network: ResNetConfig) -> dict[str, list[float]]:
 
 
 def _cells(config: Any) -> list[list[list[float]]]:
-    """Anchors [A, 4] of the first cell of every level: torchvision's own are of whole pixels, and at the corner."""
+    """Anchors [A, 4] of the first cell of every level: torchvision's own are in whole pixels, and at the corner."""
     cells = []
     for stride, sizes in zip(built.build(config).strides, config.anchor_sizes):
         first = cell_anchors(sizes, config.anchor_ratios, config.anchor_rounded)
@@ -226,7 +226,7 @@ def _constructor(config: Any, name: str, kind: Kind) -> str:
 
 
 def _idle(config: Any) -> set[str]:
-    """Settings of layers that a detector does not have."""
+    """Settings for layers that a detector does not have."""
     idle = set()
     if getattr(config, "head_norm", "none") != _GROUPED:
         idle.add("norm_groups")
@@ -236,11 +236,11 @@ def _idle(config: Any) -> set[str]:
 
 
 def _not_in(foreign: convert.Foreign, config: Any) -> dict[str, Any]:
-    """The settings that names and shapes do not show: `changes` for `convert_foreign`."""
+    """The settings that do not follow from names and shapes: `changes` for `convert_foreign`."""
     norms = [name for name in foreign.settings if name.endswith("_norm")]
     unclear = {name for name in norms if _alike(foreign.settings[name], getattr(config, name))}
     if config.background == "none":
-        unclear.add("num_classes")  # an import takes the first output for the background
+        unclear.add("num_classes")  # an import takes the first output as the background
     network = {name: value for name, value in vars(config.backbone).items() if name not in foreign.resnet}
     outside = {name: value for name, value in vars(config).items() if name not in foreign.settings or name in unclear}
     return {**outside, "backbone": {**network, "norm": config.backbone.norm}}
@@ -277,9 +277,9 @@ _MOST_POINTS = 5000  # effdet's max_detection_points
 
 
 def to_effdet(config: Any, params: model_folder.Params, name: str, canvas: tuple[int, int], where: object) -> Renamed:
-    """An EfficientDet, for what effdet calls `name`. canvas: (height, width) in px that its anchors are made for."""
+    """An EfficientDet, for effdet's model `name`. canvas: (height, width) in px for which its anchors are made."""
     if not isinstance(config, EfficientDetConfig) or config.backbone.name != "efficientnet":
-        what = f"effdet has no detector of the kind '{config.name}' with a backbone '{config.backbone.name}'"
+        what = f"effdet has no detector of kind '{config.name}' with a backbone '{config.backbone.name}'"
         raise UserError(what, where=where, todo="export an EfficientDet with an EfficientNet")
     tensors = convert.rename(params, effdet.format_of(config, name))
     published = effdet.understand(tensors, name, {}, "--name").model
@@ -293,7 +293,7 @@ def to_effdet(config: Any, params: model_folder.Params, name: str, canvas: tuple
     }
     if len(config.backbone.pixel_mean) != 3:
         raise UserError(
-            f"{name} of effdet takes 3 channels, the detector {len(config.backbone.pixel_mean)}",
+            f"effdet's {name} takes 3 channels, but the detector takes {len(config.backbone.pixel_mean)}",
             where=f"{where}: model.backbone.pixel_mean",
             todo="train with three means and spreads",
         )
@@ -331,7 +331,7 @@ def to_effdet(config: Any, params: model_folder.Params, name: str, canvas: tuple
 
 
 def _refuse_others(config: Any, theirs: Any, choices: Choices, section: str, library: str, where: object) -> None:
-    """UserError that names the settings of `config` that the library cannot have. theirs: its own settings."""
+    """UserError with the settings of `config` that the library does not support. theirs: its own settings."""
     other = {}
     for name, value in vars(config).items():
         allowed = choices.get(name, (getattr(theirs, name, None),))
@@ -353,10 +353,10 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _check_same(again: Converted, config: Any, params: model_folder.Params, where: object) -> None:
-    """UserError unless an import of what is written gives the settings and parameters that were exported."""
+    """UserError unless an import of the output gives the settings and parameters that were exported."""
     ours, theirs = model_folder.flatten(params), model_folder.flatten(again.params)
     same = ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
     if again.model != config or not same:
         differ = [name for name, value in vars(config).items() if getattr(again.model, name) != value]
-        what = f"the tensors would be read as another model ({', '.join(differ) or 'its parameters'} differ)"
+        what = f"the tensors would be read as a different model ({', '.join(differ) or 'its parameters'} differ)"
         raise UserError(what, where=where, todo="export the model in another format")

@@ -16,7 +16,7 @@ from elk_jax.weights.convert import Foreign, Understood
 from elk_jax.weights.reading import Tensors
 
 NAMES = r"resnet(\d+)(?:\.(\w+))?"
-"""Of torchvision, and of timm with the tag of its weights. timm's other ResNets have a stem of another kind."""
+"""Names in torchvision, and in timm with the tag of the weights. timm's other ResNets have a different stem."""
 _TAGS: timm.Tags = {
     "half": r"ra4_\w+",
     "imagenet": r"(a1h?|a2|a3|b1k|b2k|c1|c2|d|am|ra|ram|bt|tv2?|gluon|fb_(ssl_yfcc100m|swsl_ig1b)_ft)_in1k|bamboo",
@@ -24,14 +24,14 @@ _TAGS: timm.Tags = {
 
 
 def foreign(tensors: Tensors, file_format: str, norm_eps: float | None = None) -> Foreign:
-    """What `tensors` are, a ResNet or a detector with one, in the names of "detectron2" or "torchvision".
+    """Recognise `tensors` as a ResNet or a detector with one, with the names of "detectron2" or "torchvision".
 
     norm_eps: see `torchvision.interpret`.
     """
     if file_format == "torchvision":
         return torchvision.interpret(tensors, norm_eps=torchvision.EPS if norm_eps is None else norm_eps)
     if norm_eps is not None:
-        raise UserError("--norm_eps is of the torchvision format", todo="leave it out")
+        raise UserError("--norm_eps applies only to the torchvision format", todo="leave it out")
     return detectron2.interpret(tensors)
 
 
@@ -40,18 +40,18 @@ def understand(tensors: Tensors, file_format: str, name: str, changes: Mapping[s
     match = re.fullmatch(NAMES, name)
     if match is None or file_format not in ("torchvision", "timm") or (file_format == "torchvision" and match[2]):
         todo = "give resnet50 of torchvision, resnet50.a1_in1k of timm, or leave --model out for detectron2"
-        raise UserError(f"{file_format} has no ResNet '{name}' of the kinds read here", where="--model", todo=todo)
+        raise UserError(f"'{name}' is not a supported ResNet of {file_format}", where="--model", todo=todo)
     pixels = timm.pixels(match[2], _TAGS, "resnet50.a1_in1k") if file_format == "timm" else {}
     return of(foreign(tensors, "torchvision"), {"depth": int(match[1]), **pixels, **changes})
 
 
 def of(found: Foreign, changes: Mapping[str, Any]) -> Understood:
-    """The network of a file without a detector. changes: fields of ResNetConfig, over what is inferred."""
+    """The network of a file without a detector. changes: fields of ResNetConfig that override inferred ones."""
     model = fields.build(ResNetConfig, {**settings(found), **changes}, "model")
     return Understood(found.tensors, model, found.format)
 
 
 def settings(found: Foreign) -> dict[str, Any]:
-    """The fields of ResNetConfig in the conventions of a file."""
+    """The fields of ResNetConfig according to the conventions of a file."""
     preset = resnet.detectron2() if found.preset == "detectron2" else ResNetConfig()
     return {**asdict(preset), **found.resnet}

@@ -33,7 +33,7 @@ ARCHITECTURE = "stable_diffusion"
 INPAINTER_CHANNELS = 9
 SCHEDULER = "scheduler/scheduler_config.json"
 STEPS = 50
-"""Sampling steps of the pipelines of diffusers, unless they are told otherwise."""
+"""Default sampling steps of diffusers' pipelines."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class StableDiffusion:
     """params: dict of `unet`, `vae`, `text_encoder`, nested dicts of float32 arrays.
 
     parts: 'unet', 'vae', 'text_encoder', 'scheduler' -> the JSON that diffusers reads. The typed configurations below
-    are read from it; it also has the settings that only diffusers needs.
+    are parsed from it; it also contains the settings that only diffusers needs.
     """
 
     params: dict[str, model_folder.Params]
@@ -75,7 +75,8 @@ class StableDiffusion:
 
 
 def parameter_shapes(configs: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """PARTS -> path -> shape of every parameter, without computing them. configs: PARTS -> typed configuration."""
+    """PARTS -> path -> shape of every parameter, without computing parameters. configs: PARTS -> typed
+    configuration."""
     modules: dict[str, Any] = {"unet": unet, "vae": autoencoder, "text_encoder": text_encoder}
     return {part: _shapes(modules[part].init, configs[part]) for part in PARTS}
 
@@ -118,7 +119,7 @@ def from_pipeline(
 
 @contextlib.contextmanager
 def _errors_within(folder: object) -> Iterator[None]:
-    """Errors name their place in `folder` with the folder."""
+    """Prefix the place in errors with `folder`."""
     try:
         yield
     except UserError as error:
@@ -126,11 +127,11 @@ def _errors_within(folder: object) -> Iterator[None]:
 
 
 def _check_input(tensors: Mapping[str, np.ndarray], channels: int) -> None:
-    """UserError unless the first convolution has the configured `channels`: 4 and 9 are often mixed up."""
+    """UserError unless the first convolution has the configured `channels`: 4 and 9 are often confused."""
     first = tensors.get("conv_in.weight")
     if first is not None and first.ndim == 4 and first.shape[1] != channels:
         raise UserError(
-            f"{channels} input channels, but conv_in.weight {first.shape} has {first.shape[1]}",
+            f"in_channels is {channels}, but conv_in.weight {first.shape} has {first.shape[1]}",
             where="unet/config.json",
             todo=f"set in_channels to {first.shape[1]}; --inpainting then extends 4 channels to {INPAINTER_CHANNELS}",
         )
@@ -140,13 +141,13 @@ def _check_together(model: StableDiffusion) -> None:
     """UserError unless the parts fit together."""
     text, takes, tokens = model.text, model.unet.cross_attention_dim, model.tokenizer
     if takes != text.hidden_size:
-        what = f"text of {text.hidden_size} channels for a U-Net that takes {takes}"
+        what = f"text with {text.hidden_size} channels for a U-Net that takes {takes}"
         raise UserError(what, where="text_encoder", todo="use the text encoder of the same model")
     if max(tokens.vocab.values()) >= text.vocab_size:
         what = f"{len(tokens.vocab)} tokens for a text encoder with {text.vocab_size}"
         raise UserError(what, where="tokenizer", todo="use the tokenizer of the same model")
     if tokens.length > text.max_position_embeddings:
-        what = f"texts of {tokens.length} tokens, at most {text.max_position_embeddings}"
+        what = f"texts with {tokens.length} tokens, the limit is {text.max_position_embeddings}"
         raise UserError(what, where="tokenizer", todo="lower model_max_length in tokenizer_config.json")
 
 
@@ -157,13 +158,13 @@ def save(folder: str | os.PathLike, model: StableDiffusion, source: Mapping[str,
 
 
 def load(folder: str | os.PathLike) -> StableDiffusion:
-    """Read what `save` wrote; raises UserError for another model or a damaged folder."""
+    """Read a folder of `save`; raises UserError for another model or a damaged folder."""
     params, content = model_folder.load_params(folder)
     ours = content.architecture == ARCHITECTURE
     parts = content.build(Description).parts if ours else content.entries.get("parts")  # an inpainter trained from one
     if parts is None:
         raise UserError(
-            f"the model is of type {content.architecture}, not Stable Diffusion",
+            f"a model of type {content.architecture}, not Stable Diffusion",
             where=folder,
             todo="give the output of launch/import_weights.py --format=diffusers, or a model trained from it",
         )
@@ -186,7 +187,7 @@ def import_folder(
     console: Console | None = None,
     names: bool = False,
 ) -> StableDiffusion:
-    """Read the diffusers folder `path`, print what was found, with the name map if `names`, write our model folder.
+    """Read the diffusers folder `path`, print a summary (with the name map if `names`), write our model folder.
 
     Nothing is written on error. inpainting, ignore: see `from_pipeline`; variant: see `read_pipeline`.
     """
@@ -222,20 +223,20 @@ def summary(
 
 
 def _drawing(scheduler: Mapping[str, Any]) -> str:
-    """What the scheduler of the folder means for pictures: they are drawn by the recipe's sampler."""
+    """The role of the folder's scheduler: it defines the training noise; pictures are drawn by the recipe's sampler."""
     kind = scheduler.get("_class_name")
     if not scheduler_config.draws_here(scheduler):
-        return f"{kind} gives the noise of the training; pictures are drawn by the sampler of the recipe"
+        return f"{kind} defines the training noise; pictures are drawn by the recipe's sampler"
     asked, plain = scheduler_config.read_sampler(scheduler, STEPS), SamplerConfig()
     settings = {name: value for name, value in vars(asked).items() if value != getattr(plain, name)}
     flags = " ".join(f"--config.RECIPE.sampler.{name}={value}" for name, value in settings.items())
-    return f"{kind} gives the noise of the training; to draw with it too: {flags or 'a plain sampler'}"
+    return f"{kind} defines the training noise; to draw with it as well: {flags or 'a plain sampler'}"
 
 
 def export_folder(
     folder: str | os.PathLike, output: str | os.PathLike, dtype: str = "float32", console: Console | None = None
 ) -> Path:
-    """Export our model folder to one that diffusers loads; see `diffusers_folder.write_pipeline`."""
+    """Export our model folder to one that diffusers can load; see `diffusers_folder.write_pipeline`."""
     model = load(folder)
     written = diffusers_folder.write_pipeline(output, model.params, model.parts, model.tokenizer, dtype)
     kind = diffusers_folder.pipeline_kind(model.params, model.parts)

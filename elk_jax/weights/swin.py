@@ -29,9 +29,9 @@ IGNORED = (r".*relative_position_index", r".*attn_mask")
 
 
 class Spelling(NamedTuple):
-    """What a library calls the parts. block, merge: prefixes by the number of the stage, from 0.
+    """A library's names for the parts. block, merge: prefixes by the number of the stage, from 0.
 
-    attention, position, mlp: of a block. qkv: one layer of the attention for the three; "": they are apart.
+    attention, position, mlp: of a block. qkv: a joint layer for query, key and value; "": they are separate.
     """
 
     patches: str
@@ -69,7 +69,7 @@ TIMM = TORCHVISION._replace(
     head="head.fc",
 )
 PUBLISHED = TIMM._replace(merge=lambda stage: f"layers.{stage - 1}.downsample", head="head")
-"""Of the authors' own files, and of earlier versions of timm."""
+"""Names in the authors' own files, and in earlier versions of timm."""
 TRANSFORMERS = Spelling(
     patches="embeddings.patch_embeddings.projection",
     patches_norm="embeddings.norm",
@@ -91,19 +91,19 @@ RENAMED = {
     r"intermediate\.dense": TRANSFORMERS.mlp[0],
     r"output\.dense": TRANSFORMERS.mlp[1],
 }
-"""Names in the files of transformers before version 5, and since: the first that is found in a name."""
+"""Names in the files of transformers before version 5, and since; the first one found in a name applies."""
 
 
 def understand(tensors: Tensors, file_format: str, name: str, changes: Mapping[str, Any]) -> Understood:
-    """The model of a file: `name` in the library `file_format`, with `changes`. Sizes and classes are the file's.
+    """The model of a file: `name` in the library `file_format`, with `changes`. Sizes and classes come from the file.
 
-    UserError unless the tensors are those of a Swin transformer in the spelling of the library.
+    UserError unless the tensors are those of a Swin transformer with the library's names.
     """
     if re.search("swin_?v2", name):
-        raise UserError("version 2 of Swin is another network", where="--model", todo="choose weights of version 1")
+        raise UserError("version 2 of Swin is not supported", where="--model", todo="choose weights of version 1")
     if file_format not in SPELLINGS:
         todo = f"choose one of {', '.join(SPELLINGS)}"
-        raise UserError(f"no Swin transformers are read in the format '{file_format}'", where="--format", todo=todo)
+        raise UserError(f"Swin transformers in the format '{file_format}' are not read", where="--format", todo=todo)
     spelling = SPELLINGS[file_format]
     if file_format == "timm" and not any(name.startswith(f"{spelling.merge(STAGES - 1)}.") for name in tensors):
         spelling = PUBLISHED
@@ -114,7 +114,7 @@ def understand(tensors: Tensors, file_format: str, name: str, changes: Mapping[s
 
 
 def patches_to_rows(x: np.ndarray) -> np.ndarray:
-    """The kernel on patches [out, in, p, p] -> [p p in, out]."""
+    """The kernel for patches [out, in, p, p] -> [p p in, out]."""
     return x.transpose(2, 3, 1, 0).reshape(-1, len(x))
 
 
@@ -170,12 +170,12 @@ def _norm(pattern: str, target: str) -> tuple[Rule, ...]:
 
 
 def _renamed(name: str) -> str:
-    """A name of transformers in its present spelling."""
+    """A name of transformers in its current spelling."""
     return next((new for old, to in RENAMED.items() if (new := re.sub(old, to, name)) != name), name)
 
 
 def _joined(tensors: Tensors) -> Tensors:
-    """With query, key and value of every attention as one layer, which comes where the query was."""
+    """The tensors with query, key and value of every attention joined into one layer, at the place of the query."""
     joined: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         match = re.fullmatch(r"(.*\.attention\.)(q|k|v)_proj\.(weight|bias)", name)

@@ -33,7 +33,7 @@ WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{
 class Tokenizer:
     """vocab: token -> id. merges: pairs of tokens in order of priority. pad: the padding token.
 
-    `pad` is END in Stable Diffusion 1.x and "!" in 2.x. length: tokens of a text, including START, END and padding.
+    `pad` is END in Stable Diffusion 1.x and "!" in 2.x. length: tokens per text, including START, END and padding.
     """
 
     vocab: Mapping[str, int]
@@ -44,12 +44,12 @@ class Tokenizer:
     def __post_init__(self) -> None:
         absent = [token for token in (START, END, self.pad) if token not in self.vocab]
         if absent:
-            raise UserError(f"the vocabulary lacks {absent[0]!r}", where="tokenizer", todo=_OTHER)
+            raise UserError(f"the vocabulary has no {absent[0]!r}", where="tokenizer", todo=_OTHER)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Token ids [len(texts), length] int32: START, the text, END, padding.
 
-        Logs a warning for a text that is too long, with the words that are cut off.
+        Logs a warning for a text that is too long, with the truncated words.
         """
         start, end = self.vocab[START], self.vocab[END]
         ids = np.full((len(texts), self.length), self.vocab[self.pad], np.int32)
@@ -59,7 +59,7 @@ class Tokenizer:
             if len(used) < len(found.ids):
                 cut = text[found.offsets[len(used)][0] :]
                 logging.getLogger(__name__).warning(
-                    f"a text of {len(found.ids)} tokens is truncated to {len(used)}, without {cut.strip()!r}"
+                    f"a text of {len(found.ids)} tokens is truncated to {len(used)}; dropped: {cut.strip()!r}"
                 )
             row[: len(used) + 2] = [start, *used, end]
         return ids
@@ -85,7 +85,7 @@ def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     """Read vocab.json and merges.txt in `folder`, or tokenizer.json, and its settings.
 
     The padding token is that of special_tokens_map.json if tokenizer_config.json has no `added_tokens_decoder`, as in
-    transformers: the two of Stable Diffusion 2 differ.
+    transformers: these two differ in Stable Diffusion 2.
     Raises UserError if they are missing or damaged.
     """
     folder = Path(folder)

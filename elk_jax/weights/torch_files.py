@@ -21,8 +21,8 @@ LEGACY_PROTOCOL = 1001
 def read_zip(file: BinaryIO, budget: Budget) -> Any:
     """The object in a zip archive: `<name>/data.pkl` and one member `<name>/data/<key>` per storage.
 
-    Members are read by their exact name and never unpacked to disk, so that paths in the archive are harmless.
-    Compressed members, which PyTorch never writes, are refused: they could be zip bombs.
+    Members are read by their exact name and never unpacked to disk, so paths in the archive are harmless.
+    Compressed members, which PyTorch never writes, are refused, since they could be zip bombs.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -35,7 +35,7 @@ def _read_archive(archive: zipfile.ZipFile, size: int, budget: Budget) -> Any:
     path = budget.where
     members = {member.filename: member for member in archive.infolist()}
     if len(members) < len(archive.infolist()):
-        raise pickles.damaged(path, "two members of one name in the zip archive")
+        raise pickles.damaged(path, "two members with the same name in the zip archive")
     roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(roots) != 1 or roots[0].count("/") != 1:
         raise UserError("a zip archive, but not of PyTorch", where=path, todo="give the weights file")
@@ -68,8 +68,8 @@ def _read_archive(archive: zipfile.ZipFile, size: int, budget: Budget) -> Any:
 def read_legacy(file: BinaryIO, budget: Budget) -> Any:
     """The object in a file of the older format; `file` is positioned after the pickled magic number.
 
-    Then follow pickles of the protocol number, of the properties of the writing machine, of the object and of the list
-    of storage keys; then, for each key, the number of elements (8 bytes) and the elements.
+    It is followed by pickles of the protocol number, the properties of the writing machine, the object and the list of
+    storage keys; then, for each key, the number of elements (8 bytes) and the elements.
     """
     path, size = budget.where, os.fstat(file.fileno()).st_size
     (protocol, _), (system, _) = (pickle_machine.load(file, size, budget) for _ in range(2))

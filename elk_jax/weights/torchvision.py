@@ -1,7 +1,7 @@
 """Names of torchvision's Faster R-CNN and RetinaNet with a ResNet-FPN (v1 and v2), and of plain ResNets (also timm's).
 
 Full detectors: `backbone.body.*`, `backbone.fpn.*`, then `rpn.head.*` and `roi_heads.*`, or `head.*`, with the names
-since 0.13 or the older ones (`inner_blocks.0.weight`, `rpn.head.conv.weight`). Backbones alone: `conv1.weight`,
+since 0.13 or the older ones (`inner_blocks.0.weight`, `rpn.head.conv.weight`). Backbones only: `conv1.weight`,
 `bn1.*`, `layer1.0.*`.
 """
 
@@ -54,7 +54,7 @@ def interpret(tensors: Tensors, norm_eps: float = EPS) -> Foreign:
         settings = _retinanet_settings(tensors) if is_retinanet else _detector_settings(tensors)
     v2 = settings.get("box_convs", 0) > 0 or settings.get("head_norm", "none") != "none"
     preset = ("retinanet" if is_retinanet else "torchvision") + ("_v2" if v2 else "")
-    # Version 2 of the detector trains its norms; in version 1 and in backbones they are constant.
+    # Version 2 of the detector trains its norms; in version 1 and in plain backbones they are constant.
     resnet["norm"] = "affine_bn" if v2 else "frozen_bn"
     classifier = f"{BODY}fc.weight"
     resnet["num_classes"] = sizes(tensors, classifier, 2)[0] if backbone_only and classifier in tensors else 0
@@ -65,13 +65,14 @@ def interpret(tensors: Tensors, norm_eps: float = EPS) -> Foreign:
 
 
 def format_of(box_convs: int | None) -> Format:
-    """The rules of a Faster R-CNN with so many convolutions in its box head, and of ResNets; None: of a RetinaNet."""
+    """The rules for a Faster R-CNN with this number of convolutions in its box head, and for ResNets; None: for a
+    RetinaNet."""
     behind = _retinanet_rules() if box_convs is None else _detector_rules(box_convs)
     return Format((*_body_rules(), *behind), IGNORED)
 
 
 def fold_eps(tensors: Tensors, norm_eps: float) -> Tensors:
-    """The tensors with scales of batch norms changed so that EPS gives the same results as `norm_eps`.
+    """The tensors with the scales of batch norms changed so that EPS gives the same results as `norm_eps`.
 
     scale / sqrt(var + norm_eps) = scale' / sqrt(var + EPS).
     """
@@ -156,7 +157,7 @@ def _retinanet_rules() -> tuple[Rule, ...]:
 
 
 def _detector_rules(box_convs: int) -> tuple[Rule, ...]:
-    first = rf"{box_convs + 1}" if box_convs else "fc6"  # behind the convolutions and a layer that flattens their map
+    first = rf"{box_convs + 1}" if box_convs else "fc6"  # after the convolutions and a layer that flattens their map
     return (
         *(rule for level in (0, 1, 2, 3) for rule in _level(level, 2)),
         *(rule for i in range(8) for rule in layer(rf"rpn\.head\.conv\.{i}\.0", f"rpn/conv{i + 1}", oihw_to_hwio)),

@@ -289,7 +289,7 @@ def test_few_patients_of_either_kind_are_warned_of(classified):
     rare = choose(classified(scores, np.arange(60) < 19, [f"p{i}" for i in range(60)]), "malignant", Rule())
     assert "19 positive images of 19 patients, 41" in doubt([rare])
     unknown = choose(classified(scores, truth, [f"p{i}" for i in range(60)]), "malignant", Rule(), resamples=0)
-    assert "not resampled" in doubt([unknown]) and "not known" in doubt([OperatingPoint(0.5, "youden")])
+    assert "not resampled" in doubt([unknown]) and "unknown" in doubt([OperatingPoint(0.5, "youden")])
     assert doubt([HALF]) == ""
 
 
@@ -301,7 +301,7 @@ def test_a_threshold_at_an_end_of_the_scores_is_warned_of(classified):
     apart = choose(classified(np.arange(60) / 60, np.arange(60) >= 30), "malignant", Rule())
     assert "youden no image is wrong" in doubt([apart])
     earlier = OperatingPoint(0.1, "youden", "validation", {"sensitivity": 1.0, "specificity": 0.0})
-    assert "not known" in doubt([earlier]) and "every image" in doubt([earlier])
+    assert "unknown" in doubt([earlier]) and "every image" in doubt([earlier])
 
 
 def test_confident_errors(classified):

@@ -106,11 +106,11 @@ def test_one_patient_and_no_resamples_are_warned_of():
     many = simulated(bootstrap.LEAST_PATIENTS, rng)
     assert "few images" in operating.choose(many[: operating.LEAST_LESIONS - 1], resamples=0).warning
     unknown = operating.choose(many, resamples=0).warning
-    assert "not known" in unknown and "resampled" in unknown
+    assert "unknown" in unknown and "resampled" in unknown
 
 
 def test_thresholds_of_unknown_images_are_named_and_no_thresholds_are_not():
-    assert "not known" in operating.doubt([OperatingPoint(1.0, 0.5)], ChosenOn()) and not operating.doubt(
+    assert "unknown" in operating.doubt([OperatingPoint(1.0, 0.5)], ChosenOn()) and not operating.doubt(
         (), ChosenOn()
     )
 

@@ -104,7 +104,7 @@ def test_sets_of_other_images_are_refused(classified):
     others = {
         "1 images": classified([0.1], [0], ["P"]),
         "for example '1'": classified([0.1, 0.9, 0.5], [0, 0, 1], ["P", "Q", "R"]),
-        "another patient": classified([0.1, 0.9], [0, 1], ["P", "S"]),
+        "patient or class": classified([0.1, 0.9], [0, 1], ["P", "S"]),
         "normal": classified([0.1, 0.9], [0, 1], ["P", "Q"], classes=("normal", "malignant")),
     }
     for words, other in others.items():

@@ -107,7 +107,7 @@ def test_refusals():
         table([np.where(image > 100, np.nan, image)], V0)
     one = np.zeros((12, 12), bool)
     one[3, 3] = True
-    with refused(1, "two at least", where="image 1"):
+    with refused(1, "at least two", where="image 1"):
         table([image], V0, [one])
     thin = np.zeros((12, 12), bool)
     thin[3, 2:9] = True

@@ -52,7 +52,7 @@ def test_command_writes_a_model_folder(tmp_path):
     out = tmp_path / "model"
     arguments = ("--format=torchvision", f"--input={tmp_path / 'r18.safetensors'}", f"--output={out}")
     names = ("layer1.0.conv1.weight", "backbone/res2_0/conv1/kernel", "2x2x3x3", "3x3x2x2", "oihw_to_hwio")
-    found = ("ResNet-18", "3 classes", "nothing left over or missing")
+    found = ("ResNet-18", "3 classes", "none unused or missing")
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
     assert all(part in done.stdout for part in found) and not any(part in done.stdout for part in names)

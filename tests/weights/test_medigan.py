@@ -157,7 +157,7 @@ def test_one_class_and_other_norms(tmp_path, norm):
 
 @pytest.mark.parametrize("model_id", ["1_MCGAN_MASSES", "00101_MCGAN", "00101_" + "X" * 25, "00101-MCGAN/MASSES"])
 def test_an_id_that_medigan_does_not_take_is_refused(tmp_path, model_id):
-    with refused("not an id of medigan", 13, 30, where="model_id"):
+    with refused("not a valid medigan id", 13, 30, where="model_id"):
         medigan.export_folder({}, config_of(), CLASSES, tmp_path / "out", model_id)
 
 

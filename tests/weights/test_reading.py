@@ -112,7 +112,7 @@ def test_an_entry_that_is_no_tensor_is_named(tmp_path):
     for content, words in (
         ({"model": {"w": w, "extra": None}, "other": {"w": w}}, ["'extra'", "'model'", "NoneType"]),
         ({"w": w, "counts": collections.Counter("ab")}, ["'counts'", "collections.Counter"]),
-        ({"model": {"w": w, 3: w}}, ["not a text"]),
+        ({"model": {"w": w, 3: w}}, ["not a string"]),
         ({"model": {"w": w, "n" * 2000: w}}, ["nnn..."]),
         ({"model": collections.Counter("ab"), "other": {"w": w}}, ["refused", "collections.Counter"]),
     ):

@@ -138,7 +138,7 @@ def test_beside_a_private_head_cross_validation_is_withheld_and_a_mean_keeps_its
     assert [round(promise.epsilon) for promise in trained.inherited] == [6] and trained.privacy is None
     assert len(trained.patients) == COUNTS["train"]  # of the member that is not private
     promise, protection = summaries["mean"]["promise"], summaries["mean"]["protection"]
-    assert promise.startswith("Only the private trainings") and protection == "without privacy"
+    assert promise.startswith("Only the private training runs") and protection == "without privacy"
     assert "epsilon 6" in promise and promise in (tmp_path / "report.html").read_text()
 
 

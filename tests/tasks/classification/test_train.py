@@ -137,7 +137,7 @@ def test_thresholds_of_an_earlier_version_are_read_without_intervals(plain_run, 
     model_folder.save_params(tmp_path, params, {**content.entries, "operating_points": points})
     own = model.load(tmp_path).description.operating_points
     assert [point.threshold for point in own] == [point["threshold"] for point in points]
-    assert all(point.low is None and point.on is None for point in own) and "not known" in thresholds.doubt(own)
+    assert all(point.low is None and point.on is None for point in own) and "unknown" in thresholds.doubt(own)
 
 
 def test_thresholds_are_chosen_on_what_folds_say_of_patients_they_have_not_seen(tmp_path):
