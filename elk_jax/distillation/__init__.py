@@ -1,1 +1,1 @@
-"""Losses between the features of two networks, as pure functions. Whose features, and which level, the caller says."""
+"""Losses between the features of two networks, as pure functions. The caller chooses the features and the level."""

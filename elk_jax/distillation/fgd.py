@@ -3,7 +3,7 @@
 Shape legend: B images, M padded boxes, h w cells of one level, C channels.
 
 The published sums over cells grow with the image; `of_level` scales them to the canvas of the published training, so
-that the published weights mean the same for images of any size.
+that the published weights fit images of any size.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from elk_jax.distillation.points import Grid
 from elk_jax.precision import at_least_float32
 
 PUBLISHED_CANVAS = 800 * 1344
-"""Pixels of an image of the published trainings."""
+"""Pixels of an image in the published training."""
 
 Relation = dict[str, jax.Array]
-"""Of one network: pool [C], squeeze [C, C/2], squeeze_bias, scale, shift [C/2], expand [C/2, C], expand_bias [C]."""
+"""Parameters for one network: pool [C], squeeze [C, C/2], squeeze_bias, scale, shift [C/2], expand [C/2, C],
+expand_bias [C]."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The published constants of one-stage detectors. alpha: inside boxes; beta: outside; gamma: of the attentions;
-    relation: of the global part."""
+    """The published constants for one-stage detectors. alpha: inside boxes; beta: outside; gamma: attentions; relation:
+    global part."""
 
     temperature: float = 0.5
     alpha: float = 1e-3
@@ -36,7 +37,7 @@ class Weights:
 
 
 TWO_STAGES = Weights(alpha=5e-5, beta=2.5e-5, gamma=5e-5, relation=5e-7)
-"""The published constants of two-stage detectors."""
+"""The published constants for two-stage detectors."""
 
 
 def of_level(
@@ -48,7 +49,7 @@ def of_level(
     images that counts [B].
 
     boxes [B, M, 4] in pixels of the canvas (H, W), valid [B, M]. relations: {teacher, student}, both trained. No
-    gradient flows into the teacher's map. cells [B, h, w]: above 0 where there is something to learn, such as the
+    gradient flows into the teacher's map. cells [B, h, w]: above 0 where there is something to learn, such as in the
     breast; None: everywhere, as published.
     """
     teacher, student = jax.lax.stop_gradient(at_least_float32(teacher)), at_least_float32(student)
@@ -74,8 +75,8 @@ def of_level(
 
 
 def attention(features: jax.Array, temperature: float, there: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(of cells [B, h, w], with mean 1; of channels [B, C], with mean 1), from absolute values of the cells there
-    [B, h, w] bool; 0 in all others."""
+    """(attention of cells [B, h, w], with mean 1; of channels [B, C], with mean 1), from absolute values of the cells
+    in there [B, h, w] bool; 0 in all others."""
     size, count = jnp.abs(features), there.sum((1, 2))
     heights = jnp.where(there, size.mean(-1) / temperature, -jnp.inf)
     heights = jnp.where((count > 0)[:, None, None], heights, 0)
@@ -86,10 +87,10 @@ def attention(features: jax.Array, temperature: float, there: jax.Array) -> tupl
 
 
 def masks(boxes: jax.Array, valid: jax.Array, grid: Grid, there: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(inside [B, h, w]: 1 / cells of the smallest box there, else 0; outside: 1 / their number where no box is).
+    """(inside [B, h, w]: 1 / cells of the smallest box at the cell, else 0; outside: 1 / number of cells without box).
 
-    there [B, h, w] bool: cells that count; both are 0 in others. A box has the cells that it touches, where the
-    published code has one more row and column.
+    there [B, h, w] bool: cells that count; both are 0 in others. A box has the cells that it touches; in the published
+    code it has one more row and column.
     """
     (h, w), (height, width) = grid
     x0, y0, x1, y1 = jnp.moveaxis(at_least_float32(boxes) * jnp.array([w / width, h / height] * 2), -1, 0)
@@ -119,7 +120,8 @@ def init_relation(rng: jax.Array, channels: int) -> Relation:
 
 
 def relation(params: Relation, features: jax.Array, there: jax.Array) -> jax.Array:
-    """features + the global context of each image (a GcBlock, Cao et al. 2019), of the cells there [B, h, w] bool."""
+    """features + the global context of each image (a GcBlock, Cao et al. 2019), over the cells in there [B, h, w]
+    bool."""
     count, h, w, channels = features.shape
     flat = features.reshape(count, h * w, channels)
     inside = there.reshape(count, h * w)

@@ -1,7 +1,7 @@
-"""What lesions look like to two networks: losses at the points and the anchors of lesions.
+"""Losses between two networks at the points and the anchors of lesions.
 
 Shape legend: B images, N points, C channels, A anchors, Q classes. All means are over the whole batch; images without
-a lesion are left out, and a batch without any gives 0 and no gradient.
+lesions are left out, and a batch without lesions gives 0 and no gradient.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ Map = dict[str, jax.Array]
 
 
 def init_map(rng: jax.Array, size: int) -> Map:
-    """PyTorch's default of a linear layer: uniform within 1 / sqrt(size)."""
+    """PyTorch's default for a linear layer: uniform within 1 / sqrt(size)."""
     bound, (kernel, bias) = size**-0.5, jax.random.split(rng)
     uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
     return {"kernel": uniform(kernel, (size, size)), "bias": uniform(bias, (size,))}
 
 
 def identity_map(size: int) -> Map:
-    """The map that changes nothing: what a loss is without one."""
+    """The identity, for a loss without a map."""
     return {"kernel": jnp.eye(size), "bias": jnp.zeros(size)}
 
 
 def lskd(teacher: Points, student: Points, learned: Map, temperature: float, normalised: bool = False) -> jax.Array:
-    """Lesion-specific knowledge distillation: the images of the two need not be of the same patients.
+    """Lesion-specific knowledge distillation; teacher and student may see images of different patients.
 
     T^2 (1/C) sum_c KL(softmax(t_c / T) | softmax(s'_c / T)) over the N points, t and s the means over the images with
-    lesions, s' the learned map of s (Alberb et al. 2024). With one point it is 0. The weight alpha is the caller's.
+    lesions, s' the learned map of s (Alberb et al. 2024). With one point it is 0. The caller applies the weight alpha.
 
-    Where the points differ by less than T, a channel adds half the mean square of what t and s' differ by, less their
-    means over the points, and T drops out: the loss grows with the square of the features' scale. normalised: of t and
-    s as `deviations`, which have none; with s' = s it is then about 1 - r, r the correlation of t and s over channels
-    and points.
+    If the points differ by less than T, a channel adds half the mean square of the difference between t and s', each
+    minus its mean over the points, and T drops out: the loss grows with the square of the features' scale. normalised:
+    t and s are first converted to `deviations`, which have no scale; with s' = s the loss is then about 1 - r, where r
+    is the correlation of t and s over channels and points.
     """
     there = teacher.present.any() & student.present.any()
     t, s = mean_of(teacher), mean_of(student)
@@ -51,8 +51,8 @@ def lskd(teacher: Points, student: Points, learned: Map, temperature: float, nor
 
 
 def deviations(x: jax.Array) -> jax.Array:
-    """x [C, n] less its mean over the points, divided by the standard deviation of all its values from those: channels
-    keep their shares. Zeros where the points are alike."""
+    """x [C, n] minus its mean over the points, divided by the standard deviation of all values from these means, so
+    that channels keep their proportions. Zeros if the points are alike."""
     centred = x - x.mean(1, keepdims=True)
     square = (centred**2).mean()
     differ = square > TINY
@@ -60,7 +60,7 @@ def deviations(x: jax.Array) -> jax.Array:
 
 
 def mean_of(points: Points) -> jax.Array:
-    """[C, N]: the mean over the images with lesions; zeros where there are none."""
+    """[C, N]: the mean over the images with lesions; zeros if there are none."""
     total = jnp.where(points.present[:, None, None], points.values, 0).sum(0)
     return (total / jnp.maximum(points.present.sum(), 1)).T
 
@@ -77,9 +77,9 @@ def image_level(
     teacher: jax.Array, student: jax.Array, learned: Map, temperature: float,
     teacher_valid: jax.Array, student_valid: jax.Array, normalised: bool = False,
 ) -> jax.Array:  # fmt: skip
-    """The published rival: as `lskd`, over all cells of the mean maps [B, h, w, C] instead of points of lesions.
+    """The published baseline: like `lskd`, over all cells of the mean maps [B, h, w, C] instead of points of lesions.
 
-    valid [B]: images that count. The learned map is of h w numbers.
+    valid [B]: images that count. The learned map has size h w.
     """
 
     def cells(features: jax.Array, valid: jax.Array) -> Points:
@@ -91,9 +91,9 @@ def image_level(
 def impa(lesions: Points, beside: Points) -> tuple[jax.Array, jax.Array]:
     """Intra-modal point alignment: (pull, push), to be added and weighted by beta (Alberb et al. 2024).
 
-    lesions, beside: at the points of lesions and at as many cells outside of them, of the same images. P_i and N_j are
-    those of an image as one vector. pull: mean over all pairs of relu(1 - cos(P_i, P_j)), an image with itself
-    included; push: mean of relu(cos(P_i, N_j)).
+    lesions, beside: features at the points of lesions and at the same number of cells outside, in the same images. P_i
+    and N_j are those of an image as one vector. pull: mean over all pairs of relu(1 - cos(P_i, P_j)), including an
+    image with itself; push: mean of relu(cos(P_i, N_j)).
     """
     own, other = _directions(lesions), _directions(beside)
     alike = jnp.where(lesions.present[:, None] & lesions.present, jax.nn.relu(1 - own @ own.T), 0)
@@ -103,7 +103,7 @@ def impa(lesions: Points, beside: Points) -> tuple[jax.Array, jax.Array]:
 
 
 def _directions(points: Points) -> jax.Array:
-    """[B, N C] of length 1; zeros, without a gradient, where there is nothing."""
+    """[B, N C] with length 1; zeros, without a gradient, for images without lesions."""
     flat = points.values.reshape(len(points.values), -1)
     square = (flat**2).sum(-1, keepdims=True)
     there = points.present[:, None] & (square > 0)
@@ -115,10 +115,10 @@ def classwise(
     temperature: float,
 ) -> jax.Array:  # fmt: skip
     """Unpaired class-wise distillation (Dou et al. 2020, UMMKD), adapted to anchors: (KL(a|b) + KL(b|a)) / 2 of the
-    mean logits of every class, the mean over the classes that both batches have.
+    mean logits of every class, averaged over the classes present in both batches.
 
-    logits [B, A, Q] of classes, each against the background, whose own logit is 0. classes [B, A] int: of an anchor, 0
-    to Q - 1; Q: background; -1: does not count.
+    logits [B, A, Q] of classes, each against the background, whose logit is 0. classes [B, A] int: class of an anchor,
+    0 to Q - 1; Q: background; -1: does not count.
     """
     logs, there = zip(*(_class_logits(*pair, temperature) for pair in (
         (teacher_logits, teacher_classes), (student_logits, student_classes))))  # fmt: skip
@@ -129,7 +129,7 @@ def classwise(
 
 
 def _class_logits(logits: jax.Array, classes: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:
-    """(log probabilities [Q + 1, Q + 1] of the mean logits of every class, which classes there are [Q + 1])."""
+    """(log probabilities [Q + 1, Q + 1] of the mean logits of every class, which classes are present [Q + 1])."""
     logits = at_least_float32(logits)
     with_background = jnp.pad(logits, ((0, 0), (0, 0), (0, 1)))
     members = classes[..., None] == np.arange(logits.shape[-1] + 1)

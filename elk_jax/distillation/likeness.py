@@ -1,4 +1,4 @@
-"""How much the maps of two networks resemble each other over a whole data set: sums of batches, and what they say.
+"""Similarity of the maps of two networks over a whole data set: sums over batches, and statistics from them.
 
 Shape legend: B images, h w cells, C channels of each network. Maps [B, h, w, C]; weights [B, h, w] >= 0 of the cells.
 """
@@ -16,7 +16,7 @@ from elk_jax.precision import at_least_float32
 
 
 class Moments(NamedTuple):
-    """Weighted sums over cells, of teacher and student one after the other; they add up over batches."""
+    """Weighted sums over cells, for teacher and student concatenated; they are added over batches."""
 
     weight: jax.Array  # []
     total: jax.Array  # [2C]
@@ -39,10 +39,9 @@ def moments(teacher: jax.Array, student: jax.Array, weights: jax.Array) -> Momen
 
 
 def shuffled(teacher: jax.Array, student: jax.Array, weights: jax.Array, patients: jax.Array) -> Moments:
-    """The sums of pairs that do not belong together: each student's image with the teacher's of the image before it in
-    the batch.
+    """The sums for mismatched pairs: each student's map with the teacher's map of the previous image in the batch.
 
-    Cells count where both images have a weight, and images of one patient do not. patients: [B] int.
+    Cells count if both images have a weight there; pairs of images of one patient do not count. patients: [B] int.
     """
     other = patients != jnp.roll(patients, 1)
     both = weights * jnp.roll(weights, 1, axis=0) * other[:, None, None]
@@ -50,7 +49,8 @@ def shuffled(teacher: jax.Array, student: jax.Array, weights: jax.Array, patient
 
 
 def correlation(found: Moments) -> float:
-    """Pearson's r of the two networks, the mean over channels; one without spread counts as 0. NaN of no cells."""
+    """Pearson's r between the two networks, averaged over channels; a constant channel counts as 0. NaN without
+    cells."""
     covariance = _covariance(found)
     if covariance is None:
         return float("nan")
@@ -62,13 +62,13 @@ def correlation(found: Moments) -> float:
 
 
 def mean_cosine(found: Moments) -> float:
-    """The mean over cells of the cosine between the channels of the two; NaN of no cells."""
+    """The mean over cells of the cosine between the channels of the two; NaN without cells."""
     return float(found.cosine / found.weight) if found.weight > 0 else float("nan")
 
 
 def spread(found: Moments) -> float:
-    """Standard deviation over cells of the student's channels over that of the teacher's, by their means; below 0.1 the
-    student has collapsed. NaN of no cells."""
+    """Ratio of the standard deviations over cells, student over teacher, each averaged over channels; below 0.1 the
+    student has collapsed. NaN without cells."""
     covariance = _covariance(found)
     if covariance is None:
         return float("nan")
@@ -79,7 +79,7 @@ def spread(found: Moments) -> float:
 
 def effective_rank(found: Moments) -> tuple[float, float]:
     """(of the teacher, of the student): the exponential of the entropy of the eigenvalues of the channels' covariance
-    (Roy and Vetterli 2007), from 1 to C; NaN of no cells."""
+    (Roy and Vetterli 2007), from 1 to C; NaN without cells."""
     covariance = _covariance(found)
     if covariance is None:
         return float("nan"), float("nan")

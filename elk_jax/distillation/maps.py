@@ -1,9 +1,9 @@
 """Losses between two feature maps of the same images, cell by cell.
 
 Shape legend: B images, h w cells, C channels. teacher and student [B, h, w, C]; weights [B, h, w] >= 0 of the cells: 0
-where nothing is to be learned, such as outside the breast, in padding, and in images that do not count. All means are
-over the cells of the whole batch, by their weights; without any weight a loss is 0 and has no gradient. No gradient
-flows into the teacher.
+where nothing should be learned, such as outside the breast, in padding, and in images that do not count. All means are
+weighted means over the cells of the whole batch; without any weight a loss is 0 and has no gradient. No gradient flows
+into the teacher.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from elk_jax.precision import at_least_float32
 EPSILON = 1e-6
 """Added to a standard deviation."""
 TINY = 1e-12
-"""A variance below it is none: the channel is constant."""
+"""Variance below which a channel counts as constant."""
 
 
 def normalised_mse(teacher: jax.Array, student: jax.Array, weights: jax.Array, tolerance: int = 0) -> jax.Array:
-    """Mean of (s - t)^2 / 2, channels of both at mean 0 and spread 1 over the batch (Cao et al. 2022): without
-    tolerance 1 - Pearson's r.
+    """Mean of (s - t)^2 / 2, with the channels of both standardised over the batch (Cao et al. 2022); without
+    tolerance this is 1 - Pearson's r.
 
     The similarity loss of paired regimes, and PKD, which multiplies it by 6 (two stages) or 10 (one). tolerance: cells
     by which the images may be displaced (`least_of_shifts`).
@@ -31,7 +31,7 @@ def normalised_mse(teacher: jax.Array, student: jax.Array, weights: jax.Array, t
 
 
 def sigmoid_l2(teacher: jax.Array, student: jax.Array, weights: jax.Array, tolerance: int = 0) -> jax.Array:
-    """Mean of (sigmoid(s) - sigmoid(t))^2: large activations do not rule (Hoffman et al. 2016, hallucination).
+    """Mean of (sigmoid(s) - sigmoid(t))^2: large activations do not dominate (Hoffman et al. 2016, hallucination).
 
     tolerance: cells by which the images may be displaced (`least_of_shifts`).
     """
@@ -40,9 +40,9 @@ def sigmoid_l2(teacher: jax.Array, student: jax.Array, weights: jax.Array, toler
 
 
 def least_of_shifts(teacher: jax.Array, student: jax.Array, weights: jax.Array, tolerance: int) -> jax.Array:
-    """The mean over cells, by their weights, of the squared distance of the student's cell, per channel, to the nearest
-    of the teacher's cells with a weight up to `tolerance` cells away in each direction; for images that are not
-    registered."""
+    """The weighted mean over cells of the squared distance per channel between the student's cell and the nearest of
+    the teacher's cells that have a weight and are up to `tolerance` cells away in each direction; for images that are
+    not registered."""
     if not tolerance:
         return weighted_mean((student - teacher) ** 2, weights)
     r = tolerance
@@ -63,8 +63,8 @@ def contrastive(
     """Cross-entropy of finding the teacher's view of each image among those of the batch (Tian et al. 2020, CRD).
 
     Maps are averaged over the cells of an image by their weights and projected ({teacher, student} [C, D]); similarity
-    is the cosine over a temperature. Images without any weight are left out; of one image the loss is 0. Images need
-    not be registered.
+    is the cosine divided by a temperature. Images without any weight are left out; for a single image the loss is 0.
+    Images need not be registered.
     """
     teacher, student = _pair(teacher, student)
     total = weights.sum((1, 2))
@@ -93,10 +93,10 @@ def init_projections(rng: jax.Array, channels: int, size: int = 128) -> dict[str
 
 
 def hint(teacher: jax.Array, student: jax.Array, weights: jax.Array, regressor: dict[str, jax.Array]) -> jax.Array:
-    """Mean of (r(s) - t)^2 / 2, r a learned 1x1 convolution, {kernel [C_s, C_t], bias [C_t]} (Romero et al. 2015,
-    FitNets): what the student's map tells of the teacher's, not how alike they are.
+    """Mean of (r(s) - t)^2 / 2, with r a learned 1x1 convolution, {kernel [C_s, C_t], bias [C_t]} (Romero et al. 2015,
+    FitNets): it measures how well the student's map predicts the teacher's, not their similarity.
 
-    t with mean 0 and spread 1 of every channel over the batch, so that levels and networks weigh alike.
+    The channels of t are standardised over the batch, so that levels and networks have equal weight.
     """
     teacher, student = _pair(teacher, student)
     return weighted_mean((regressed(student, regressor) - standardised(teacher, weights)) ** 2, weights) / 2
@@ -140,13 +140,13 @@ def standardised(x: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def correlation(teacher: jax.Array, student: jax.Array, weights: jax.Array) -> jax.Array:
-    """Pearson's r of the two, the mean over channels: 1 where the student has learned all; for a log."""
+    """Pearson's r between the two, averaged over channels, for the log; 1 if the student has learned everything."""
     teacher, student = (standardised(x, weights) for x in _pair(teacher, student))
     return weighted_mean(student * teacher, weights)
 
 
 def weighted_mean(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """The mean of x [B, h, w, C] over cells, by their weights, and over channels."""
+    """The mean of x [B, h, w, C] over cells, weighted, and over channels."""
     found = jnp.where(weights[..., None] > 0, x * weights[..., None], 0).sum()
     return found / (jnp.maximum(weights.sum(), TINY) * x.shape[-1])
 

@@ -1,8 +1,8 @@
-"""What a teacher says of every anchor as a target beside the truth: generalised distillation (Lopez-Paz et al. 2016).
+"""A teacher's outputs for every anchor as an additional target: generalised distillation (Lopez-Paz et al. 2016).
 
 Shape legend: B images, A anchors, Q classes. logits [B, A, Q] of classes, each against the background; boxes [B, A, 4]
-in px; counts [B] bool: images that count. No gradient flows into the teacher. Anchors of the two sides belong together
-one by one, whatever their sizes.
+in px; counts [B] bool: images that count. No gradient flows into the teacher. Anchors of teacher and student correspond
+one to one, whatever their sizes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from elk_jax.precision import at_least_float32
 
 SMALLEST_SIDE = 1.0
-"""Px of a teacher's box below which its error is not counted in shares of the side."""
+"""Side of a teacher's box, in px, below which errors are no longer relative to the side."""
 
 
 def soft_classes(teacher: jax.Array, student: jax.Array, counts: jax.Array, temperature: float) -> jax.Array:
-    """T^2 times the sum of KL(sigmoid(t / T) | sigmoid(s / T)) over anchors and classes, divided by how many anchors
-    have a lesion in the teacher's eyes: the sum of its highest class probabilities, at least 1. RetinaNet divides by
-    its positive anchors in the same way."""
+    """T^2 times the sum of KL(sigmoid(t / T) | sigmoid(s / T)) over anchors and classes, divided by the number of
+    anchors with a lesion according to the teacher: the sum of its highest class probabilities, at least 1. RetinaNet
+    divides by its positive anchors in the same way."""
     t, s = jax.lax.stop_gradient(at_least_float32(teacher)), at_least_float32(student)
     wanted, found = t / temperature, s / temperature
     p = jax.nn.sigmoid(wanted)
@@ -33,8 +33,8 @@ def soft_classes(teacher: jax.Array, student: jax.Array, counts: jax.Array, temp
 def confident_boxes(
     teacher_logits: jax.Array, teacher: jax.Array, student: jax.Array, counts: jax.Array, confidence: float
 ) -> jax.Array:
-    """The mean over the anchors of which the teacher gives a class at least `confidence` of |s - t| of the corners, in
-    shares of the sides of the teacher's box; 0 without such an anchor."""
+    """The mean of |s - t| of the corners, relative to the sides of the teacher's box, over the anchors to which the
+    teacher assigns a class with at least `confidence`; 0 without such an anchor."""
     t, s = jax.lax.stop_gradient(at_least_float32(teacher)), at_least_float32(student)
     sides = jnp.maximum(t[..., 2:] - t[..., :2], SMALLEST_SIDE)
     chosen = confident(teacher_logits, counts, confidence)
@@ -43,5 +43,5 @@ def confident_boxes(
 
 
 def confident(logits: jax.Array, counts: jax.Array, confidence: float) -> jax.Array:
-    """[B, A] bool: anchors of which one class has a probability of at least `confidence`, in images that count."""
+    """[B, A] bool: anchors with a class probability of at least `confidence`, in images that count."""
     return (jax.nn.sigmoid(at_least_float32(logits)).max(-1) >= confidence) & counts[:, None]

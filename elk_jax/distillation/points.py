@@ -3,7 +3,7 @@
 Shape legend: B images, M padded boxes, N points of a box, h w cells of the map, C channels.
 
 A point is a weighting of the cells, [h, w], that sums to 1, so that one product with the map reads all points of all
-images: nothing is gathered, and a batch may lie on several devices.
+images: nothing is gathered, and a batch may be split over several devices.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 from elk_jax.precision import at_least_float32
 
 Sampling = Literal["bilinear", "cell"]
-"""bilinear: at the exact place, between cells. cell: as published, of truncated cells (`published_cells`)."""
+"""bilinear: at the exact place, between cells. cell: as published, in truncated cells (`published_cells`)."""
 Count = Literal[1, 4, 5, 9]
-"""Points of a box."""
+"""Number of points per box."""
 
 _CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
 _CROSS = ((0.5, 0.5), (0.0, 0.5), (1.0, 0.5), (0.5, 0.0), (0.5, 1.0))
@@ -29,12 +29,12 @@ LAYOUTS: dict[int, np.ndarray] = {
     5: np.array(_CROSS),
     9: np.array(_CORNERS + _CROSS),
 }
-"""Number of points -> their places (x, y) in a box from 0 to 1: corners from the top left, centre, left, right, top,
+"""Number of points -> their places (x, y) in a box, 0 to 1: corners from the top left, centre, left, right, top,
 bottom."""
 
 
 class Points(NamedTuple):
-    """Features at the points of lesions, the mean over the lesions of an image; zeros for an image without one."""
+    """Features at the points of lesions, averaged over the lesions of an image; zeros for an image without lesions."""
 
     values: jax.Array  # [B, N, C]
     present: jax.Array  # [B] bool: the image has a lesion
@@ -59,7 +59,7 @@ def read(features: jax.Array, boxes: jax.Array, valid: jax.Array, canvas: tuple[
 
 
 def bilinear_weights(boxes: jax.Array, grid: Grid, count: Count) -> jax.Array:
-    """Weights [B, M, N, h, w] of points between the centres of cells; outside of them, of the nearest cell."""
+    """Weights [B, M, N, h, w] of points between the centres of cells; beyond them, of the nearest cell."""
     places = point_places(boxes, count)
 
     def of_axis(axis: int, cells: int, pixels: int) -> jax.Array:
@@ -84,10 +84,10 @@ def point_places(boxes: jax.Array, count: Count) -> jax.Array:
 
 
 def published_cells(boxes: jax.Array, grid: Grid, count: Count) -> jax.Array:
-    """Cells [..., N, 2] (x, y) int32 as the published code finds them for boxes [..., 4].
+    """Cells [..., N, 2] (x, y) int32 for boxes [..., 4], computed as in the published code.
 
-    Corners are scaled by the ratio of the widths on both axes, truncated, and kept within the map; a middle is the
-    whole half of the sum of two corners.
+    Corners are scaled by the ratio of the widths on both axes, truncated, and clipped to the map; a middle is the sum
+    of two corners divided by two, rounded down.
     """
     (h, w), _ = grid
     last = jnp.array([w - 1, h - 1, w - 1, h - 1])
@@ -98,15 +98,15 @@ def published_cells(boxes: jax.Array, grid: Grid, count: Count) -> jax.Array:
 
 
 def _truncated(boxes: jax.Array, grid: Grid) -> jax.Array:
-    """Corners [..., 4] int32 of boxes [..., 4] in cells, as published: a side at the end of the map is beyond it."""
+    """Corners [..., 4] int32 of boxes [..., 4] in cells, as published: a side at the end of the map lies beyond it."""
     (_, w), (_, width) = grid
     return jnp.trunc(at_least_float32(boxes) * (w / width)).astype(jnp.int32)
 
 
 def distinct_share(boxes: jax.Array, valid: jax.Array, grid: Grid, count: Count) -> jax.Array:
-    """Mean over the valid boxes of (different cells among the N points) / N; 1 where there is no box.
+    """Mean over the valid boxes of (distinct cells among the N points) / N; 1 if there is no box.
 
-    A lesion that is smaller than a cell has all its points in one: there is nothing to align between them.
+    A lesion smaller than a cell has all its points in one cell, so there is nothing to align between them.
     """
     (h, w), (height, width) = grid
     ratio, last = jnp.array([w / width, h / height]), jnp.array([w - 1, h - 1])
@@ -129,10 +129,11 @@ def cells_outside(boxes: jax.Array, valid: jax.Array, grid: Grid) -> jax.Array:
 
 
 def published_outside(boxes: jax.Array, valid: jax.Array, grid: Grid) -> jax.Array:
-    """[B, h, w] bool: as the published code excludes cells, from a box's first cell up to before its last.
+    """[B, h, w] bool: cells not excluded by the published code, which excludes from a box's first cell to before its
+    last.
 
-    A box that begins and ends in the same row or column of cells excludes none; one that reaches the end of the map
-    excludes the cells there too.
+    A box that starts and ends in the same row or column of cells excludes none; one that reaches the end of the map
+    also excludes the cells there.
     """
     corners, ((h, w), _) = _truncated(boxes, grid), grid
     low, high = corners[..., :2], corners[..., 2:]
@@ -142,7 +143,7 @@ def published_outside(boxes: jax.Array, valid: jax.Array, grid: Grid) -> jax.Arr
 
 
 def cells_of_breast(image: jax.Array, grid: Grid, air: float) -> jax.Array:
-    """[B, h, w] bool: cells with a pixel of image [B, H, W, 1] that is brighter than air; padding is 0, and is not."""
+    """[B, h, w] bool: cells with a pixel of image [B, H, W, 1] brighter than air; padding is 0 and counts as air."""
     (h, w), (height, width) = grid
     rows, columns = -(-height // h), -(-width // w)
     padded = jnp.pad(image[..., 0], ((0, 0), (0, h * rows - height), (0, w * columns - width)))
@@ -150,7 +151,7 @@ def cells_of_breast(image: jax.Array, grid: Grid, air: float) -> jax.Array:
 
 
 def draw_cells(features: jax.Array, allowed: jax.Array, count: Count, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(features [N, C] of N different cells of one image, drawn among the allowed ones; whether there are so many).
+    """(features [N, C] of N different cells of one image, drawn from the allowed ones; whether there are enough).
 
     features [h, w, C], allowed [h, w] bool. For one image: map over the batch, each with its own key.
     """

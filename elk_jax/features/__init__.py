@@ -1,1 +1,1 @@
-"""Features that nobody trains: wavelet scattering, frozen networks, and their whitening by public images."""
+"""Features without training: wavelet scattering, frozen networks, and their whitening by public images."""

@@ -1,4 +1,4 @@
-"""Frozen features of a network: what its maps are like over the whole image and around a lesion.
+"""Frozen features of a network: statistics of its maps over the whole image and around a lesion.
 
 Shapes: N images, H W their size, h w that of a map, C its channels, F features (4 C of each map).
 """
@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 Taps = Callable[[Any, jax.Array], Sequence[jax.Array]]
-"""(parameters, images [B, H, W, 1] in [0, 1]) -> maps [B, h, w, C] of a network: it resizes and normalises them itself.
+"""(parameters, images [B, H, W, 1] in [0, 1]) -> maps [B, h, w, C] of a network, which resizes and normalises images
+itself.
 
-It is hashed: equal ones share a compiled program."""
+It must be hashable: equal ones share a compiled program."""
 
 Mirror = tuple[bool, bool]
 """Whether rows and columns are mirrored."""
@@ -39,9 +40,9 @@ def features(
     mirrors: tuple[Mirror, ...] = MIRRORS,
     batch_size: int = 16,
 ) -> list[np.ndarray]:
-    """Per map of `taps`: [N, 4 C] float32 of images [N, H, W, 1], the means over the mirrored views of `statistics`.
+    """For each map of `taps`: [N, 4 C] float32 of images [N, H, W, 1], the means of `statistics` over mirrored views.
 
-    The window stays on the lesion in every view. One compilation for all sets of images of a size; N may be 0.
+    The window stays on the lesion in every view. One compilation for all sets of images of one size; N may be 0.
     """
     params = jax.device_put(params)
     found = []

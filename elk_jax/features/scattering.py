@@ -3,9 +3,9 @@
 Shapes: B batch, H W size of an image (even), J scales (2 or more), L orientations (even), T pairs of scales
 (j1 < j2, J (J - 1) / 2), R rows and C columns of windows, F features.
 
-An order is the modulus of a convolution with Morlet wavelets; the first order convolves the image, the second the
-first. Their averages under Gaussian windows are the coefficients. A window stands at any point of the image, since it
-is evaluated in the Fourier domain; windows 2^J pixels apart from the first pixel on are the usual output of a
+An order is the modulus of a convolution with Morlet wavelets; the first order convolves the image, the second convolves
+the first. Their averages under Gaussian windows are the coefficients. A window can be at any point of the image, since
+it is evaluated in the Fourier domain; windows 2^J pixels apart, starting at the first pixel, are the usual output of a
 scattering transform. Filters, padding and sampling are those of kymatio's `Scattering2D`.
 """
 
@@ -21,9 +21,9 @@ import numpy as np
 from elk_jax.errors import UserError
 
 ALIASES = range(-2, 3)
-"""Copies of a filter's spectrum, 2 pi apart, that a sampled filter adds up."""
+"""Number of copies of a filter's spectrum, 2 pi apart, that are summed for a sampled filter."""
 SLANT = 4.0
-"""Width of a wavelet across its direction, over its width along it, is L / SLANT."""
+"""The width of a wavelet across its direction, relative to that along it, is L / SLANT."""
 
 
 class Coefficients(NamedTuple):
@@ -45,34 +45,34 @@ class Filters(NamedTuple):
 
 
 def pairs_of_scales(scales: int) -> list[tuple[int, int]]:
-    """(j1, j2) of the T pairs of scales that the second order has: j1 < j2, since coarser first waves carry nothing."""
+    """(j1, j2) of the T pairs of scales of the second order: j1 < j2, since coarser first waves carry nothing."""
     return [(j1, j2) for j1 in range(scales) for j2 in range(j1 + 1, scales)]
 
 
 def padded_size(size: int, scales: int) -> int:
-    """Rows or columns of an image of even `size` with a margin of about 2^J / 2 pixels or more on both sides."""
+    """Rows or columns of an image of even `size` after adding a margin of at least about 2^J / 2 px on both sides."""
     return (size // 2**scales + 2) * 2**scales
 
 
 def check_size(shape: tuple[int, int], scales: int, where: str = "") -> None:
-    """UserError unless images of this height and width can be scattered: even, and larger than their margin."""
+    """UserError unless images of this height and width can be scattered: even, and larger than the margin."""
     for size in shape:
         margin = (padded_size(size, scales) - size) // 2
         if size % 2 or margin >= size:
             raise UserError(
                 f"images of {shape[0]} x {shape[1]} px cannot be scattered over {scales} scales",
                 where=where,
-                todo=f"make both sides even and at least {2**scales} px, or take fewer scales",
+                todo=f"make both sides even and at least {2**scales} px, or use fewer scales",
             )
 
 
 @functools.lru_cache(maxsize=4)
 def filters(height: int, width: int, scales: int, orientations: int) -> Filters:
-    """The filters of images of height x width, which are padded to `padded_size`.
+    """The filters for images of height x width, which are padded to `padded_size`.
 
-    Wavelets of scale j are Morlet: a Gaussian of deviation 0.8 2^j along the wave, times a wave of frequency
-    3/4 pi / 2^j, less as much of the Gaussian as takes its mean away. Orientation l is (L / 2 - 1 - l) pi / L, from the
-    rows' axis to the columns'. The window is a Gaussian of deviation 0.8 2^(J - 1).
+    Wavelets of scale j are Morlet: a Gaussian with deviation 0.8 2^j along the wave, times a wave with frequency
+    3/4 pi / 2^j, minus the multiple of the Gaussian that makes the mean 0. Orientation l is (L / 2 - 1 - l) pi / L,
+    from the axis of the rows to that of the columns. The window is a Gaussian with deviation 0.8 2^(J - 1).
     """
     rows, columns = (2 * np.pi * np.fft.fftfreq(padded_size(size, scales)) for size in (height, width))
     wavelets = [
@@ -92,11 +92,11 @@ def coefficients(
     scales: int,
     origin: float = -0.5,
 ) -> Coefficients:
-    """Coefficients of images [B, H, W] under the windows at `rows` [R] x `columns` [C]: pixels, any number.
+    """Coefficients of images [B, H, W] under the windows at `rows` [R] x `columns` [C], in pixels, any real numbers.
 
-    The size must be one that `check_size` allows, and `bank` that of this size. Coarse maps have every 2^j-th pixel,
-    counted from `origin`: half a pixel before the first, grids of any coarseness are mirrored into themselves, so that
-    mirrors of the image permute its coefficients exactly. kymatio's are counted from 0.
+    The size must be allowed by `check_size`, and `bank` must be for this size. Coarse maps have every 2^j-th pixel,
+    counted from `origin`: from half a pixel before the first, grids of any coarseness are mirrored into themselves, so
+    that mirroring the image permutes its coefficients exactly. kymatio counts from 0.
     """
     height, width = bank.window.shape
     margins = [((size - length) // 2,) * 2 for size, length in zip((height, width), images.shape[1:])]
@@ -118,10 +118,10 @@ def coefficients(
 
 
 def symmetric_views(found: Coefficients) -> list[Coefficients]:
-    """The coefficients of the eight images that mirrors and quarter turns make of one, from those of that one.
+    """The coefficients of all eight mirrored and rotated versions of an image, from those of the image.
 
-    Windows must be a square grid; those of the result are the same grid about the mirrored centre. The eight symmetries
-    of the square permute orientations and windows, and nothing else.
+    Windows must form a square grid; those of the result are the same grid about the mirrored centre. The eight
+    symmetries of the square only permute orientations and windows.
     """
     views = []
     for transposed in (False, True):
@@ -134,23 +134,23 @@ def symmetric_views(found: Coefficients) -> list[Coefficients]:
 
 
 def invariants(found: Coefficients) -> jax.Array:
-    """Means [..., F] of coefficients over the eight symmetries of the square, each different one once.
+    """Means [..., F] of coefficients over the eight symmetries of the square, each distinct one once.
 
-    Images that differ by a mirror or a quarter turn, the centre of their windows with them, have the same.
+    Images that differ by mirroring or quarter turns, together with the centre of their windows, have the same means.
     """
     members = _orbits(found.first.shape[-4], found.first.shape[-3], found.zeroth.shape[-1])
     return flat(found)[..., members].mean(-1)
 
 
 def flat(found: Coefficients) -> jax.Array:
-    """All coefficients in one axis [..., F]: zeroth, first, second."""
+    """All coefficients along one axis [..., F]: zeroth, first, second."""
     lead = found.zeroth.shape[:-2]
     return jnp.concatenate([part.reshape(*lead, -1) for part in found], axis=-1)
 
 
 @functools.lru_cache(maxsize=8)
 def _orbits(scales: int, orientations: int, windows: int) -> np.ndarray:
-    """[F, 8]: the places in `flat` that a symmetry exchanges with one another, each set once."""
+    """[F, 8]: the positions in `flat` that symmetries exchange with one another, each set once."""
     shapes = ((), (scales, orientations), (len(pairs_of_scales(scales)), orientations, orientations))
     sizes = [int(np.prod(shape)) * windows**2 for shape in shapes]
     starts = np.cumsum([0, *sizes[:-1]])
@@ -187,7 +187,7 @@ def _reordered(part: jax.Array, order: np.ndarray, count: int) -> jax.Array:
 
 
 def _shift(size: int, origin: float) -> np.ndarray:
-    """Factors [size] of a spectrum that move the point `origin` to the first pixel. Real at the highest frequency."""
+    """Factors [size] for a spectrum that move the point `origin` to the first pixel. Real at the highest frequency."""
     factors = np.exp(2j * np.pi * np.fft.fftfreq(size) * origin)
     factors[size // 2] = factors[size // 2].real
     return factors.astype(np.complex64)
@@ -199,14 +199,14 @@ def _wave_moduli(spectra: jax.Array, wavelets: jax.Array, steps: int) -> jax.Arr
 
 
 def _every(spectrum: jax.Array, steps: int) -> jax.Array:
-    """The spectrum of every 2^steps-th pixel: [..., h, w] -> [..., h/2^steps, w/2^steps]; aliases add up."""
+    """The spectrum of every 2^steps-th pixel: [..., h, w] -> [..., h/2^steps, w/2^steps], with aliasing."""
     k = 2**steps
     *lead, h, w = spectrum.shape
     return spectrum.reshape(*lead, k, h // k, k, w // k).mean(axis=(-4, -2))
 
 
 def _low(spectrum: jax.Array, steps: int) -> jax.Array:
-    """The frequencies that a grid 2^steps times as coarse has: [..., h, w] -> [..., h/2^steps, w/2^steps]."""
+    """The frequencies of a grid 2^steps times as coarse: [..., h, w] -> [..., h/2^steps, w/2^steps]."""
     for axis in (-2, -1):
         half = spectrum.shape[axis] // 2 ** (steps + 1)
         ends = (slice(0, half), slice(spectrum.shape[axis] - half, None))
@@ -245,7 +245,7 @@ def _gaussian(rows: np.ndarray, columns: np.ndarray, sigma: float, frequency: fl
 
 
 def _morlet(rows: np.ndarray, columns: np.ndarray, sigma: float, frequency: float, angle: float, slant: float):
-    """Spectrum [H, W] of a Gaussian times a wave, less so much of the Gaussian that its mean is 0."""
+    """Spectrum [H, W] of a Gaussian times a wave, minus the multiple of the Gaussian that makes the mean 0."""
     wave = _gaussian(rows, columns, sigma, frequency, angle, slant)
     envelope = _gaussian(rows, columns, sigma, 0.0, angle, slant)
     return wave - wave[0, 0] / envelope[0, 0] * envelope

@@ -1,8 +1,8 @@
-"""Features of images, computed once and kept in files: private data, as the images are.
+"""Features of images, computed once and stored in files: as private as the images.
 
-Each file holds the features of some images by one way to compute them. What is asked for is put together from all
-files of a folder, image by image: patches that are drawn from others cost nothing. Features that were computed beside
-other images differ by rounding.
+Each file contains the features of some images, computed in one way. Requested features are assembled from all files of
+a folder, image by image, so a different selection of known images costs nothing. Features that were computed in a batch
+with other images differ by rounding.
 
 Shapes: N images, F features.
 """
@@ -22,22 +22,22 @@ import safetensors.numpy
 from elk_jax import files
 
 FOLDER = "features"
-"""Of a run: the features of its images, which are private as these are."""
+"""Folder of a run with the features of its images, which are as private as the images."""
 PATTERN = "*.safetensors"
 NAME, WAY, IMAGES, HASH = "features", "way", "images", "sha256"
 
 
 def way_of(settings: Any, weights: str) -> str:
-    """What the features of an image follow from: their settings (JSON-able), a hash of the network's weights."""
+    """The key of a way to compute features, from settings (JSON-serialisable) and a hash of the network's weights."""
     return hashlib.sha256(json.dumps([settings, weights], sort_keys=True).encode()).hexdigest()
 
 
 def kept(folder: Path, way: str, images: Sequence[str], compute: Callable[[Sequence[int]], np.ndarray]) -> np.ndarray:
-    """The features [N, F] float32 of images by their hashes, from what `folder` keeps of the same `way`.
+    """The features [N, F] float32 of images, given by their hashes, from files in `folder` with the same `way`.
 
-    compute: positions among `images` -> their features. It is called for those that no file has, of copies of an image
-    for the first, and what it gives is kept. A file that is damaged, or of another way, counts as missing. Only its
-    owner can read a file.
+    compute: positions in `images` -> their features. It is called for images that are in no file (for copies of an
+    image, only the first), and its results are stored. A file that is damaged, or of another way, counts as missing.
+    Files are readable only by their owner.
     """
     rows: dict[str, np.ndarray] = {}
     for path in sorted(folder.glob(PATTERN)):
@@ -60,7 +60,7 @@ def kept(folder: Path, way: str, images: Sequence[str], compute: Callable[[Seque
 
 
 def _read(path: Path, way: str) -> dict[str, np.ndarray]:
-    """Image -> its features [F], of a file; {} for one of another way, or damaged."""
+    """Image -> its features [F], from a file; {} for a damaged file or another way."""
     try:
         with safetensors.safe_open(path, "np") as file:  # type: ignore[no-untyped-call]
             metadata = file.metadata() or {}

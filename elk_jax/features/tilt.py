@@ -1,4 +1,4 @@
-"""Weights of public images with which their features have wanted means: the least change of equal weights.
+"""Weights of public images that give their features the wanted means, with the smallest change from equal weights.
 
 Shapes: M images, D features.
 """
@@ -8,15 +8,15 @@ from __future__ import annotations
 import numpy as np
 
 STEPS = 500
-"""Of the descent, at most."""
+"""Most steps of the descent."""
 
 
 def tilted(pool: np.ndarray, mean: np.ndarray, penalty: float) -> np.ndarray:
-    """Log weights [M] of images with features [M, D], whose mean comes near `mean` [D]; the weights sum to 1.
+    """Log weights [M] of images with features [M, D], whose weighted mean is close to `mean` [D]; weights sum to 1.
 
-    Of all weights they are those of largest entropy with that mean: proportional to exp(features @ tilt). The tilt is
-    the minimum of log(mean(exp(features @ tilt))) - tilt @ mean + penalty / 2 |tilt|^2, which is convex; the weighted
-    mean misses the wanted one by penalty * tilt, as one does that is known up to noise, or that no image reaches.
+    Of all weights with that mean they have the largest entropy: they are proportional to exp(features @ tilt). The tilt
+    is the minimum of log(mean(exp(features @ tilt))) - tilt @ mean + penalty / 2 |tilt|^2, which is convex. The
+    weighted mean misses the wanted one by penalty * tilt, which suits a mean that is noisy or out of reach.
     Source: Hainmueller 2012 (entropy balancing), with the penalty of Dudik, Phillips and Schapire 2007.
     """
     from scipy import optimize, special
@@ -36,5 +36,5 @@ def tilted(pool: np.ndarray, mean: np.ndarray, penalty: float) -> np.ndarray:
 
 
 def effective_number(log_weights: np.ndarray) -> float:
-    """How many images of equal weight would scatter a mean as much as these do: 1 / sum of squared weights."""
+    """The number of equally weighted images with the same variance of the mean: 1 / sum of squared weights."""
     return float(1 / np.exp(2 * log_weights).sum())

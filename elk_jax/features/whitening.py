@@ -1,9 +1,9 @@
-"""Whitening: few, uncorrelated features of equal variance, by the statistics of PUBLIC images.
+"""Whitening: few, uncorrelated features with equal variance, from the statistics of PUBLIC images.
 
 Shapes: M public images, N images, F features, D components.
 
-A private head adds the same noise to every component, so that components of equal variance lose least. Mean and
-components are part of the published model: they must never be fitted on a private training set.
+A private head adds the same noise to every component, so components with equal variance lose least. Mean and components
+are part of the published model: they must never be fitted on a private training set.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from elk_jax.errors import UserError
 
 SMALLEST = 1e-6
-"""Deviations of components below this share of the largest are rounding, not content."""
+"""Components whose deviation is below this share of the largest are rounding, not content."""
 
 
 class Whitening(NamedTuple):
@@ -28,19 +28,19 @@ class Whitening(NamedTuple):
 def fit(public: np.ndarray, components: int, where: str = "") -> Whitening:
     """The whitening to `components` principal components of features [M, F] of public images.
 
-    UserError unless the features are finite and have as many components as are asked for: at most M - 1, and F.
+    UserError unless the features are finite and have the requested number of components: at most M - 1, and F.
     """
     features = np.asarray(public, np.float64)
     if not np.isfinite(features).all():
-        raise UserError("the features of the public images have NaN or infinity", where=where, todo="omit those images")
+        raise UserError("features of public images contain NaN or infinity", where=where, todo="omit those images")
     mean = features.mean(0)
     deviations, directions = _components((features - mean) / np.sqrt(max(len(features) - 1, 1)))
     present = int((deviations > SMALLEST * deviations[:1]).sum())
     if not 1 <= components <= present:
         raise UserError(
-            f"{components} components, and {len(features)} public images give {present}",
+            f"{components} components requested, but {len(features)} public images give {present}",
             where=where,
-            todo="ask for fewer components, or give more public images",
+            todo="use fewer components, or give more public images",
         )
     scaled = directions[:components].T / deviations[:components]
     return Whitening(mean.astype(np.float32), scaled.astype(np.float32))
@@ -49,8 +49,8 @@ def fit(public: np.ndarray, components: int, where: str = "") -> Whitening:
 def _components(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Deviations [K], the largest first, and principal directions [K, F] of centred features [M, F]; K is min(M, F).
 
-    Where there are more features than images, by their inner products, which takes a small part of the time: what is
-    lost lies below `SMALLEST`.
+    If there are more features than images, inner products are used, which takes a fraction of the time; the loss is
+    below `SMALLEST`.
     """
     if centred.shape[0] >= centred.shape[1]:
         _, deviations, directions = np.linalg.svd(centred, full_matrices=False)
@@ -62,11 +62,11 @@ def _components(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def whiten(features: np.ndarray, whitening: Whitening) -> np.ndarray:
-    """Features [N, F] -> [N, D], float32; of mean 0 and covariance 1 for the public images."""
+    """Features [N, F] -> [N, D], float32; with mean 0 and covariance 1 for the public images."""
     return (np.asarray(features, np.float32) - whitening.mean) @ whitening.components
 
 
 def unit_norm(features: np.ndarray) -> np.ndarray:
-    """Features [N, D] divided by their norm [N]: gradients of a head are then at most 1. Zero stays zero."""
+    """Features [N, D] divided by their norm [N], so that gradients of a head are at most 1. Zero stays zero."""
     norms = np.linalg.norm(features, axis=-1, keepdims=True)
     return features / np.where(norms > 0, norms, 1.0)

@@ -1,7 +1,7 @@
-"""Changes of patches that gradients pass through, for real and made ones alike (DiffAugment, Zhao et al. 2020).
+"""Differentiable augmentation of real and generated patches alike (DiffAugment, Zhao et al. 2020).
 
-The discriminator sees changed patches only, so that it cannot learn few training patches by heart; the generator's
-patches are changed before they are scored, so that it need not make the changes. Patches [B, S, S, 1] in [-1, 1].
+The discriminator sees only augmented patches, so it cannot memorise few training patches. The generator's patches are
+augmented before they are scored, so it does not learn the augmentation. Patches [B, S, S, 1] in [-1, 1].
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from elk_jax.fields import SHARE, AtLeast, Checked
 
 @dataclass(frozen=True)
 class Augmentation(Checked):
-    """brightness: of the range, up to which grey values are moved; contrast: exp(u(-c, c)) scales them about the mean
-    of a patch. shift: of the side, up to which a patch is moved; its border is repeated behind it. cutout: side of a
-    square that is replaced by mid grey, as a share. 0 switches each off.
+    """brightness: largest shift of grey values, as a share of their range; contrast: exp(u(-c, c)) scales them about
+    the mean of a patch. shift: largest shift of a patch, as a share of its side; its border is repeated. cutout: side
+    of a square that is replaced by mid grey, as a share. 0 switches each off.
     """
 
     brightness: Annotated[float, SHARE] = 0.0
@@ -33,7 +33,7 @@ class Augmentation(Checked):
 
 
 def augmented(config: Augmentation, image: jax.Array, key: jax.Array) -> jax.Array:
-    """Patches [B, S, S, 1], each changed by its own random numbers."""
+    """Patches [B, S, S, 1], each augmented with its own random numbers."""
     if config.is_off:
         return image
     return jax.vmap(lambda one, key: _changed(config, one, key))(image, jax.random.split(key, len(image)))

@@ -2,9 +2,9 @@
 
 Shapes: B batch, H W a map, C channels, k the kernel's size. Kernels are [k, k, C_in, C_out].
 
-Each is computed on maps of half the side with four times the channels, where it is a dense convolution of stride 1, and
-so are its gradients. A convolution of stride 2 has a gradient that spreads its input with zeros, three quarters of
-which a CPU would multiply.
+Each is computed on maps of half the side with four times the channels, where it and its gradients are dense
+convolutions with stride 1. The gradient of a convolution with stride 2 spreads its input with zeros, so that three
+quarters of a CPU's multiplications would be with zeros.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from elk_jax.backbones.conv import convolve_within
 from elk_jax.precision import at_least_float32
 
 SUMS = (((1, 0, 0), (1, 1, 0)), ((0, 1, 1), (0, 0, 1)))
-"""[2, 2, 3], for a pixel of the small map, an even or odd pixel of the large one: which of three weights are added."""
+"""[2, 2, 3], for a pixel of the small map and an even or odd pixel of the large one: which of three weights are
+added."""
 
 
 def halved(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution of stride 2 with k / 2 - 1 zeros around the map: [B, H, W, C_in] -> [B, H/2, W/2, C_out].
 
-    k, H and W are even. It is PyTorch's Conv2d(k, stride 2, padding k / 2 - 1).
+    k, H and W are even. Equals PyTorch's Conv2d(k, stride 2, padding k / 2 - 1).
     """
     k, _, channels, features = kernel.shape
     half, margin = k // 2, k // 2 - 1
@@ -33,9 +34,9 @@ def halved(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def doubled(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Transposed convolution of 4 x 4, stride 2: [B, H, W, C_in] -> [B, 2H, 2W, C_out].
+    """Transposed 4 x 4 convolution with stride 2: [B, H, W, C_in] -> [B, 2H, 2W, C_out].
 
-    It is PyTorch's ConvTranspose2d(4, stride 2, padding 1). Pixel 2q + p of a row is a sum over two pixels of the
+    Equals PyTorch's ConvTranspose2d(4, stride 2, padding 1). Pixel 2q + p of a row is a sum over two pixels of the
     input, q + p - 1 + t, t = 0 and 1, with the kernel's row 3 - 2t - p.
     """
     phases = kernel[::-1, ::-1].reshape(2, 2, 2, 2, *kernel.shape[2:])
@@ -43,10 +44,10 @@ def doubled(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def resized(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Every pixel becomes four, then a convolution of 3 x 3: [B, H, W, C_in] -> [B, 2H, 2W, C_out].
+    """Every pixel repeated 2 x 2, then a 3 x 3 convolution: [B, H, W, C_in] -> [B, 2H, 2W, C_out].
 
-    All pixels of the output see the same kernel (Odena et al. 2016, resize-convolution). Of three pixels of the large
-    map two are one pixel of the small one, so that their weights are added first.
+    All pixels of the output see the same kernel (Odena et al. 2016, resize-convolution). Two of three pixels of the
+    large map belong to one pixel of the small one, so their weights are added first.
     """
     sums = jnp.asarray(SUMS, kernel.dtype)
     return _phases(x, jnp.einsum("tpk,uql,klio->tpuqio", sums, sums, kernel))
@@ -70,9 +71,9 @@ def pixel_norm(x: jax.Array, epsilon: float = 1e-8) -> jax.Array:
 
 
 def smoothed(x: jax.Array) -> jax.Array:
-    """Each pixel with its neighbours, weighted (1, 2, 1) / 4 along both axes: a wave of two pixels is gone.
+    """Each pixel averaged with its neighbours by (1, 2, 1) / 4 along both axes, which removes waves of two pixels.
 
-    Pixels at the border are their own neighbours beyond it.
+    Border pixels are repeated beyond the border.
     """
     for axis in (1, 2):
         margins = [(1, 1) if one == axis else (0, 0) for one in range(x.ndim)]
@@ -84,7 +85,7 @@ def smoothed(x: jax.Array) -> jax.Array:
 
 
 def space_to_depth(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, H/2, W/2, 4C]: the channels of the pixels of 2 x 2, row by row."""
+    """[B, H, W, C] -> [B, H/2, W/2, 4C]: the channels of 2 x 2 pixels, row by row."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
 

@@ -3,8 +3,8 @@
 Shapes: B batch, S side of a patch in pixels, Z noise, Q classes. Images are [B, S, S, 1]; a generator's are in
 [-1, 1].
 
-Radford et al. 2016 (DCGAN) with the class as a condition, as Osuala et al. 2024 (arXiv:2407.12669) train it: 14,424,144
-parameters in the generator of 128 px and 25,944,676 in its discriminator. Kernels start from N(0, 0.02).
+Radford et al. 2016 (DCGAN) conditioned on the class, as trained by Osuala et al. 2024 (arXiv:2407.12669): 14,424,144
+parameters in the generator for 128 px and 25,944,676 in its discriminator. Kernels are initialised from N(0, 0.02).
 
 Parameters: condition/embedding, condition/kernel, condition/bias, and conv_{1, 2, ...}/kernel from the input on.
 """
@@ -28,23 +28,23 @@ from elk_jax.gan.layers import doubled, halved, instance_norm, pixel_norm, resiz
 Params = Any
 NORMAL = nn.initializers.normal(0.02)
 TORCH_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-"""Within 1 / sqrt(inputs), as the kernel of a dense layer of PyTorch starts."""
+"""Uniform within 1 / sqrt(inputs), as in PyTorch's dense layers."""
 LEAST = 4
 """Side of the smallest map."""
 NORMS = {"instance": instance_norm, "pixel": pixel_norm, "none": lambda x: x}
 SLOPE = 0.1
-"""Of leaky ReLUs."""
+"""Slope of leaky ReLUs."""
 
 
 @dataclass(frozen=True)
 class GanConfig(Checked):
     """Both networks.
 
-    size: S, a power of two. classes: Q; 1: without conditions. noise: Z. embedding: numbers of a class before its dense
-    layer. generator_width, discriminator_width: channels of their largest maps. discriminator_kernel: 6, another than
-    the generator's 4, or 4. upsampling: `transposed` convolutions, as published; or `resize`: every pixel becomes four
-    before a convolution of 3 x 3, and the finished image is smoothed by (1, 2, 1) / 4, so that neither has a
-    checkerboard. generator_norm, discriminator_norm: of every map but images and the first of the discriminator:
+    size: S, a power of two. classes: Q; 1: unconditional. noise: Z. embedding: size of a class embedding before its
+    dense layer. generator_width, discriminator_width: channels of their largest maps. discriminator_kernel: 6, unlike
+    the generator's 4, or 4. upsampling: `transposed` convolutions, as published; or `resize`: every pixel is repeated
+    2 x 2 before a 3 x 3 convolution, and the finished image is smoothed by (1, 2, 1) / 4, so that neither causes a
+    checkerboard. generator_norm, discriminator_norm: for every map except images and the discriminator's first:
     `instance` normalisation without parameters, as published, which hides the brightness and contrast of a patch from
     the discriminator and fixes them in the generator; `pixel` normalisation; or `none`.
     """
@@ -69,7 +69,7 @@ class GanConfig(Checked):
 
     @property
     def doublings(self) -> int:
-        """From the smallest map to the image."""
+        """Number of doublings from the smallest map to the image."""
         return (self.size // LEAST).bit_length() - 1
 
 
@@ -91,7 +91,7 @@ def init_discriminator(config: GanConfig, rng: jax.Array) -> Params:
 
 
 def discriminate(config: GanConfig, params: Params, image: jax.Array, label: jax.Array) -> jax.Array:
-    """Log odds [B] that patches [B, S, S, 1] of these classes [B] are real; of other objectives a score."""
+    """Log odds [B] that patches [B, S, S, 1] of these classes [B] are real; for other objectives a score."""
     return cast(jax.Array, _Discriminator(config).apply({"params": params}, image, label))
 
 
@@ -121,7 +121,7 @@ class _Condition(nn.Module):
     def __call__(self, label: jax.Array) -> jax.Array:
         table = self.param("embedding", nn.initializers.normal(1.0), (self.classes, self.embedding))
         kernel = self.param("kernel", TORCH_UNIFORM, (self.embedding, self.features))
-        bound = self.embedding**-0.5  # the bias of a dense layer of PyTorch starts as its kernel
+        bound = self.embedding**-0.5  # in PyTorch, the bias of a dense layer is initialised like its kernel
         draw_bias = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
         bias = self.param("bias", draw_bias, (self.features,))
         chosen = jax.nn.one_hot(label, self.classes) @ table

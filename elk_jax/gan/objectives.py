@@ -1,7 +1,7 @@
-"""What the players want: losses of scores, by objective.
+"""The players' objectives: losses of scores.
 
-Shapes: B patches; scores are [B], of a real or a made patch each. A loss is a mean over patches, or over those that are
-`valid` [B], as are the made ones in their places.
+Shapes: B patches; scores are [B], each of a real or a generated patch. A loss is a mean over patches, or over those
+that are `valid` [B] and the generated ones at the same positions.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ MOST_TARGET = 2.0
 
 @dataclass(frozen=True)
 class NonSaturating(Checked):
-    """The published objective (Goodfellow et al. 2014): scores are log odds, the generator wants to be taken for real.
+    """The published objective (Goodfellow et al. 2014): scores are log odds, and the generator maximises being taken
+    for real.
 
-    real: bounds of the uniform targets of real patches, whose mean below 1 keeps the discriminator from certainty
-    (one-sided label smoothing, Salimans et al. 2016); those of made patches are 0. Targets above 1 are as published.
+    real: bounds of the uniform targets for real patches, whose mean below 1 keeps the discriminator from certainty
+    (one-sided label smoothing, Salimans et al. 2016); targets for generated patches are 0. Targets above 1 are as
+    published.
     """
 
     name: Literal["non_saturating"] = "non_saturating"
@@ -40,16 +42,16 @@ class NonSaturating(Checked):
 
 @dataclass(frozen=True)
 class LeastSquares(Checked):
-    """Squared distances of scores from 1 (real) and 0 (made), halved (LSGAN, Mao et al. 2017)."""
+    """Squared distances of scores from 1 (real) and 0 (generated), halved (LSGAN, Mao et al. 2017)."""
 
     name: Literal["least_squares"] = "least_squares"
 
 
 @dataclass(frozen=True)
 class Wasserstein(Checked):
-    """Scores of real patches above those of made ones, by a function of slope 1 (WGAN-GP, Gulrajani et al. 2017).
+    """Scores of real patches minus those of generated ones, for a function of slope 1 (WGAN-GP, Gulrajani et al. 2017).
 
-    penalty: on squared differences of the slope from 1, between real and made patches.
+    penalty: weight of squared deviations of the slope from 1, between real and generated patches.
     """
 
     name: Literal["wasserstein"] = "wasserstein"
@@ -60,14 +62,14 @@ Objective = NonSaturating | LeastSquares | Wasserstein
 
 
 def cross_entropy(log_odds: jax.Array, target: jax.Array | float) -> jax.Array:
-    """-t log p - (1 - t) log(1 - p) of each, p = 1 / (1 + exp(-log odds)). t may lie above 1."""
+    """-t log p - (1 - t) log(1 - p) of each, p = 1 / (1 + exp(-log odds)). t may exceed 1."""
     return jax.nn.softplus(log_odds) - target * log_odds
 
 
 def discriminator_loss(
     objective: Objective, real: jax.Array, made: jax.Array, key: jax.Array, valid: jax.Array | None = None
 ) -> jax.Array:
-    """Of scores of real and made patches, without a penalty. key: draws targets."""
+    """The loss for scores of real and generated patches, without a penalty. key: draws targets."""
     mean = partial(_mean, valid)
     if isinstance(objective, NonSaturating):
         targets = jax.random.uniform(key, real.shape, real.dtype, *objective.real)
@@ -78,7 +80,7 @@ def discriminator_loss(
 
 
 def generator_loss(objective: Objective, made: jax.Array) -> jax.Array:
-    """Of scores of made patches."""
+    """The loss for scores of generated patches."""
     if isinstance(objective, NonSaturating):
         return cross_entropy(made, 1.0).mean()
     if isinstance(objective, LeastSquares):
@@ -93,9 +95,9 @@ def slope_penalty(
     key: jax.Array,
     valid: jax.Array | None = None,
 ) -> jax.Array:
-    """Mean of (|gradient of the score| - 1)^2 at random points between real and made patches [B, S, S, 1].
+    """Mean of (|gradient of the score| - 1)^2 at random points between real and generated patches [B, S, S, 1].
 
-    score: patches [B, S, S, 1] -> [B]; a score depends on its patch alone.
+    score: patches [B, S, S, 1] -> [B]; a score depends only on its own patch.
     """
     share = jax.random.uniform(key, (len(real), 1, 1, 1), real.dtype)
     slopes = jax.grad(lambda x: score(x).sum())(made + share * (real - made))
@@ -104,7 +106,7 @@ def slope_penalty(
 
 
 def _mean(valid: jax.Array | None, values: jax.Array) -> jax.Array:
-    """Of the valid ones; 0 where none is."""
+    """The mean over valid values; 0 if there are none."""
     if valid is None:
         return values.mean()
     return jnp.where(valid, values, 0).sum() / jnp.maximum(valid.sum(), 1)

@@ -1,1 +1,1 @@
-"""Classifiers on features of images that are computed once: linear, and by kernels."""
+"""Classifiers on precomputed features of images: linear heads and kernel heads."""

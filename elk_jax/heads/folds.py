@@ -14,7 +14,7 @@ def grouped(groups: np.ndarray, truth: np.ndarray, count: int, rng: np.random.Ge
     """The fold [N] of every image, 0 to count - 1. groups: the patient of each image [N], numbered from 0.
 
     Patients are dealt out in random order, those with an image of the positive class (truth [N]) first, so that every
-    fold has about as many of both. UserError where a fold would leave no image of a class to fit on, or to score.
+    fold has about the same number of both. UserError if a fold would leave no image of a class for fitting or scoring.
     """
     patients = np.unique(groups)
     positive = np.isin(patients, groups[truth])
@@ -26,5 +26,5 @@ def grouped(groups: np.ndarray, truth: np.ndarray, count: int, rng: np.random.Ge
         out = folds == fold
         if any(len(set(truth[part])) < 2 for part in (out, ~out)):
             what = f"{count} folds of {len(patients)} patients: one of them lacks a class"
-            raise UserError(what, where=where, todo="ask for fewer folds, or give more patients")
+            raise UserError(what, where=where, todo="use fewer folds, or give more patients")
     return folds

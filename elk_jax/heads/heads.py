@@ -1,7 +1,7 @@
-"""The kinds of heads: the table of all.
+"""The table of all kinds of heads.
 
-A head gives log odds for features of images. It is plain arrays, which a model folder keeps, and knows which shapes
-they have.
+A head computes log odds from features of images. It consists of plain arrays, stored in a model folder, and defines
+their shapes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from elk_jax.heads.linear import Linear
 
 
 class Head(Protocol):
-    """What all kinds can do; see `linear.Linear`."""
+    """The interface of all kinds; see `linear.Linear`."""
 
     def log_odds(self, features: Mapping[str, np.ndarray]) -> np.ndarray: ...
 
@@ -26,11 +26,11 @@ class Head(Protocol):
 
 
 HEADS: dict[str, Any] = {"linear_head": Linear, "kernel_head": Kernel}
-"""By the architecture that a model folder names. A new kind of head is a line here, and its fit in the task's `fit`."""
+"""Kinds by the architecture in a model folder. A new kind of head is a line here, and its fit in the task's `fit`."""
 
 
 def architecture_of(head: Head) -> str:
-    """Its architecture, as a model folder names it."""
+    """The architecture of a head, as stored in a model folder."""
     return next(name for name, kind in HEADS.items() if isinstance(head, kind))
 
 

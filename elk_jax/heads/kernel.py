@@ -1,9 +1,9 @@
-"""Kernel ridge regression on features: a head that keeps the features of its training images, so never a private one.
+"""Kernel ridge regression on features: a head that stores features of its training images, so it is never private.
 
 Shapes: N training images, M images to score, F features of all kinds together, P penalties, K folds.
 
-The targets are +1 and -1; the sum over images of squared errors, plus the penalty times the squared norm of the
-function, is smallest. The intercept is free. Source: Saunders, Gammerman and Vovk 1998.
+The targets are +1 and -1; minimised is the sum over images of squared errors, plus the penalty times the squared norm
+of the function. The intercept is not penalised. Source: Saunders, Gammerman and Vovk 1998.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from elk_jax.errors import UserError
 
 LINEAR = 0.0
-"""Width that stands for the linear kernel."""
+"""Width that denotes the linear kernel."""
 
 
 class Scaling(NamedTuple):
@@ -29,7 +29,7 @@ class Scaling(NamedTuple):
 class Kernel(NamedTuple):
     """Log odds = kernel(inputs, anchors) @ coefficients + bias; an input has the scaled features of all kinds.
 
-    scaling: by kind of features, in the order of the inputs. anchors: [N, F], the inputs of the training images; of a
+    scaling: by kind of features, in the order of the inputs. anchors: [N, F], the inputs of the training images; for a
     linear kernel [1, F], their weighted sum. coefficients: [N] or [1]. width: see `gram`.
     """
 
@@ -40,7 +40,7 @@ class Kernel(NamedTuple):
     width: float
 
     def log_odds(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Of the positive class [M], for features of every kind. What `fit` gives is to be `scaled` first."""
+        """Log odds of the positive class [M], for features of every kind. A head from `fit` must be `scaled` first."""
         return gram(scaled(features, self.scaling), self.anchors, self.width) @ self.coefficients + self.bias
 
     def scaled(self, scale: float, shift: float) -> Kernel:
@@ -48,21 +48,21 @@ class Kernel(NamedTuple):
         return self._replace(coefficients=scale * self.coefficients, bias=scale * self.bias + shift)
 
     def params(self) -> dict[str, Any]:
-        """What a model folder keeps."""
+        """The arrays stored in a model folder."""
         numbers = {"bias": np.asarray(self.bias), "width": np.asarray(self.width)}
         head = {"anchors": self.anchors, "coefficients": self.coefficients, **numbers}
         return {"head": head, "scaling": {name: one._asdict() for name, one in self.scaling.items()}}
 
     @classmethod
     def of(cls, params: Mapping[str, Any], kinds: Mapping[str, object]) -> Kernel:
-        """From `params`, for kinds of features in their order."""
+        """A head from `params`, for kinds of features in their order."""
         scaling, head = {name: Scaling(**params["scaling"][name]) for name in kinds}, params["head"]
         coefficients = head["coefficients"].astype(np.float64)
         return cls(scaling, head["anchors"], coefficients, float(head["bias"]), float(head["width"]))
 
     @staticmethod
     def shapes(flat: Mapping[str, np.ndarray], kinds: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
-        """The shapes of parameters by their path a/b/c, where those of the means and of the coefficients are right."""
+        """The shapes of parameters by path a/b/c, assuming that those of the means and the coefficients are right."""
         sizes = {name: int(np.size(flat.get(f"scaling/{name}/mean", ()))) for name in kinds}
         count, total = int(np.size(flat.get("head/coefficients", ()))), sum(sizes.values())
         shapes: dict[str, tuple[int, ...]] = {
@@ -80,10 +80,10 @@ class Kernel(NamedTuple):
 
 
 def scaling_of(features: np.ndarray, where: str = "") -> Scaling:
-    """The scaling by features [N, F] of training images. UserError unless they are finite."""
+    """The scaling from features [N, F] of training images. UserError unless they are finite."""
     if not np.isfinite(features).all():
         raise UserError(
-            "the features of the training images have NaN or infinity", where=where, todo="omit those images"
+            "the features of the training images contain NaN or infinity", where=where, todo="omit those images"
         )
     wide = np.asarray(features, np.float64)
     return Scaling(wide.mean(0).astype(np.float32), wide.std(0).astype(np.float32))
@@ -92,8 +92,8 @@ def scaling_of(features: np.ndarray, where: str = "") -> Scaling:
 def scaled(features: Mapping[str, np.ndarray], by: Mapping[str, Scaling]) -> np.ndarray:
     """Features of every kind as one vector [N, F] for each image, in the order of `by`; float32.
 
-    The mean squared norm of the training images' vectors is 1, of which every kind has the same share, and in it every
-    feature; one that is the same in all training images counts nothing.
+    The mean squared norm of the training images' vectors is 1, with equal shares for all kinds and, within a kind, for
+    all features; a feature that is constant over the training images has no weight.
     """
     parts = []
     for name, one in by.items():
@@ -120,7 +120,7 @@ def gram(first: np.ndarray, second: np.ndarray, width: float) -> np.ndarray:
 
 
 def solve(matrix: np.ndarray, truth: np.ndarray, penalties: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients [P, N] and biases [P] for a kernel [N, N] and truth [N], whether an image is of the positive class.
+    """Coefficients [P, N] and biases [P] for a kernel [N, N] and truth [N] (whether an image has the positive class).
 
     One decomposition serves all penalties.
     """
@@ -132,7 +132,7 @@ def solve(matrix: np.ndarray, truth: np.ndarray, penalties: Sequence[float]) -> 
 
 
 def cross_validated(matrix: np.ndarray, truth: np.ndarray, folds: np.ndarray, penalties: Sequence[float]) -> np.ndarray:
-    """Scores [P, N] of every image by the fit without its fold. matrix: kernel [N, N]; folds: [N], from 0 to K - 1."""
+    """Scores [P, N] of every image by the fit without its fold. matrix: kernel [N, N]; folds: [N], 0 to K - 1."""
     scores = np.zeros((len(penalties), len(truth)))
     for fold in np.unique(folds):
         out = folds == fold
@@ -142,7 +142,7 @@ def cross_validated(matrix: np.ndarray, truth: np.ndarray, folds: np.ndarray, pe
 
 
 def fit(inputs: np.ndarray, scaling: Mapping[str, Scaling], truth: np.ndarray, width: float, penalty: float) -> Kernel:
-    """The head on inputs [N, F], scaled by `scaling`."""
+    """The head fitted to inputs [N, F], which are scaled by `scaling`."""
     coefficients, biases = solve(gram(inputs, inputs, width), truth, (penalty,))
     anchors, own = inputs, coefficients[0]
     if width == LINEAR:

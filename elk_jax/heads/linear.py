@@ -1,4 +1,4 @@
-"""A linear head on whitened features: the only one that can be fitted privately (`privacy.head`).
+"""A linear head on whitened features: the only kind that can be fitted privately (`privacy.head`).
 
 Shapes: N images, F features of a kind, D components of all kinds together.
 """
@@ -14,7 +14,7 @@ from elk_jax.features.whitening import Whitening, unit_norm, whiten
 
 
 class Linear(NamedTuple):
-    """Log odds = inputs @ weights [D] + bias, where an input is a vector of whitened features less `mean` [D], divided
+    """Log odds = inputs @ weights [D] + bias, where an input is a vector of whitened features minus `mean` [D], divided
     by its norm. whitening: by kind of features, in the order of the components."""
 
     whitening: Mapping[str, Whitening]
@@ -23,7 +23,7 @@ class Linear(NamedTuple):
     bias: float
 
     def log_odds(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Of the positive class [N], for features of every kind [N, F]."""
+        """Log odds of the positive class [N], for features of every kind [N, F]."""
         found = inputs(whitened(features, self.whitening), self.mean)
         return found.astype(np.float64) @ self.weights + self.bias
 
@@ -32,19 +32,19 @@ class Linear(NamedTuple):
         return self._replace(weights=(scale * self.weights).astype(np.float32), bias=scale * self.bias + shift)
 
     def params(self) -> dict[str, Any]:
-        """What a model folder keeps."""
+        """The arrays stored in a model folder."""
         head = {"mean": self.mean, "weights": self.weights, "bias": np.asarray(self.bias)}
         return {"head": head, "whitening": {name: one._asdict() for name, one in self.whitening.items()}}
 
     @classmethod
     def of(cls, params: Mapping[str, Any], kinds: Mapping[str, object]) -> Linear:
-        """From `params`, for kinds of features in their order."""
+        """A head from `params`, for kinds of features in their order."""
         whitening = {name: Whitening(**params["whitening"][name]) for name in kinds}
         return cls(whitening, params["head"]["mean"], params["head"]["weights"], float(params["head"]["bias"]))
 
     @staticmethod
     def shapes(flat: Mapping[str, np.ndarray], kinds: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
-        """The shapes of parameters by their path a/b/c, where those of the components are right."""
+        """The shapes of parameters by path a/b/c, assuming that those of the components are right."""
         shapes: dict[str, tuple[int, ...]] = {}
         total = 0
         for name in kinds:
@@ -61,5 +61,5 @@ def whitened(features: Mapping[str, np.ndarray], by: Mapping[str, Whitening]) ->
 
 
 def inputs(found: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Whitened features [N, D] as a head takes them: less `mean` [D], with the norm 1."""
+    """Whitened features [N, D] as the input of a head: minus `mean` [D], with norm 1."""
     return unit_norm(found - mean)

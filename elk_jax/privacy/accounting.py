@@ -1,14 +1,14 @@
-"""What noise buys: epsilon of private training, and the noise that a budget of epsilon needs. No data are read.
+"""Privacy accounting: the epsilon of private training, and the noise required by a budget. No data is read.
 
-A private step adds up the clipped gradients of the units (images or patients) in a batch, and adds Gaussian noise. Its
-noise multiplier is the standard deviation of that noise over the clip norm. A batch has each unit with the same
+A private step sums the clipped gradients of the units (images or patients) in a batch and adds Gaussian noise. Its
+noise multiplier is the standard deviation of that noise over the clip norm. A batch contains each unit with the same
 probability, independently of the others (Poisson sampling); with probability 1 it is a full batch.
 
 Two data sets are adjacent if the contribution of one unit is zeroed out (Kairouz et al. 2021, arXiv:2103.00039,
-definition 1.1). The number of units is then public, and with it the sampling rate and the number of steps. Adding or
-removing a unit has the same figures; replacing one by another unit is a stronger promise, which is not made here.
+definition 1.1). The number of units is then public, and therefore the sampling rate and the number of steps. Adding or
+removing a unit gives the same values; replacing one unit by another would be a stronger guarantee, not given here.
 
-Libraries are imported where they count: every program knows the types of this module, and they take seconds.
+Libraries are imported where they are used: every program imports the types of this module, and they take seconds.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from elk_jax.errors import UserError
 from elk_jax.fields import ABOVE_ZERO, NOT_EMPTY, AtLeast, Checked, Range
 
 Unit = Literal["image", "patient"]
-"""Whose contribution is clipped and sampled as a whole, and protected: one image's, or that of all of a patient's."""
+"""The unit that is clipped, sampled and protected as a whole: one image, or all images of a patient."""
 
 Accountant = Literal["pld", "rdp"]
-"""pld: privacy loss distributions, tight; for full batches alone, exact. rdp: Renyi divergences, a looser bound."""
+"""pld: privacy loss distributions, tight; exact if all batches are full. rdp: Renyi divergences, a looser bound."""
 
 ACCOUNTANTS: tuple[Accountant, ...] = get_args(Accountant)
 DELTA = Range(0, 1, above=True, below=True)
 RATE = Range(0, 1, above=True)
 NOISE = AtLeast(0.01)
-"""Of a noise multiplier; a step with less has an epsilon of thousands."""
+"""Range of a noise multiplier; a step with less noise has an epsilon of thousands."""
 LOWEST = math.log(NOISE.low)
 LEAST_DELTA = 1e-12
-"""Of privacy loss distributions: below it their rounding errors outweigh the tails."""
+"""Smallest delta for privacy loss distributions: below it, rounding errors outweigh the tails."""
 TOLERANCE = 5e-4
-"""Of a noise multiplier, relative: the least sufficient one is at most this much smaller."""
+"""Relative tolerance of a noise multiplier: the smallest sufficient one is at most this much smaller."""
 PRECISION = 2e-4
-"""Of epsilon by privacy loss distributions, relative. What is left makes epsilon larger, never smaller."""
+"""Relative precision of epsilon by privacy loss distributions. The error makes epsilon larger, never smaller."""
 MOST_POINTS = 1 << 18
-"""Of the grid of one step's privacy losses; more take many seconds. On a coarser grid epsilon is larger."""
+"""Most points of the grid of one step's privacy losses; more take many seconds. On a coarser grid epsilon is larger."""
 ROUNDING = 1e-14
-"""Of the logarithm of a mean in double precision. It is added, so that a divergence is never too small."""
+"""Rounding error of the logarithm of a mean in double precision. It is added, so a divergence is never too small."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Phase(Checked):
     """Steps with the same sampling rate and the same noise."""
 
     sampling_rate: Annotated[float, RATE]
-    """Probability of a unit to be in a batch; 1 for full batches."""
+    """Probability that a unit is in a batch; 1 for full batches."""
     noise_multiplier: Annotated[float, NOISE]
     steps: Annotated[int, AtLeast(1)]
 
 
 @dataclass(frozen=True)
 class Ledger(Checked):
-    """All that was released about the private data, in one run or several, and whom the guarantee protects."""
+    """Everything released about the private data, in one or several runs, and the unit that the guarantee protects."""
 
     phases: Annotated[tuple[Phase, ...], NOT_EMPTY]
     unit: Unit
@@ -69,9 +69,9 @@ class Ledger(Checked):
 
 
 def epsilon_of(phases: Sequence[Phase], delta: float, accountant: Accountant = "pld") -> float:
-    """Epsilon at `delta` of all phases together, in any order. An upper bound; see `Accountant` for how tight.
+    """Epsilon at `delta` for all phases together, in any order. An upper bound; see `Accountant` for its tightness.
 
-    UserError for an impossible delta, and without a phase.
+    UserError for an impossible delta, and without phases.
     """
     _check(delta=(delta, DELTA))
     if not phases:
@@ -82,9 +82,10 @@ def epsilon_of(phases: Sequence[Phase], delta: float, accountant: Accountant = "
 def noise_for(
     epsilon: float, delta: float, sampling_rate: float, steps: int, accountant: Accountant = "pld", runs: int = 1
 ) -> float:
-    """The noise multiplier with which `runs` runs of `steps` steps have at most `epsilon` together.
+    """The noise multiplier for which `runs` runs of `steps` steps together spend at most `epsilon`.
 
-    It is at most `TOLERANCE` above the least one. UserError for impossible values, and where almost no noise is needed.
+    It is at most `TOLERANCE` above the smallest sufficient one. UserError for impossible values, and if almost no noise
+    is needed.
     """
     _check(epsilon=(epsilon, ABOVE_ZERO), delta=(delta, DELTA), sampling_rate=(sampling_rate, RATE))
     _check(steps=(steps, AtLeast(1)), runs=(runs, AtLeast(1)))
@@ -105,7 +106,7 @@ def gaussian_epsilon(noise_multiplier: float, delta: float, steps: int = 1) -> f
 
 
 def gaussian_noise_multiplier(epsilon: float, delta: float, steps: int = 1) -> float:
-    """The least noise with which `steps` full batches have `epsilon`: the inverse of `gaussian_epsilon`, exact."""
+    """The smallest noise for which `steps` full batches spend `epsilon`: the exact inverse of `gaussian_epsilon`."""
     import dp_accounting
 
     _check(epsilon=(epsilon, ABOVE_ZERO), delta=(delta, DELTA), steps=(steps, AtLeast(1)))
@@ -114,7 +115,7 @@ def gaussian_noise_multiplier(epsilon: float, delta: float, steps: int = 1) -> f
 
 
 def renyi_divergence(phase: Phase, order: float) -> float:
-    """Renyi divergence of an order above 1 of all steps of a phase, in nats.
+    """Renyi divergence, of an order above 1, of all steps of a phase, in nats.
 
     Mironov, Talwar and Zhang 2019 (arXiv:1908.10530), equation 3: the mean over z ~ N(0, s^2) of
     (1 - q + q exp((2z - 1) / (2 s^2)))^order, by the trapezoidal rule, which converges exponentially for integrands
@@ -154,7 +155,7 @@ def _noise(epsilon: float, delta: float, sampling_rate: float, steps: int, accou
             raise _needs_no_noise(epsilon)
         return exact
     if accountant == "pld" and steps * math.log1p(-sampling_rate) >= math.log1p(-delta):
-        what = f"delta {delta:g} is above the chance that a unit is used at all, so that no noise is needed"
+        what = f"delta {delta:g} exceeds the probability that a unit is used at all, so no noise is needed"
         raise UserError(what, where="delta", todo="give a smaller delta")
     noise = _root(lambda noise: _renyi_epsilon(phases(noise), delta), epsilon, guess=1.0)
     if accountant == "pld":
@@ -166,7 +167,7 @@ def _noise(epsilon: float, delta: float, sampling_rate: float, steps: int, accou
 
 
 def _root(epsilon_of_noise: Callable[[float], float], epsilon: float, guess: float) -> float:
-    """Noise with at most `epsilon`, which is a falling function of the noise, near its least."""
+    """Nearly the smallest noise with at most `epsilon`, which decreases with the noise."""
     from scipy import optimize
 
     def excess(log_noise: float) -> float:
@@ -191,10 +192,10 @@ def _needs_no_noise(epsilon: float) -> UserError:
 
 
 def _renyi_epsilon(phases: Sequence[Phase], delta: float) -> float:
-    """The least bound of all orders, by Canonne, Kamath and Steinke 2020 (arXiv:2004.00010), proposition 12.
+    """The smallest bound over all orders, by Canonne, Kamath and Steinke 2020 (arXiv:2004.00010), proposition 12.
 
-    The bound is a convex function of the order over order - 1, so that it has one minimum. No phase that is added
-    moves it to a larger order.
+    The bound is a convex function of the order over order - 1, so it has one minimum. Adding a phase never moves it to
+    a larger order.
     """
     import dp_accounting
     from scipy import optimize
@@ -212,7 +213,7 @@ def _renyi_epsilon(phases: Sequence[Phase], delta: float) -> float:
 def _loss_epsilon(phases: Sequence[Phase], delta: float, interval: float) -> float:
     """An upper bound by privacy loss distributions on a grid of `interval`; its excess falls as interval squared.
 
-    A grid of more than `MOST_POINTS` is made coarser.
+    A grid with more than `MOST_POINTS` is made coarser.
 
     Doroshenko et al. 2022 (arXiv:2207.04380).
     """
@@ -228,10 +229,10 @@ def _loss_epsilon(phases: Sequence[Phase], delta: float, interval: float) -> flo
 
 
 def _interval(phases: Sequence[Phase], delta: float) -> float:
-    """A grid of privacy losses that is fine enough for `PRECISION`, or has `MOST_POINTS`.
+    """The interval of a grid of privacy losses that is fine enough for `PRECISION`, or has `MOST_POINTS`.
 
-    The search starts from a coarse one, where many steps are nearly Gaussian: the grid adds interval^2 / 6 a step to
-    the variance of the loss.
+    The search starts from a coarse grid, on which many steps are nearly Gaussian: the grid adds interval^2 / 6 per step
+    to the variance of the loss.
     """
     from scipy import stats
 
@@ -256,7 +257,7 @@ def _interval(phases: Sequence[Phase], delta: float) -> float:
 
 
 def _finest(phases: Sequence[Phase]) -> float:
-    """The interval of a grid of `MOST_POINTS` from no loss to that of the noise's ten-fold deviation, in one step."""
+    """The interval of a grid of `MOST_POINTS` from no loss to that at ten standard deviations of noise, in one step."""
 
     def largest_loss(phase: Phase) -> float:
         unsampled = (1 + 20 * phase.noise_multiplier) / (2 * phase.noise_multiplier**2)
@@ -267,7 +268,7 @@ def _finest(phases: Sequence[Phase]) -> float:
 
 
 def _merged(phases: Sequence[Phase]) -> tuple[Phase, ...]:
-    """Phases without repetitions, in one order: what is equal has equal figures."""
+    """Phases merged and in a fixed order, so that equal ledgers have equal values."""
     steps: Counter[tuple[float, float]] = Counter()
     for phase in phases:
         steps[phase.sampling_rate, phase.noise_multiplier] += phase.steps
@@ -275,7 +276,7 @@ def _merged(phases: Sequence[Phase]) -> tuple[Phase, ...]:
 
 
 def _check(**values: tuple[float, Range]) -> None:
-    """UserError for the first of name=(value, range) that is outside."""
+    """UserError for the first of name=(value, range) that is outside its range."""
     for name, (value, wanted) in values.items():
         if not wanted.takes(value):
             raise UserError(f"{name} is {value!r}", where=name, todo=f"give a number {wanted}")

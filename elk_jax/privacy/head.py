@@ -3,11 +3,11 @@
 Shapes: N examples, D features, U units of privacy (images, or patients with all their images), S settings, K keys,
 T steps.
 
-Every step sums the gradients of a unit, clips the sum to `clip_norm`, adds the sums of all units, and adds noise of
-deviation `noise_multiplier * clip_norm` once. The number of units is public; what is private is which examples a unit
-has: a unit whose examples are removed adds nothing (zero-out adjacency), so that the sum moves by at most `clip_norm`.
-As every step reads all units, T steps have the epsilon of `accounting.gaussian_epsilon`, exactly; a private mean of
-the features may come first.
+Every step sums the gradients of a unit, clips the sum to `clip_norm`, adds the sums of all units, and adds noise with
+deviation `noise_multiplier * clip_norm` once. The number of units is public; the examples of a unit are private: a unit
+whose examples are removed adds nothing (zero-out adjacency), so the sum changes by at most `clip_norm`. Since every
+step reads all units, T steps have exactly the epsilon of `accounting.gaussian_epsilon`; a private mean of the features
+may come first.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import jax.numpy as jnp
 
 
 class Descent(NamedTuple):
-    """How to descend. Each is a number, or an array [S] for as many trainings at once (`train_many`).
+    """Settings of the descent. Each is a number, or an array [S] for S training runs at once (`train_many`).
 
-    learning_rate: of the mean gradient of a unit. steps: how many of the T steps are taken; the noise must be that of
-    as many. clip_norm: the largest norm of a unit's gradient. noise_multiplier: deviation of the noise over clip_norm;
-    0 is not private. l2: weight decay of the loss, l2 / 2 |w|^2. averaged: share of the last iterates whose mean is the
-    result; 0 for the last one.
+    learning_rate: for the mean gradient of a unit. steps: number of the T steps that are taken; the noise must be
+    accounted for this number. clip_norm: largest norm of a unit's gradient. noise_multiplier: deviation of the noise
+    over clip_norm; 0 is not private. l2: weight decay in the loss, l2 / 2 |w|^2. averaged: share of the last iterates
+    whose mean is the result; 0: only the last one.
     """
 
     learning_rate: jax.Array | float
@@ -47,8 +47,8 @@ def clipped_sum(
     """Sum over units of the clipped gradient of their logistic losses: weights [D], features [N, D] -> [D].
 
     labels: [N], 1 for the class whose log odds are features @ weights, and 0. units: [N] in 0..U-1; an example of
-    another number (-1) is padding. The examples of a unit make one gradient, and one clip. A unit whose gradient is not
-    finite adds nothing, like one without examples.
+    another number (-1) is padding. The examples of a unit give one gradient, which is clipped once. A unit whose
+    gradient is not finite adds nothing, like one without examples.
     """
     errors = jax.nn.sigmoid(features @ weights) - labels
     belongs = (units >= 0) & (units < num_units)
@@ -69,10 +69,9 @@ def private_mean(
 ) -> jax.Array:
     """Mean [D] over units of the mean features of a unit, each clipped, with noise of a SECRET key.
 
-    Public images centre features only roughly. What is left is one large direction that all examples share, in which a
-    head learns nothing, and which a unit's norm is spent on: subtract this mean. It is one more full batch in the
-    account: `split_noise` gives its noise. A
-    unit whose features are not finite adds nothing.
+    Public images centre the features only roughly. The remainder is one large direction common to all examples, in
+    which a head learns nothing but which uses up a unit's norm: subtract this mean. It counts as one more full batch:
+    `split_noise` gives its noise. A unit whose features are not finite adds nothing.
     """
     belongs = (units >= 0) & (units < num_units)
     of_units = jnp.where(belongs, units, 0)
@@ -84,16 +83,16 @@ def private_mean(
 
 
 def _sum_of_clipped(vectors: jax.Array, clip_norm: jax.Array | float) -> jax.Array:
-    """[U, D] -> [D]; vectors that are not finite add nothing."""
+    """[U, D] -> [D]; non-finite vectors add nothing."""
     norms = jnp.linalg.norm(vectors, axis=1)
     scales = jnp.where(norms > clip_norm, clip_norm / norms, 1.0)
     return jnp.where(jnp.isfinite(norms)[:, None], vectors * scales[:, None], 0.0).sum(0)
 
 
 def split_noise(noise_multiplier: float, mean_share: float, steps: int) -> tuple[float, float]:
-    """Noise multipliers of a private mean and of each step, which together cost as much as one batch of the given one.
+    """Noise multipliers of a private mean and of each step that together cost as much as one batch with the given one.
 
-    mean_share: of the budget 1 / noise_multiplier^2 that the mean gets, above 0 and below 1. Gaussian mechanisms
+    mean_share: share of the budget 1 / noise_multiplier^2 for the mean, above 0 and below 1. Gaussian mechanisms
     compose exactly: 1 / noise_multiplier^2 = 1 / mean^2 + steps / step^2 (Dong, Roth and Su 2022, corollary 3.3).
     """
     return noise_multiplier / mean_share**0.5, noise_multiplier * (steps / (1 - mean_share)) ** 0.5
@@ -115,9 +114,9 @@ def train(
     num_units: int,
     most_steps: int,
 ) -> jax.Array:
-    """Weights [D] of a head trained on features [N, D]; labels and units as `clipped_sum` has them.
+    """Weights [D] of a head trained on features [N, D]; labels and units as in `clipped_sum`.
 
-    key: a SECRET key of JAX. Whoever knows it can subtract the noise: take it from `os.urandom`, and keep it out of
+    key: a SECRET JAX key. Anyone who knows it can subtract the noise: take it from `os.urandom`, and keep it out of
     configurations, reports and models. most_steps: T, at least `descent.steps`; only its compilation costs time.
     """
     size = features.shape[1]
@@ -149,8 +148,8 @@ def train_many(
 ) -> jax.Array:
     """Weights [S, K, D] of `train` for S settings (every field of `descents` is [S]) with K keys each.
 
-    All of them together are far more than one release: this is for choosing settings and for measuring how much the
-    noise scatters, never for publishing more than was accounted for.
+    Together they are far more than one release: use this for choosing settings and for measuring the effect of the
+    noise, never for publishing more than was accounted for.
     """
     one = partial(train, num_units=num_units, most_steps=most_steps)
     over_keys = jax.vmap(one, in_axes=(None, None, None, None, 0))

@@ -1,4 +1,4 @@
-"""The numbers of one private training: sampling rate, noise, how many steps its budget allows, and what it promises."""
+"""The parameters of a private training run: sampling rate, noise, steps within the budget, and its guarantee."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from elk_jax.privacy.settings import Adaptive, Privacy
 
 @dataclass(frozen=True)
 class Mechanism:
-    """Every step draws each of `units` with the probability `sampling_rate`, and adds noise to the clipped sum.
+    """Every step draws each of `units` with probability `sampling_rate`, and adds noise to the clipped sum.
 
-    batch_size: expected units of a batch. noise_multiplier: standard deviation of the noise of a step over what one
-    unit can change. steps: that are allowed. releases: noisy sums of a step, each of units that are drawn anew.
+    batch_size: expected units per batch. noise_multiplier: standard deviation of the noise of a step over the largest
+    change by one unit. steps: number allowed. releases: noisy sums per step, each over newly drawn units.
     """
 
     privacy: Privacy
@@ -33,10 +33,10 @@ class Mechanism:
 
     @property
     def gradient_noise(self) -> float:
-        """The noise multiplier of the gradients alone.
+        """The noise multiplier of the gradients only.
 
-        An adaptive clip norm spends a part of the privacy on the counts of unclipped gradients, of which one unit
-        changes a half. Andrew et al. 2021 (arXiv:1905.03871), theorem 1: z = (z_gradient^-2 + (2 sigma_b)^-2)^(-1/2).
+        An adaptive clip norm spends part of the privacy on the counts of unclipped gradients, which one unit changes by
+        one half. Andrew et al. 2021 (arXiv:1905.03871), theorem 1: z = (z_gradient^-2 + (2 sigma_b)^-2)^(-1/2).
         """
         if not isinstance(self.privacy.clipping, Adaptive):
             return self.noise_multiplier
@@ -44,19 +44,19 @@ class Mechanism:
 
     @property
     def count_noise(self) -> float:
-        """Standard deviation of the noise on the number of unclipped gradients of an adaptive clip norm; 0 without."""
+        """Standard deviation of the noise on the number of unclipped gradients; 0 without an adaptive clip norm."""
         clipping = self.privacy.clipping
         return clipping.count_noise * self.batch_size if isinstance(clipping, Adaptive) else 0.0
 
     def ledger(self, steps: int) -> Ledger | None:
-        """What so many steps spend; None for no step."""
+        """The ledger of this number of steps; None for no step."""
         if not steps:
             return None
         return Ledger((Phase(self.sampling_rate, self.noise_multiplier, steps * self.releases),), self.privacy.unit)
 
     def statement(self, steps: int, private: bool, exposed: str = "") -> Statement:
-        """The promise after so many steps, at least one. private: whether the secret is one. exposed: as of a
-        `Statement`."""
+        """The statement after this number of steps, at least one. private: whether the secret is really secret.
+        exposed: as in `Statement`."""
         privacy, ledger = self.privacy, self.ledger(steps)
         assert ledger is not None
         epsilon = accounting.epsilon_of(ledger.phases, privacy.delta, privacy.accountant)
@@ -65,12 +65,12 @@ class Mechanism:
 
 @dataclass(frozen=True)
 class Statement:
-    """What a private training promises, as its model and its report say it. It holds nothing of the data.
+    """The privacy guarantee of a training run, as given in its model and report. It contains nothing from the data.
 
-    private: False where the seed of the noise is known. epsilon: of the ledger, at delta, by the accountant. exposed:
-    what the training has used that learned from the same patients without protecting them, as half a sentence: then the
-    epsilon is of the training alone, and nobody has that of the whole chain. identity: a random number that no other
-    training has, so that one that stands behind several models or sets is counted once (`once`); "" where it has none.
+    private: False if the seed of the noise is known. epsilon: of the ledger, at delta, by the accountant. exposed:
+    inputs of the training that learned from the same patients without protection, as part of a sentence: epsilon then
+    holds only for this training run, and none holds for the whole chain. identity: a random number unique to a training
+    run, so that one behind several models or sets is counted once (`once`); "" if it has none.
     """
 
     private: bool
@@ -82,23 +82,23 @@ class Statement:
     identity: str = ""
 
     def named(self) -> Statement:
-        """With a new identity, as a finished training has it; without one where the noise is known, so that the
-        training can be repeated."""
+        """The statement with a new identity, as for a finished training run; without one if the noise is known, so that
+        the run can be reproduced."""
         return replace(self, identity=secrets.token_hex(16)) if self.private else self
 
     @property
     def holds(self) -> bool:
-        """Whether it protects anybody."""
+        """Whether it protects anyone."""
         return self.private and not self.exposed
 
     def sentence(self) -> str:
-        """The promise in words, with what it leaves out."""
+        """The guarantee in words, with its limitations."""
         if not self.private:
             return "Not private: the seed of the noise is known."
         if self.exposed:
             return (
-                f"Not private: {self.exposed}, without protection, so that epsilon {self.epsilon:.3g} at delta "
-                f"{self.delta:g} for each {self.ledger.unit} is that of this training alone and no epsilon holds for "
+                f"Not private: {self.exposed}, without protection, so epsilon {self.epsilon:.3g} at delta "
+                f"{self.delta:g} for each {self.ledger.unit} holds for this training alone, and no epsilon holds for "
                 "the whole chain."
             )
         full = self.accountant == "pld" and all(phase.sampling_rate == 1 for phase in self.ledger.phases)
@@ -107,14 +107,14 @@ class Statement:
         return (
             f"{whose} protected by differential privacy with epsilon {self.epsilon:.3g} at delta {self.delta:g} "
             f"(adjacency: {self.ledger.adjacency}; {accounted}). Not counted: the choice of settings, other "
-            "trainings on the same data, and the validation data."
+            "training runs on the same data, and the validation data."
         )
 
 
 def once(statements: Iterable[Statement]) -> tuple[Statement, ...]:
-    """The promises without repetitions of one training, which is behind several models or sets. In order.
+    """The statements in order, without duplicates of a training run behind several models or sets.
 
-    One without an identity is counted each time: the bound is too large then, and holds.
+    One without an identity is counted every time: the bound is then too large, but valid.
     """
     found: dict[object, Statement] = {}
     for number, one in enumerate(statements):
@@ -123,9 +123,9 @@ def once(statements: Iterable[Statement]) -> tuple[Statement, ...]:
 
 
 def together(statements: Sequence[Statement]) -> float | None:
-    """Epsilon of one who is in the data of several trainings, at the largest of their deltas.
+    """Epsilon for someone in the data of several training runs, at the largest of their deltas.
 
-    None where they protect different units, or one of them protects nobody.
+    None if they protect different units, or if one of them protects no one.
     """
     if len({one.ledger.unit for one in statements}) != 1 or not all(one.holds for one in statements):
         return None
@@ -135,7 +135,7 @@ def together(statements: Sequence[Statement]) -> float | None:
 
 
 def in_words(statements: Sequence[Statement]) -> str:
-    """What the private trainings behind some weights promise, the last one last; "" for none."""
+    """The statements of the private training runs behind some weights, the last one last; "" for none."""
     if len(statements) < 2:
         return "".join(one.sentence() for one in statements)
     *_, last = statements
@@ -144,24 +144,24 @@ def in_words(statements: Sequence[Statement]) -> str:
         return exposed.sentence()
     epsilon = together(statements)
     if last.private and not all(one.private for one in statements):
-        both = "Who is in one whose noise has a known seed is not protected: what it tells is not accounted for here."
+        both = "Anyone in one whose noise has a known seed is not protected: its release is not accounted for here."
     elif epsilon is None:
-        both = "Who is in several of them is protected less, by an amount that is not accounted for here."
+        both = "Anyone in several of them is protected less, by an amount that is not accounted for here."
     else:
         delta = max(one.delta for one in statements)
-        both = f"Who is in all of them is protected with epsilon {epsilon:.3g} at delta {delta:g}."
-    return f"Of {len(statements)} private trainings behind these weights, the last one: {last.sentence()} {both}"
+        both = f"Anyone in all of them is protected with epsilon {epsilon:.3g} at delta {delta:g}."
+    return f"Of {len(statements)} private training runs behind these weights, the last one: {last.sentence()} {both}"
 
 
 def plan(privacy: Privacy, units: int, batch_size: int, steps: int, releases: int = 1) -> Mechanism:
-    """The mechanism of a training of `steps` steps on `units` units, `batch_size` of them expected in a batch.
+    """The mechanism of a training run of `steps` steps on `units` units, with `batch_size` expected in a batch.
 
-    releases: as of a `Mechanism`.
+    releases: as in `Mechanism`.
 
-    UserError where batches would be larger than the data, or the budget allows no step.
+    UserError if batches would be larger than the data, or if the budget allows no step.
     """
     if batch_size > units:
-        what = f"an expected batch of {batch_size} of {units} {privacy.unit}s"
+        what = f"an expected batch of {batch_size} out of {units} {privacy.unit}s"
         raise UserError(what, where="batch_size", todo=f"give at most {units}; with {units} every batch is full")
     rate, noise = batch_size / units, privacy.noise_multiplier
     if noise is None:
@@ -175,7 +175,7 @@ def plan(privacy: Privacy, units: int, batch_size: int, steps: int, releases: in
     found = Mechanism(privacy, units, batch_size, noise, steps, releases)
     if isinstance(privacy.clipping, Adaptive) and 2 * found.count_noise <= noise:
         raise UserError(
-            f"the noise on counts spends all of the privacy of a noise multiplier of {noise:.4g}",
+            f"the noise on counts spends the whole budget of a noise multiplier of {noise:.4g}",
             where="privacy.clipping.count_noise",
             todo=f"give more than {noise / (2 * batch_size):.3g}, or a larger batch",
         )
@@ -183,7 +183,7 @@ def plan(privacy: Privacy, units: int, batch_size: int, steps: int, releases: in
 
 
 def _affordable(privacy: Privacy, epsilon: float, rate: float, noise: float, steps: int, releases: int) -> int:
-    """The most of `steps` steps that keep to epsilon."""
+    """The largest number, up to `steps`, that stays within epsilon."""
 
     def spent(steps: int) -> float:
         return accounting.epsilon_of((Phase(rate, noise, steps * releases),), privacy.delta, privacy.accountant)

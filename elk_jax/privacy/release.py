@@ -1,12 +1,12 @@
-"""What private images say of public ones, released once: mean features by class, or votes for the most alike.
+"""One-time releases about private images: mean features by class, or votes for the most similar public images.
 
 Shapes: N private images, U units of privacy (images, or patients with all their images), Q classes, D features, M
 public images, K neighbours.
 
-Every unit contributes one vector, whose norm is clipped to 1; all of them are added up, and noise is added once. Two
-data sets are adjacent if the contribution of one unit is zeroed out, so that the sum moves by at most 1 in the L2 norm,
-and one release with the noise multiplier s is a full batch: `accounting.gaussian_epsilon(s, delta)`, exactly.
-Whatever is made of the released sums costs nothing more.
+Every unit contributes one vector, whose norm is clipped to 1; the vectors are summed, and noise is added once. Two data
+sets are adjacent if the contribution of one unit is zeroed out, so the sum changes by at most 1 in the L2 norm, and one
+release with noise multiplier s is a full batch: exactly `accounting.gaussian_epsilon(s, delta)`. Anything computed from
+the released sums costs nothing more.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 BOUND = 1.0
-"""The largest norm of what a unit contributes."""
+"""The largest norm of a unit's contribution."""
 
 
 def class_features(
     features: np.ndarray, labels: np.ndarray, units: np.ndarray, *, classes: int, num_units: int, count_scale: float
 ) -> np.ndarray:
-    """Every unit's features by class, and how much of it is of each class: [U, Q, D + 1].
+    """Every unit's features by class, and its share of each class: [U, Q, D + 1].
 
-    features: [N, D] of norm 1 at most. labels: [N] in 0..Q-1. units: [N] in 0..U-1. A unit's images have equal shares,
-    so that its vector has the norm 1 at most. count_scale: of the last column, whose sum over units is the weight of a
-    class, beside the features: both are scaled by 1 / sqrt(1 + count_scale^2).
+    features: [N, D] with norm at most 1. labels: [N] in 0..Q-1. units: [N] in 0..U-1. A unit's images have equal
+    shares, so its vector has norm at most 1. count_scale: of the last column, whose sum over units is the weight of a
+    class, relative to the features: both are scaled by 1 / sqrt(1 + count_scale^2).
     """
     shares = 1 / np.bincount(units, minlength=num_units)[units]
     rows = np.concatenate([features, np.full((len(features), 1), count_scale)], axis=1)
@@ -36,9 +36,9 @@ def class_features(
 
 
 def class_means(total: np.ndarray, count_scale: float) -> np.ndarray:
-    """Mean features of every class [Q, D], of norm 1 at most, from a released sum [Q, D + 1] of `class_features`.
+    """Mean features of every class [Q, D], with norm at most 1, from a released sum [Q, D + 1] of `class_features`.
 
-    A class with less than the weight of one unit, as noise may make it, counts as one.
+    A class with less than the weight of one unit, which noise may cause, counts as one unit.
     """
     weight = np.maximum(total[:, -1] / count_scale, 1 / np.sqrt(1 + count_scale**2))
     means = total[:, :-1] / weight[:, None]
@@ -46,9 +46,9 @@ def class_means(total: np.ndarray, count_scale: float) -> np.ndarray:
 
 
 def nearest(features: np.ndarray, pool: np.ndarray, neighbours: int) -> np.ndarray:
-    """The K public images [N, K] whose features [M, D] are nearest to those of every private one [N, D], by number.
+    """Numbers [N, K] of the K public images whose features [M, D] are nearest to those of every private one [N, D].
 
-    Of equally near ones the first come first.
+    Equally near images are in ascending order.
     """
     squares = (pool**2).sum(1) - 2 * features @ pool.T
     return np.argsort(squares, axis=1, kind="stable")[:, :neighbours]
@@ -57,9 +57,9 @@ def nearest(features: np.ndarray, pool: np.ndarray, neighbours: int) -> np.ndarr
 def votes(
     chosen: np.ndarray, labels: np.ndarray, units: np.ndarray, *, classes: int, pool: int, num_units: int
 ) -> np.ndarray:
-    """Every unit's votes for public images by class [U, Q, M], of norm 1, or 0 for a unit without images.
+    """Every unit's votes for public images by class [U, Q, M], with norm 1, or 0 for a unit without images.
 
-    chosen: [N, K], for which public images a private one votes. A unit's votes are divided by the norm of all of them.
+    chosen: [N, K], the public images for which a private one votes. A unit's votes are divided by their norm.
     """
     found = np.zeros((num_units, classes, pool))
     np.add.at(found, (units[:, None], labels[:, None], chosen), 1.0)
@@ -68,11 +68,11 @@ def votes(
 
 
 def released(contributions: np.ndarray, noise_multiplier: float, key: jax.Array) -> np.ndarray:
-    """Sum [...] of the contributions [U, ...] of all units, each clipped to the norm 1, with noise of a SECRET `key`.
+    """Sum [...] of the contributions [U, ...] of all units, each clipped to norm 1, with noise of a SECRET `key`.
 
-    Whoever knows it can subtract the noise: take `noise_key` of `secret.fresh`. It draws one release: a second one with
-    the same key has the same noise. A unit whose contribution is not finite adds nothing. noise_multiplier: deviation
-    of the noise; 0 is not private.
+    Anyone who knows the key can subtract the noise: use `noise_key` of `secret.fresh`. A key is for one release: a
+    second one would have the same noise. A unit whose contribution is not finite adds nothing. noise_multiplier:
+    deviation of the noise; 0 is not private.
     """
     flat = contributions.reshape(len(contributions), -1)
     flat = flat[np.isfinite(flat).all(1)]

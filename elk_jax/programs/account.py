@@ -1,8 +1,8 @@
 """The account of a compiled program: bytes, arithmetic and collectives by part of the model.
 
-It follows the program from its entry through calls and loops, and counts every instruction as often as it runs: a loop
-by its trip count where the compiler knows it, by the number of turns that its scope expects (`turns.expected_turns`)
-where it depends on the data, else once (`Account.unknown_loops`).
+It follows the program from its entry through calls and loops, and counts every instruction as often as it runs. A loop
+counts by its trip count if the compiler knows it, by the number of turns expected in its scope
+(`turns.expected_turns`) if it depends on the data, else once (`Account.unknown_loops`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from elk_jax.programs.parts import Part, part_of, turns_of
 
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 NEIGHBOURS = 6
-"""Steps to an instruction with a name, for those that the compiler has added (layout copies, prefetches)."""
+"""Most steps to a named instruction, for instructions added by the compiler (layout copies, prefetches)."""
 
 
 class Cost(NamedTuple):
@@ -44,7 +44,7 @@ class Total(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """What collectives of one kind move. bytes: of all of them. number: how often they run."""
+    """Data moved by collectives of one kind. bytes: of all of them. number: how often they run."""
 
     bytes: int
     number: int
@@ -52,9 +52,9 @@ class Exchange(NamedTuple):
 
 @dataclass(frozen=True)
 class Account:
-    """costs: of every instruction that costs anything. unknown_loops: loops that are counted once.
+    """costs: of every instruction with a cost. unknown_loops: loops that are counted once.
 
-    layout_copies: bytes that are moved only to lie in another order.
+    layout_copies: bytes moved only to change their layout.
     """
 
     costs: tuple[Cost, ...]
@@ -81,11 +81,11 @@ class Account:
         return self.by(lambda cost: cost.part.name(depth))
 
     def share(self, part: str) -> float:
-        """Of the bytes, those of one part: the first name of its path."""
+        """The share of the bytes of one part, given by the first name of its path."""
         return self.by_part().get(part, Total(0, 0)).bytes / max(self.total.bytes, 1)
 
     def collectives(self) -> dict[tuple[str, int], Exchange]:
-        """(kind, devices in a group) -> what is exchanged."""
+        """(kind, devices in a group) -> data exchanged."""
         sizes: Counter = Counter()
         numbers: Counter = Counter()
         for cost in self.costs:
@@ -118,7 +118,7 @@ def _sum(costs: Iterable[Cost]) -> Total:
 def _walk(
     module: Module, computation: Computation, times: int, around: Part, devices: int, unknown: list[str]
 ) -> Iterator[Cost]:
-    """The costs of a computation that runs `times` times. around: the part of what calls it."""
+    """The costs of a computation that runs `times` times. around: the part of its caller."""
     for instruction in computation.instructions.values():
         part = _part(module, computation, instruction, around)
         opcode = instruction.opcode
@@ -157,8 +157,8 @@ def _turns(module: Module, computation: Computation, loop: Instruction) -> int |
 
 
 def _counted_turns(module: Module, computation: Computation, loop: Instruction) -> int | None:
-    """Turns of a loop that counts from a constant up to another in constant steps: a `scan` that the compiler has
-    rewritten, or a product whose operand goes from chip to chip."""
+    """Turns of a loop that counts from one constant to another in constant steps: a `scan` rewritten by the compiler,
+    or a product whose operand is passed from chip to chip."""
     (condition,), (body,) = loop.called["condition"], loop.called["body"]
     test = module.computations[condition]
     read = test.inputs(test.root)
@@ -180,7 +180,7 @@ def _counted_turns(module: Module, computation: Computation, loop: Instruction) 
 
 
 def _constant(computation: Computation, instruction: Instruction) -> int | None:
-    """The whole number that an instruction is, or copies."""
+    """The whole number that is an instruction's constant, or that it copies."""
     while instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start") and instruction.operands:
         instruction = computation.inputs(instruction)[0]
     number = instruction.literal.strip() if instruction.opcode == "constant" else ""
@@ -188,8 +188,8 @@ def _constant(computation: Computation, instruction: Instruction) -> int | None:
 
 
 def _part(module: Module, computation: Computation, instruction: Instruction, around: Part) -> Part:
-    """The part of an instruction; one that has no name is of the part that reads what it makes, else of the part whose
-    data it reads, else of what calls it."""
+    """The part of an instruction. Without a name, it belongs to the part that reads its result, else to the part whose
+    data it reads, else to its caller."""
     own = _named(module, instruction)
     if own.path or instruction.op_name:
         return own if own.path else around
@@ -207,7 +207,7 @@ def _part(module: Module, computation: Computation, instruction: Instruction, ar
 
 
 def _named(module: Module, instruction: Instruction) -> Part:
-    """The part that the name of an instruction says, or the most frequent name in a fusion."""
+    """The part given by the name of an instruction, or by the most frequent name in a fusion."""
     return part_of(instruction.op_name or _name_inside(module, instruction))
 
 

@@ -1,4 +1,4 @@
-"""What the makers publish of their chips: arithmetic, memory, and the links between chips."""
+"""Published figures of chips: arithmetic, memory, and the links between chips."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from elk_jax import host_memory
 
 class Chip(NamedTuple):
     """One chip. flops: dense bfloat16 per second, with sums in float32. memory: bytes. bandwidth: of memory, bytes per
-    second. links: bytes per second that a chip sends to others over all its links (half of the bidirectional figure;
-    of GPUs by NVLink, or PCIe where there is none).
+    second. links: bytes per second that a chip sends over all its links (half of the bidirectional figure; for GPUs
+    over NVLink, or PCIe without NVLink).
 
-    kind: part of JAX's name of the device.
+    kind: part of JAX's name for the device.
     """
 
     name: str
@@ -49,13 +49,13 @@ CHIPS = (
     Chip("L40S", "L40S", 362e12, 48e9, 864e9, 32e9, _NVIDIA + "L40S"),
     Chip("L4", "L4", 121e12, 24e9, 300e9, 32e9, _NVIDIA + "L4"),
 )
-"""The first whose `kind` is in the name of a device is that of the device."""
+"""The chip of a device is the first one whose `kind` is in its name."""
 
 
 SIDE = 2048
-"""Of the matrices that measure arithmetic: large enough to hide the start of a product."""
+"""Side of the matrices that measure arithmetic: large enough to hide the start-up of a product."""
 COPIED = 1 << 26
-"""Numbers of the array that measures memory: larger than the caches."""
+"""Size of the array that measures memory bandwidth: larger than the caches."""
 TRIES = 5
 
 
@@ -65,9 +65,10 @@ def of_device(kind: str) -> Chip | None:
 
 
 def measured_chip(device: Any, devices: int) -> Chip:
-    """The speed of a device that is not in the table, by a product of float32 matrices and a copy.
+    """The speed of a device that is not in the table, measured by a product of float32 matrices and a copy.
 
-    devices: that share the machine, as simulated ones do: each has its part. Links are not measured (infinite).
+    devices: number that share the machine, such as simulated ones; each gets its part. Links are not measured
+    (infinite).
     """
     with jax.default_device(device):
         matrix, array = jnp.ones((SIDE, SIDE)), jnp.ones(COPIED)

@@ -1,9 +1,9 @@
-"""What one instruction of a compiled program costs: bytes of main memory, arithmetic, data between devices.
+"""The cost of one instruction of a compiled program: bytes of main memory, arithmetic, data between devices.
 
-Bytes are what an instruction reads and writes in main memory (HBM), with the padding of tiled layouts: arrays that the
-compiler keeps on the chip cost nothing. A slice or gather reads what it returns, an update in place writes what
-changes. Arithmetic is that of matrix products and convolutions, two operations for each product that is not with
-padding; everything else is bound by memory.
+Bytes are those read and written in main memory (HBM), including the padding of tiled layouts; arrays that the compiler
+keeps on the chip cost nothing. A slice or gather reads what it returns, an in-place update writes what changes.
+Arithmetic is that of matrix products and convolutions, two operations for each product except those with padding;
+everything else is memory-bound.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ NOTHING = frozenset(
     ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id")
     + ("opt-barrier", "domain", "add-dependency")
 )
-"""Instructions that touch no data. Those that end in -done wait for what -start has begun."""
+"""Instructions that touch no data. Those that end in -done wait for their -start."""
 READS_PART = frozenset(("dynamic-slice", "slice", "gather"))
 UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
-"""Updates in place -> the operand that holds what changes."""
+"""In-place updates -> the operand that contains the changes."""
 NAMES_OPERANDS = frozenset(("all-gather-start", "collective-permute-start"))
 """Collectives that start as (operands, one result for each, context)."""
 COLLECTIVES = frozenset(
@@ -44,7 +44,7 @@ _KERNEL_FLOPS = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
 
 
 class Collective(NamedTuple):
-    """Data between devices. kind: as `COLLECTIVES`. group: devices that take part together.
+    """Data between devices. kind: as in `COLLECTIVES`. group: number of devices that take part together.
 
     bytes: of the whole array that is reduced, gathered or exchanged, on one device.
     """
@@ -55,9 +55,9 @@ class Collective(NamedTuple):
 
 
 def collective(module: Module, computation: Computation, instruction: Instruction, devices: int) -> Collective | None:
-    """The collective that an instruction starts, also inside a fusion; None for any other. devices: of the program.
+    """The collective that an instruction starts, even inside a fusion; None for any other. devices: of the program.
 
-    A TPU's reduce-scatter is a fusion of an all-reduce and a slice of it. Several in a fusion are of one kind.
+    A TPU's reduce-scatter is a fusion of an all-reduce and a slice of it. Several in one fusion have the same kind.
     """
     if instruction.opcode == "fusion":
         inside = module.computations[instruction.called["calls"][0]]
@@ -81,7 +81,7 @@ def collective(module: Module, computation: Computation, instruction: Instructio
 
 
 def moved_bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
-    """Bytes of main memory that an instruction reads and writes, without those of the computations that it calls."""
+    """Bytes of main memory that an instruction reads and writes, without those of computations that it calls."""
     opcode, operands = instruction.opcode, computation.inputs(instruction)
     if opcode in NOTHING or opcode.endswith("-done") or is_allocation(instruction):
         return 0
@@ -103,7 +103,7 @@ def moved_bytes(module: Module, computation: Computation, instruction: Instructi
 
 
 def made(computation: Computation, instruction: Instruction) -> tuple[Array, ...]:
-    """The arrays that an instruction makes: without those of its results that only name its operands.
+    """The arrays that an instruction creates, without results that only alias its operands.
 
     A copy starts as (target, source, context), a slice as (operands, target, context).
     """
@@ -116,12 +116,12 @@ def made(computation: Computation, instruction: Instruction) -> tuple[Array, ...
     if opcode.endswith("-start") and opcode.removesuffix("-start") not in COLLECTIVES:
         return outputs[given : given + 1]
     if opcode == "custom-call" and _LIBRARY.search(instruction.attributes) and outputs[-1].dtype in ("s8", "u8"):
-        return outputs[:-1]  # the last is room for the library to work in
+        return outputs[:-1]  # the last is workspace for the library
     return outputs
 
 
 def _transfer(computation: Computation, instruction: Instruction) -> int:
-    """Bytes of a copy or slice that runs beside the program, on the sides that are main memory."""
+    """Bytes of a copy or slice that runs alongside the program, on the sides in main memory."""
     sources, targets = computation.inputs(instruction), made(computation, instruction)
     if not sources or not targets:
         return 0
@@ -129,8 +129,8 @@ def _transfer(computation: Computation, instruction: Instruction) -> int:
 
 
 def arithmetic(module: Module, computation: Computation, instruction: Instruction) -> int:
-    """Operations of the matrix products and convolutions of an instruction, also of a fusion's and of calls of
-    cuBLAS and cuDNN; of a kernel, those that it says it has (`pallas_call(cost_estimate=...)`)."""
+    """Operations of the matrix products and convolutions of an instruction, including those of a fusion and of calls to
+    cuBLAS and cuDNN; for a kernel, those that it declares (`pallas_call(cost_estimate=...)`)."""
     if instruction.opcode == "fusion":
         inside = module.computations[instruction.called["calls"][0]]
         return sum(arithmetic(module, inside, one) for one in inside.instructions.values())
@@ -146,12 +146,12 @@ def arithmetic(module: Module, computation: Computation, instruction: Instructio
 
 
 def _product(arrays: list[Array], axes: list[int]) -> int:
-    """Of a matrix product. axes: of the first of (left, right, result) that are summed over."""
+    """Operations of a matrix product. axes: of the first of (left, right, result) that are summed over."""
     return 2 * arrays[-1].elements * int(np.prod([arrays[0].shape[axis] for axis in axes], dtype=np.int64))
 
 
 def _library_call(arrays: list[Array], text: str) -> int:
-    """Of a call of cuBLAS or cuDNN, or of a kernel."""
+    """Operations of a call to cuBLAS or cuDNN, or of a kernel."""
     library, told = _LIBRARY.search(text), _KERNEL_FLOPS.search(text)
     if library and library.group(1) in LIBRARY_CONVOLUTIONS:
         return _convolution([arrays[place] for place in LIBRARY_CONVOLUTIONS[library.group(1)]], text)
@@ -162,7 +162,7 @@ def _library_call(arrays: list[Array], text: str) -> int:
 
 
 def _read_by_fusion(module: Module, inside: Computation, place: int, operand: Instruction) -> int:
-    """Bytes that a fusion reads of one operand: of one that is only sliced, the slices."""
+    """Bytes that a fusion reads from one operand: if it is only sliced, the slices."""
     whole = operand.bytes
     if not whole or place not in inside.parameters or _is_root(inside, inside.parameters[place]):
         return whole
@@ -184,7 +184,7 @@ def _read(module: Module, inside: Computation, value: Instruction, whole: int) -
             within = module.computations[user.called["calls"][0]]
             taken = [within.parameters[place] for place in places]
             total += sum(_read(module, within, parameter, whole) for parameter in taken)
-            if any(_is_root(within, parameter) for parameter in taken):  # it is handed on, and read from there
+            if any(_is_root(within, parameter) for parameter in taken):  # it is passed on, and read from there
                 total += _read(module, inside, user, whole)
         else:
             return whole
@@ -210,7 +210,7 @@ def _is_result(inside: Computation, value: Instruction) -> bool:
 
 
 def _written_by_fusion(module: Module, inside: Computation, instruction: Instruction) -> int:
-    """Bytes that a fusion writes: of an output that is updated in place, what changes."""
+    """Bytes that a fusion writes: for an output updated in place, the changes."""
     roots = inside.inputs(inside.root) if inside.root.opcode == "tuple" else [inside.root]
     if len(roots) != len(instruction.outputs):
         return instruction.bytes
@@ -239,7 +239,7 @@ def _behind_bitcasts(computation: Computation, value: Instruction) -> Instructio
 
 
 def is_allocation(instruction: Instruction) -> bool:
-    """Whether an instruction only gives room, in which nothing is written yet."""
+    """Whether an instruction only allocates memory, without writing to it."""
     return 'custom_call_target="AllocateBuffer"' in instruction.attributes
 
 
@@ -247,9 +247,9 @@ def is_allocation(instruction: Instruction) -> bool:
 
 
 def _convolution(arrays: list[Array], text: str) -> int:
-    """Products whose factors are neither padding nor the holes of a dilation, times two.
+    """Products whose factors are neither padding nor holes of a dilation, times two.
 
-    arrays: image, kernel and output. text: with the window and the labels of the axes.
+    arrays: image, kernel and output. text: contains the window and the labels of the axes.
     """
     image, kernel, output = arrays
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
@@ -291,7 +291,7 @@ def _window(text: str, axes: int) -> _Window:
 
 
 def _valid_pairs(size: int, outputs: int, axis: int, window: _Window) -> int:
-    """Pairs of an output and a kernel position along an axis that meet a value of the image."""
+    """Pairs of an output and a kernel position along an axis that use a value of the image."""
     start = np.arange(outputs)[:, None] * window.stride[axis] - window.low[axis]
     place = start + np.arange(window.size[axis])[None, :] * window.kernel_dilation[axis]
     dilation = window.image_dilation[axis]
@@ -307,8 +307,8 @@ def _numbers(text: str, key: str) -> list[int]:
 
 
 def _group_size(text: str, devices: int) -> int:
-    """Devices in a replica group: {{0,1},{2,3}} and [2,2]<=[4] are two groups of two, mesh['a'=2,'b'=4] {'b'} are two
-    groups of four; {} is all."""
+    """Devices per replica group: {{0,1},{2,3}} and [2,2]<=[4] are two groups of two, mesh['a'=2,'b'=4] {'b'} are two
+    groups of four; {} means all."""
     if "source_target_pairs" in text:
         return 2
     of_mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text)

@@ -1,6 +1,6 @@
-"""Reads the text of a compiled XLA program: computations, their instructions, and the arrays between these.
+"""Reads the text of a compiled XLA program: computations, their instructions, and the arrays between them.
 
-The text is that of `compiled.as_text()`, after optimisation, scheduling and assignment of memory.
+The text is that of `compiled.as_text()`, after optimisation, scheduling and memory assignment.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CALLED = re.compile(
 
 
 class Array(NamedTuple):
-    """An array of a program. order: its axes from the fastest varying on. tile: of its fastest axes, slowest first."""
+    """An array of a program. order: its axes, fastest varying first. tile: of its fastest axes, slowest first."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """As it lies in memory, with the padding of its tiles."""
+        """Size in memory, including the padding of its tiles."""
         sizes = [self.shape[axis] for axis in self.order] or [1]
         for place, size in enumerate(reversed(self.tile)):
             if place < len(sizes):
@@ -59,7 +59,7 @@ class Array(NamedTuple):
 class Instruction:
     """One instruction. outputs: its arrays, those of a tuple one after another. operands: names of instructions.
 
-    attributes: the rest of its line. op_name: where it comes from in the traced program, "" if the compiler made it.
+    attributes: the rest of its line. op_name: its origin in the traced program, "" if added by the compiler.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """Of the outputs that lie in main memory."""
+        """Bytes of the outputs in main memory."""
         return sum(array.bytes for array in self.outputs if array.in_main_memory)
 
 
@@ -99,7 +99,7 @@ class Computation:
 
     @cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Instruction -> those that read it."""
+        """Instruction -> instructions that read it."""
         found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
             for operand in dict.fromkeys(instruction.operands):
@@ -113,7 +113,7 @@ class Computation:
 
 @dataclass(frozen=True)
 class Module:
-    """A whole program."""
+    """A complete program."""
 
     computations: Mapping[str, Computation]
     entry: str
@@ -124,7 +124,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """The program of a text. ValueError for a text that is not one."""
+    """The program of a text. ValueError if the text is not a program."""
     computations: dict[str, Computation] = {}
     entry, name, header = "", "", ""
     lines: dict[str, Instruction] = {}
@@ -145,7 +145,7 @@ def parse(text: str) -> Module:
 
 
 def bits(dtype: str) -> int:
-    """Of an element: `f8e4m3fn` has 8."""
+    """Bits per element: `f8e4m3fn` has 8."""
     if dtype in BITS:
         return BITS[dtype]
     return int(re.match(r"[a-z]+(\d+)", dtype).group(1))  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Memory of one device by what it holds: the compiler's sizes, the names of the arguments, and the schedule."""
+"""Memory of one device by content: from the compiler's sizes, the names of the arguments, and the schedule."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from elk_jax.programs.hlo import Module
 
 Leaves = tuple[frozenset[str], ...]
 _ALIASED = re.compile(r"\{(\d+)\}: \(\d+")
-"""A result that takes the place of an argument, in the header of a program."""
+"""A result that reuses the memory of an argument, in the header of a program."""
 
 
 class Memory(NamedTuple):
-    """Bytes of one device, with the padding of tiled layouts.
+    """Bytes on one device, including the padding of tiled layouts.
 
-    activations: results of the forward pass that wait for the backward pass when the memory is fullest. temporaries:
-    all other working memory. results: of the program, beside those that take the place of arguments.
+    activations: results of the forward pass that are kept for the backward pass at the peak of memory. temporaries: all
+    other working memory. results: of the program, except those that reuse the memory of arguments.
     """
 
     parameters: int
@@ -62,7 +62,7 @@ def _arguments(compiled: Any, module: Module) -> list[tuple[str, int]]:
     given = list(module.computations[module.entry].parameters.values())
     if len(given) != 1 or len(given[0].outputs) == 1:
         return [(parameter.op_name, parameter.bytes) for parameter in given]
-    # JAX makes one tuple of more than 2000 arguments, which has no names; those that are not read are not in it.
+    # JAX passes more than 2000 arguments as one tuple without names; arguments that are not read are not in it.
     leaves, _ = jax.tree_util.tree_flatten_with_path(compiled.args_info[0])
     kept = getattr(compiled._executable, "_kept_var_idx", range(len(leaves)))
     names = [_tuple_name(path) for place, (path, _) in enumerate(leaves) if place in kept]
@@ -77,15 +77,15 @@ def _tuple_name(path: tuple[Any, ...]) -> str:
 
 
 def _holder(argument: str) -> str:
-    """state.params[...], params[...] -> parameters, and so on; what has no name is part of the batch."""
+    """state.params[...], params[...] -> parameters, and so on; arguments without a name are part of the batch."""
     root = re.split(r"[\[.]", argument.removeprefix("state."))[0]
     names = {"params": "parameters", "opt_state": "optimizer", "ema_params": "averages", "constants": "constants"}
     return names.get(root, "batch")
 
 
 def waiting_activations(module: Module) -> int:
-    """Bytes of forward results that are still needed at the instruction of the entry where the memory is fullest; 0 for
-    a program without a backward pass."""
+    """Bytes of forward results that are still needed at the entry's instruction with the peak of memory; 0 for a
+    program without a backward pass."""
     entry = module.computations[module.entry]
     phases = {cost.name: cost.part for cost in account_of(module).costs}
     if all(part.phase == "forward" for part in phases.values()):
@@ -109,8 +109,8 @@ def waiting_activations(module: Module) -> int:
 
 
 def _lifetimes(module: Module, position: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
-    """(bytes of every buffer in main memory by the instruction that makes it, position of its last reader), without
-    results that take the place of arguments."""
+    """(bytes of every buffer in main memory by the instruction that creates it, position of its last reader), without
+    results that reuse the memory of arguments."""
     entry = module.computations[module.entry]
     buffers: dict[str, int] = {}
     last: dict[str, int] = {}

@@ -1,6 +1,6 @@
-"""From the name of an operation to the part of the model that it belongs to.
+"""From the name of an operation to the part of the model to which it belongs.
 
-JAX names an operation by its way through transformations, named scopes and Flax modules, and ends with the primitive:
+JAX names an operation by its path through transformations, named scopes and Flax modules, ending with the primitive:
 `jit(update)/transpose(jvp(FasterRCNN.features))/backbone/res2_0/conv1/conv_general_dilated`. Arguments are named by
 their place in the pytree: `state.params['fpn']['output2']['kernel']`.
 """
@@ -14,25 +14,25 @@ from typing import Literal, NamedTuple
 Phase = Literal["forward", "recomputation", "backward"]
 
 OTHER = "other"
-"""The part of what has no name."""
+"""The part of operations without a name."""
 INPUT, OPTIMIZER = "input", "optimizer"
 """The parts of the batch, and of the state that only the optimiser reads."""
 
 _TRANSFORMATION = re.compile(r"^(\w+)\((.*)\)$")
 _NAMING = {"jvp", "vmap", "transpose", "checkpoint", "remat", "pmap"}
-"""Transformations that hold the name of a scope; others hold the name of a function."""
+"""Transformations that contain the name of a scope; others contain the name of a function."""
 _CONTROL = re.compile(
     r"^(while|body|cond|scan|checkpoint|remat\d*|rematted_computation|closed_call|core_call|shard_map|branch_\d+_fun"
     r"|custom_[jv][jv]p_call\w*|platform_index|turns=\d+|)$"
 )
 _METHOD = re.compile(r"^\w+\.(<lambda>|\w+)$")
-"""A method of a Flax module that is not __call__: its submodules say more."""
+"""A method of a Flax module other than __call__: its submodules are more informative."""
 _NAME = re.compile(r"^[\w.\-]+$")
 _TURNS = re.compile(r"turns=(\d+)")
 
 
 class Part(NamedTuple):
-    """path: names of scopes and modules, outermost first; () for what has none."""
+    """path: names of scopes and modules, outermost first; () if there are none."""
 
     path: tuple[str, ...]
     phase: Phase
@@ -43,7 +43,7 @@ class Part(NamedTuple):
 
 @lru_cache(maxsize=1 << 16)
 def part_of(op_name: str) -> Part:
-    """The part of an operation's name."""
+    """The part given by an operation's name."""
     if re.match(r"^[\w.]+(\[|$)", op_name) and "/" not in op_name:
         return Part(_argument(op_name), "forward")
     path: list[str] = []
@@ -64,7 +64,7 @@ def part_of(op_name: str) -> Part:
 
 
 def turns_of(op_name: str) -> int | None:
-    """The number of turns of a loop that its scope expects (`turns.expected_turns`), None where it says nothing."""
+    """The number of turns expected in the scope of a loop (`turns.expected_turns`); None if there is none."""
     found = _TURNS.findall(op_name)
     return int(found[-1]) if found else None
 
@@ -78,7 +78,7 @@ def _argument(name: str) -> tuple[str, ...]:
 
 
 def _split(name: str) -> list[str]:
-    """Parts between slashes that no parenthesis holds together."""
+    """Parts between slashes that are outside parentheses."""
     parts, depth, last = [], 0, 0
     for position, character in enumerate(name):
         depth += (character == "(") - (character == ")")

@@ -1,8 +1,8 @@
-"""The least time of a program on a chip: arithmetic, memory and links at their published speed (Williams et al. 2009).
+"""The minimum time of a program on a chip: arithmetic, memory and links at published speed (Williams et al. 2009).
 
-An instruction takes at least the longer of its arithmetic and its traffic with main memory; instructions run one after
-another. Transfers that run beside them only fill the memory's bandwidth. Data between chips may be hidden behind other
-instructions: wholly at best, not at all at worst.
+An instruction takes at least the longer of its arithmetic and its memory traffic; instructions run one after another.
+Concurrent transfers only use memory bandwidth. Data between chips may be hidden behind other instructions: completely
+at best, not at all at worst.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from elk_jax.programs.costs import Collective
 
 
 class Bound(NamedTuple):
-    """Seconds at the chip's published speed. alone: of one chip without data between chips."""
+    """Seconds at the chip's published speed. alone: for one chip without data between chips."""
 
     arithmetic: float
     memory: float
@@ -34,13 +34,13 @@ class Bound(NamedTuple):
 
 
 def bound(account: Account, chip: Chip) -> Bound:
-    """The least time of a program by its account."""
+    """The minimum time of a program by its account."""
     total, in_turn, own_bytes, links = account.total, 0.0, 0, 0.0
     for cost in account.costs:
         arithmetic, memory = cost.flops / chip.flops, cost.bytes / chip.bandwidth
         if (
             cost.collective is not None
-        ):  # a product fused with it counts; what it moves in memory is hidden in the links
+        ):  # a product fused with it counts; its memory traffic is hidden by the links
             links += cost.times * seconds(cost.collective, chip)
             in_turn += cost.times * arithmetic
             continue
@@ -52,7 +52,7 @@ def bound(account: Account, chip: Chip) -> Bound:
 
 
 def seconds(collective: Collective, chip: Chip) -> float:
-    """Of a collective whose data take the shortest way over all links (rings; Thakur et al. 2005)."""
+    """Seconds of a collective whose data takes the shortest way over all links (rings; Thakur et al. 2005)."""
     others = (collective.group - 1) / collective.group
     rounds = {"all-reduce": 2 * others, "collective-permute": 1, "collective-broadcast": 1}.get(collective.kind, others)
     return rounds * collective.bytes / chip.links if collective.group > 1 else 0.0

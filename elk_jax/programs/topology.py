@@ -1,4 +1,4 @@
-"""Slices of chips to compile for: those at hand, or TPUs that nobody has. The TPU's compiler runs on any machine."""
+"""Slices of chips to compile for: those present, or absent TPUs. The TPU's compiler runs on any machine."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from elk_jax.programs import chips, libtpu
 from elk_jax.programs.chips import Chip, measured_chip
 
 HERE = "here"
-"""The name of the devices at hand."""
+"""The name for the devices of this machine."""
 TPUS = {chip.name: chip for chip in chips.CHIPS if chip.kind.startswith("TPU")}
 
 
 class Slice(NamedTuple):
-    """Devices that a program is compiled for."""
+    """Devices for which a program is compiled."""
 
     name: str
     devices: tuple[Any, ...]
@@ -32,14 +32,14 @@ class Slice(NamedTuple):
 
 
 def find(name: str) -> Slice:
-    """`here`, or a slice of TPUs such as v5e:4x4 and v5p:2x2x4. UserError for a name that is neither.
+    """`here`, or a slice of TPUs such as v5e:4x4 or v5p:2x2x4. UserError for any other name.
 
-    Needs libtpu (`pip install elk_jax[tpu]`) for TPUs, and no TPU.
+    TPUs need libtpu (`pip install elk_jax[tpu]`), but no TPU.
     """
     if name == HERE:
         devices = jax.devices()
         chip = chips.of_device(devices[0].device_kind) or measured_chip(devices[0], len(devices))
-        limit = (devices[0].memory_stats() or {}).get("bytes_limit", chip.memory)  # JAX takes a part of a GPU
+        limit = (devices[0].memory_stats() or {}).get("bytes_limit", chip.memory)  # JAX uses only a part of a GPU
         return Slice(HERE, tuple(devices), chip._replace(memory=float(limit)))
     generation, _, shape = name.partition(":")
     sides = [int(side) for side in shape.split("x")] if re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4}){0,2}", shape) else []
@@ -48,7 +48,7 @@ def find(name: str) -> Slice:
         raise UserError(f"'{name}' is not a slice of TPUs", where="--topology", todo=todo)
     if not libtpu.is_installed():
         raise UserError(
-            "the compiler of TPUs is not installed", where=f"--topology={name}", todo="pip install 'elk_jax[tpu]'"
+            "the TPU compiler is not installed", where=f"--topology={name}", todo="run: pip install 'elk_jax[tpu]'"
         )
     libtpu.only_compile()
     try:
@@ -56,23 +56,23 @@ def find(name: str) -> Slice:
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         todo = (
-            "give a shape that the maker sells: 1x1, 2x2, 2x4, 4x4, ... (v5e, v6e), 2x2x1, 2x2x2, 2x2x4, ... (v4, v5p)"
+            "give a shape that exists: 1x1, 2x2, 2x4, 4x4, ... (v5e, v6e), 2x2x1, 2x2x2, 2x2x4, ... (v4, v5p)"
         )
         raise UserError(f"libtpu knows no such slice: {reason}", where=f"--topology={name}", todo=todo) from error
     return Slice(name, tuple(devices), TPUS[generation])
 
 
 def _layout(name: str, sides: list[int]) -> dict[str, Any]:
-    """What libtpu does not assume: a host with a single chip, and the two cores of a v4 chip as one device."""
+    """Settings beyond libtpu's assumptions: a host with a single chip, and the two cores of a v4 chip as one device."""
     one_chip = {"chips_per_host_bounds": (1, 1, 1)} if set(sides) == {1} else {}
     return one_chip | ({"chip_config_name": "megacore"} if name.startswith("v4") else {})
 
 
 def compile_for(lowered: Any, target: Slice, quick: bool = False) -> Any:
-    """The executable of a program that was lowered for the devices of a slice.
+    """The executable of a program lowered for the devices of a slice.
 
-    quick: with the least effort of the TPU's compiler, for tests (a convolution takes 1 s instead of 6). Programs for
-    absent TPUs are not cached: JAX could not read them again.
+    quick: with minimum effort of the TPU's compiler, for tests (a convolution takes 1 s instead of 6). Programs for
+    absent TPUs are not cached, since JAX could not read them back.
     """
     if target.is_here:
         return lowered.compile()

@@ -73,7 +73,7 @@ def test_no_epsilon_holds_for_a_chain_that_is_exposed():
     for statements in ([exposed], [exposed, fine], [fine, exposed]):
         assert in_words(statements) == said
     open_noise = found.statement(30, False)
-    assert in_words([exposed, open_noise]).startswith("Of 2 private trainings")
+    assert in_words([exposed, open_noise]).startswith("Of 2 private training runs")
     assert "known seed is not protected" in in_words([open_noise, fine])
     assert "with epsilon" not in in_words([open_noise, fine]).partition("Not counted")[2]
 

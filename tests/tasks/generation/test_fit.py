@@ -420,7 +420,7 @@ def test_an_open_generator_of_private_patients_is_refused_before_it_is_trained(f
     trained = model.load(tmp_path / "run" / "epsilon_1" / "model").description.trained
     assert [round(one.epsilon, 2) for one in trained.promises] == [10, 1]
     noise = [one.ledger.phases[0].noise_multiplier for one in trained.promises]
-    assert noise[0] < noise[1] and "2 private trainings" in trained.sentence()
+    assert noise[0] < noise[1] and "2 private training runs" in trained.sentence()
 
 
 def test_a_private_set_of_another_run_is_composed_and_its_generator_counts_once(folders, tmp_path, fitted):
