@@ -1,4 +1,4 @@
-"""What a layer knows of the devices: the ambient mesh of JAX, if its program is traced on one (`mesh.traced_on`)."""
+"""A layer's knowledge of the devices: JAX's ambient mesh, if the program is traced on one (`mesh.traced_on`)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from jax.sharding import PartitionSpec as P
 
 
 def batch_spec(batch: int) -> P | None:
-    """How a batch of this size is split over all devices; None without a mesh, or where it does not divide.
+    """The split of a batch of this size over all devices; None without a mesh, or if it is not divisible.
 
-    None also inside `shard_map`, where a program sees the images of one device.
+    Also None inside `shard_map`, where a program sees only the images of one device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes or batch % mesh.size:
@@ -21,10 +21,10 @@ def batch_spec(batch: int) -> P | None:
 
 
 def split_by_images(x: jax.Array) -> jax.Array:
-    """`x` [B, ...], whose images, and the gradients of them, stay on their devices.
+    """`x` [B, ...], constrained so that images and their gradients stay on their devices.
 
-    Where parameters are split as well, the compiler may otherwise split the result as it finds the kernel split, and
-    move images instead of kernels.
+    If parameters are split as well, the compiler may otherwise split the result like the kernel, and move images
+    instead of kernels.
     """
     spec = batch_spec(x.shape[0])
     if spec is None or jax.sharding.get_abstract_mesh().size == 1:
@@ -33,12 +33,12 @@ def split_by_images(x: jax.Array) -> jax.Array:
 
 
 def with_one_gradient(function: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Any:
-    """`function(params, inputs)`, of arrays [B, ...] and image by image, that uses its parameters several times.
+    """`function(params, inputs)`, for arrays [B, ...] and image by image, that uses its parameters several times.
 
-    Each device adds up the gradient of all uses for its own images; then the devices exchange the sum. The compiler
-    would exchange the gradient of each use, and add up afterwards.
+    Each device sums the gradient of all uses for its own images; then the devices exchange the sum. The compiler would
+    exchange the gradient of each use and sum afterwards.
     """
-    spec = batch_spec(jax.tree.leaves(inputs)[0].shape[0])  # which may be a symbol (`jax.export`): it has no `len`
+    spec = batch_spec(jax.tree.leaves(inputs)[0].shape[0])  # may be a symbol (`jax.export`), which has no `len`
     if spec is None or jax.sharding.get_abstract_mesh().size == 1:
         return function(params, inputs)
     return jax.shard_map(function, in_specs=(P(), spec), out_specs=spec, check_vma=False)(params, inputs)

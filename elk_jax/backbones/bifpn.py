@@ -1,7 +1,7 @@
 """Bidirectional feature pyramid (Tan, Pang and Le 2020, EfficientDet).
 
 Shapes: B batch; the map of level l has stride 2^l: [B, ceil(H / 2^l), ceil(W / 2^l), channels].
-Parameters: p6 (1x1, of C5) and cell{c}/{down,up}{level}, where `down` is on the way to finer levels: weights of its
+Parameters: p6 (1x1, from C5) and cell{c}/{down,up}{level}, where `down` is on the way to finer levels: weights of its
 inputs, conv (separable), and in the first cell inputs{level} (1x1) of the maps of the backbone.
 """
 
@@ -28,7 +28,7 @@ FIRST = 3
 
 
 class Layers(NamedTuple):
-    """How every layer of a pyramid is made. bias: whether convolutions have one beside their norm."""
+    """Settings of every layer of a pyramid. bias: whether convolutions have one in addition to their norm."""
 
     channels: int
     fusion: Fusion = "fast"
@@ -59,7 +59,7 @@ class BiFPN(nn.Module):
 
 
 class Cell(nn.Module):
-    """One way down to the finest level and one way up: as many maps as it is given, with the channels of the layers."""
+    """One pass down to the finest level and one pass up: as many maps as inputs, with the channels of the layers."""
 
     layers: Layers
 
@@ -81,7 +81,7 @@ class Cell(nn.Module):
 
 
 class Node(nn.Module):
-    """Maps of several levels, brought to `size`, the size of the first, then weighed and convolved.
+    """Maps of several levels, resized to `size`, the size of the first, then weighted and convolved.
 
     inputs: (level from 0, map).
     """
@@ -106,7 +106,7 @@ class Node(nn.Module):
 
 
 def _projected(c: Layers, name: str, x: jax.Array) -> jax.Array:
-    """A map with the channels of the pyramid: itself, or behind a 1x1 convolution. Called in a compact module."""
+    """A map with the channels of the pyramid: itself, or after a 1x1 convolution. Called in a compact module."""
     if x.shape[-1] == c.channels:
         return x
     glorot = nn.initializers.xavier_uniform()

@@ -26,8 +26,8 @@ xavier_uniform_fan_in: Initializer = nn.initializers.variance_scaling(1.0, "fan_
 
 
 Padding = Literal["symmetric", "same"]
-"""Zeros around a map: k // 2 on each side (PyTorch), or as few as give ceil(size / stride), the odd one behind the map
-(TensorFlow's SAME). The maps are equally large; with a stride, other pixels are read."""
+"""Zeros around a map: k // 2 on each side (PyTorch), or as few as give ceil(size / stride), the odd one after the map
+(TensorFlow's SAME). The maps have equal sizes; with a stride, different pixels are read."""
 
 
 Edges = tuple[tuple[int, int], tuple[int, int]]
@@ -38,12 +38,12 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 """Of maps, kernels and results."""
 
 BAND, BANDS = 2**17, 32
-"""Size of the map of an image above which a CPU computes weight gradients in bands of rows of this size; and at most so
-many bands of a map, each of which is compiled."""
+"""Size of an image's map above which a CPU computes weight gradients in bands of rows of this size; and the most bands
+of a map, each of which is compiled."""
 
 
 def margins(padding: Padding, size: int, kernel_size: int, stride: int) -> tuple[int, int]:
-    """Zeros before and behind an axis of `size` pixels, for a kernel of odd size."""
+    """Zeros before and after an axis of `size` pixels, for a kernel of odd size."""
     if padding == "symmetric":
         return kernel_size // 2, kernel_size // 2
     total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
@@ -62,7 +62,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding 
 
 
 def convolve_within(x: jax.Array, kernel: jax.Array, stride: int = 1, edges: Edges = NO_EDGES) -> jax.Array:
-    """`convolve` with these zeros around the map. Its gradients are computed as the platform does it best."""
+    """`convolve` with these zeros around the map. Gradients are computed in the way that is fastest on the platform."""
     return split_by_images(_spatial(split_by_images(x), kernel, stride, edges))
 
 
@@ -83,7 +83,7 @@ def _plain(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Ar
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _spatial(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Array:
-    """`_plain` with gradients that are chosen for the platform."""
+    """`_plain` with gradients chosen for the platform."""
     return _plain(x, kernel, stride, edges)
 
 
@@ -114,8 +114,8 @@ def gradients_in_plain_layout(
 ) -> tuple[jax.Array, jax.Array]:
     """`transposed_gradients`, both as convolutions of maps [B, H, W, C] with kernels [k, k, C_in, C_out].
 
-    XLA's CPU convolution is fast in this layout alone. It brings others into it, but not those in the body of a loop,
-    which are up to 20 times slower there.
+    XLA's CPU convolution is fast only in this layout. It converts other layouts, except in the body of a loop, where
+    they are up to 20 times slower.
     """
     row, height = max(math.prod(x.shape[2:]), math.prod(gradient.shape[2:])), gradient.shape[1]
     rows = height if row * x.shape[1] <= BAND else max(BAND // row, -(-height // BANDS))
@@ -149,8 +149,8 @@ def weight_gradient(
 ) -> jax.Array:
     """Gradient of a kernel [k, k, C_in, C_out], a sum over bands of `rows` rows of `gradient` [B, H', W', C_out].
 
-    It is the convolution of the map with a spread gradient, for which images and channels change places. Two large
-    maps exceed the caches of a CPU: bands are two to three times faster.
+    This is the convolution of the map with a spread gradient, for which images and channels are exchanged. Two large
+    maps exceed the caches of a CPU; bands are two to three times faster.
     """
     (above, _), (left, _) = edges
     height, width = gradient.shape[1:3]
@@ -176,8 +176,8 @@ def weight_gradient(
 class ConvNorm(nn.Module):
     """Convolution, then a norm, or a bias if there is no norm.
 
-    bias: whether there is one, whatever the norm (None: as said). Parameters kernel [k, k, C_in, features], bias
-    [features] and norm/*.
+    bias: whether there is one, whatever the norm (None: only without norm). Parameters kernel [k, k, C_in, features],
+    bias [features] and norm/*.
     """
 
     features: int
@@ -201,9 +201,9 @@ class ConvNorm(nn.Module):
 def normed(
     layer: Any, y: jax.Array, bias: bool | None = None, bias_init: Initializer = nn.initializers.zeros
 ) -> jax.Array:
-    """`y` [B, H, W, C] behind the norm of a compact `layer` with fields `norm` and `dtype`, or plus its bias.
+    """`y` [B, H, W, C] after the norm of a compact `layer` with fields `norm` and `dtype`, or plus its bias.
 
-    bias: whether there is one; None: where there is no norm.
+    bias: whether there is one; None: if there is no norm.
     """
     if layer.norm is None if bias is None else bias:
         values = layer.param("bias", bias_init, (y.shape[-1],), param_dtype(layer.dtype))

@@ -1,4 +1,4 @@
-"""EfficientNet B0-B7 (Tan and Le 2019) and EfficientNet-Lite 0-4: the stages' features of an image, and its classes.
+"""EfficientNet B0-B7 (Tan and Le 2019) and EfficientNet-Lite 0-4: features of an image by stage, and its class.
 
 Shapes: B batch, H W input size, C channels, Q classes. Stage s (1..7) is [B, ceil(H/r), ceil(W/r), C_s], where r is
 2, 4, 8, 16, 16, 32, 32.
@@ -73,7 +73,7 @@ _LITE: dict[str, Any] = {
 class EfficientNetConfig:
     """An EfficientNet. The defaults are B0 with the conventions of its TensorFlow weights.
 
-    UserError for a value that cannot be; its `where` is the field.
+    UserError for an impossible value; its `where` is the field.
     """
 
     name: Literal["efficientnet"] = "efficientnet"
@@ -86,14 +86,14 @@ class EfficientNetConfig:
     squeeze_excite: bool = True
     activation: Literal["swish", "relu6"] = "swish"
     padding: Padding = "same"
-    """TensorFlow's, or PyTorch's (`conv.Padding`): weights fit one of them."""
+    """TensorFlow's or PyTorch's (`conv.Padding`); weights fit only one of them."""
     norm: Annotated[str, OneOf(tuple(NORMS))] = "frozen_bn"
     """See `norms.NORMS`."""
     norm_groups: Annotated[int, Between(1, 1 << 16)] = 8
-    """Groups of 'gn': must divide all channels; 8 does."""
+    """Groups of 'gn'; all channels must be divisible by it, as by 8."""
     norm_eps: Annotated[float, Range(0, 1)] = 1e-3
     head: bool = True
-    """Whether there is a 1x1 convolution behind the last stage, for a classifier."""
+    """Whether there is a 1x1 convolution after the last stage, for a classifier."""
     num_classes: Annotated[int, Between(0, 1 << 16)] = 1000
     """Q; 0: no classifier."""
 
@@ -108,8 +108,8 @@ class EfficientNetConfig:
     dropout: Annotated[float, BELOW_ONE] = 0.2
     """Share of the features that the classifier does not see in training."""
     frozen_stages: Annotated[int, Between(0, len(STAGES))] = 0
-    """0: everything is trained. n: the stem and the first n stages are not; no branch of them is dropped. The stem is
-    not counted, unlike in `SwinConfig`."""
+    """0: everything is trained. n: the stem and the first n stages are frozen, and none of their branches is dropped.
+    The stem is not counted, unlike in `SwinConfig`."""
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"
 
     def __post_init__(self) -> None:
@@ -125,7 +125,7 @@ class EfficientNetConfig:
 
 
 def named(variant: str, **changes: Any) -> EfficientNetConfig:
-    """The published network `variant`, a key of VARIANTS, with `changes`. UserError for another name."""
+    """The published network `variant`, a key of VARIANTS, with `changes`. UserError for an unknown name."""
     if variant not in VARIANTS:
         raise UserError(f"no EfficientNet '{variant}'", todo=f"choose one of {', '.join(VARIANTS)}")
     width, depth, image_size, dropout = VARIANTS[variant]
@@ -171,7 +171,7 @@ def blocks(config: EfficientNetConfig) -> tuple[Block, ...]:
 
 
 def stem_width(config: EfficientNetConfig) -> int:
-    """Channels behind the stem."""
+    """Channels after the stem."""
     return STEM if config.fixed_ends else _scaled(STEM, config.width)
 
 
@@ -260,7 +260,7 @@ class EfficientNet(nn.Module):
             )
 
     def __call__(self, image: jax.Array) -> Any:
-        """Touch every parameter once, for `init`."""
+        """Use every parameter once, for `init`."""
         stages = self.backbone(image)
         pooled = self.pooled(stages[-1]) if self.config.head else stages[-1]
         return self.classifier(pooled) if self.config.num_classes else pooled
@@ -295,7 +295,7 @@ def features(
 ) -> tuple[jax.Array, ...]:
     """The outputs of the seven stages for images [B, H, W, 1 or C] in [0, 1]. params may have more than the backbone.
 
-    rng: of stochastic depth; None, as in inference: there is none. image_size: see `pixels.normalise`.
+    rng: for stochastic depth; None, as in inference: there is none. image_size: see `pixels.normalise`.
     """
     shares = None if rng is None else _shares(config, rng, len(images))
     stages: Any = Backbone(config, name="backbone").apply(
@@ -340,7 +340,7 @@ def strides(config: EfficientNetConfig) -> tuple[int, ...]:
 
 
 def conventions(config: EfficientNetConfig) -> dict[str, str]:
-    """Field -> the layers whose weights mean something else when it is changed (see `Network`)."""
+    """Field -> the layers whose weights change their meaning with it (see `Network`)."""
     layers = {
         "pixel_mean": r"^backbone/stem/",
         "pixel_std": r"^backbone/stem/",
@@ -352,9 +352,9 @@ def conventions(config: EfficientNetConfig) -> dict[str, str]:
 
 
 def grey_stem(config: EfficientNetConfig, params: Params) -> tuple[EfficientNetConfig, Params]:
-    """The same network for grey images alone: its stem has one input channel, the sum of the kernels of all.
+    """The same network for grey images only: its stem has one input channel, with the sum of the kernels of all.
 
-    UserError where channels are normalised differently: zeros of the padding then stand for different grey values.
+    UserError if channels are normalised differently: zeros of the padding would then mean different grey values.
     """
     if len(set(config.pixel_mean)) > 1 or len(set(config.pixel_std)) > 1:
         raise UserError(

@@ -1,7 +1,7 @@
 """Feature pyramid network (Lin et al. 2017).
 
 Shapes: B batch, L levels; the map of level l has stride 2^l: [B, ceil(H / 2^l), ceil(W / 2^l), channels].
-Parameters: lateral{2..5} (1x1) and output{2..5} (3x3), each a ConvNorm; p6 and p7 where levels above are convolutions.
+Parameters: lateral{2..5} (1x1) and output{2..5} (3x3), each a ConvNorm; p6 and p7 if upper levels are convolutions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def upsample_to(x: jax.Array, height: int, width: int) -> jax.Array:
 
 
 Top = Literal["subsampled", "p5", "c5"]
-"""Levels above those of the backbone. 'subsampled': P6 is every second pixel of P5. Otherwise P6 is a convolution of
+"""Levels above those of the backbone. 'subsampled': P6 is every second pixel of P5. Otherwise P6 is a convolution with
 stride 2 of P5 or C5, and P7 one of the rectified P6 (Lin et al. 2017b, RetinaNet)."""
 
 

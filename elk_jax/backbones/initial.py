@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 
 def draw_params(model: nn.Module, rng: jax.Array, *inputs: Any, method: str = "__call__") -> Any:
-    """The parameters of `model.init`, a nested dict; of a method, those that it reads.
+    """The parameters of `model.init`, a nested dict; for a method, those that it reads.
 
     Works under `jax.eval_shape`, and under `jit` with out_shardings.
 
     It is jitted, so that XLA drops the forward pass and compiles only the random numbers. These come from the "rbg"
-    generator, seeded by `rng` (of any kind): it takes a third of threefry's compile time for the many arrays of a
+    generator, seeded by `rng` (of any kind), which takes a third of threefry's compile time for the many arrays of a
     network. The numbers do not depend on the sharding, but may depend on the kind of device. Equal models are traced
-    once in a process, since a training asks for shapes before it asks for numbers.
+    once per process, since training requests shapes before numbers.
     """
     return _draw(model, method, rng, *inputs)
 

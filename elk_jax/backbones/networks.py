@@ -1,4 +1,4 @@
-"""Networks that classify an image, and whose features are read without their classifier: the table of all.
+"""The table of all networks, which classify images and provide features without their classifier.
 
 Shapes: B batch, H W input size, C channels, Q classes.
 """
@@ -16,21 +16,21 @@ from elk_jax.backbones import efficientnet, resnet, swin
 
 @dataclass(frozen=True)
 class Network:
-    """A kind of network as pure functions. A rng is given in training alone, for stochastic depth and the like; without
-    one nothing is dropped, and batch norms read running statistics.
+    """A kind of network as pure functions. An rng is given only in training, for stochastic depth and the like; without
+    it nothing is dropped, and batch norms read running statistics.
 
     config: the dataclass of its settings, with `num_classes` (0: no classifier), `image_size`, `pixel_mean`,
     `pixel_std` and `dtype`.
-    init: (config, rng) -> params, with `backbone` as one of their top-level names.
+    init: (config, rng) -> params, with `backbone` among their top-level names.
     features: (config, params, images [B, H, W, 1 or C] in [0, 1], rng=None, image_size=None) -> maps [B, h, w, C], the
-    finest first. They read `backbone` alone. image_size [B, 2]: height and width of the images within their canvas;
-    what is outside is zero after the normalisation.
+    finest first. They read only `backbone`. image_size [B, 2]: height and width of the images within their canvas; the
+    input is zero outside after normalisation.
     logits: (config, params, images, rng=None) -> [B, Q] in float32 or wider.
     frozen: config -> regular expressions of the parameters that are not trained.
     statistics: config -> those of the parameters that are running statistics (see `Model`).
     strides: config -> pixels per cell of every map of `features`.
-    conventions: config -> field -> regular expression of the layers whose weights mean something else when the field
-    is changed, though their shapes stay.
+    conventions: config -> field -> regular expression of the layers whose weights change their meaning, but not their
+    shape, with the field.
     """
 
     config: type
@@ -61,5 +61,5 @@ CLASS_LAYERS = ("hidden", "classifier")
 
 
 def kinds() -> dict[str, type]:
-    """Name -> dataclass of the settings, as `fields.ByName` wants them."""
+    """Name -> dataclass of the settings, as `fields.ByName` expects."""
     return {name: network.config for name, network in NETWORKS.items()}

@@ -3,9 +3,9 @@
 Shapes: B batch, H W C. All layers keep the shape of their input.
 
 A `Norm` is a factory: `norm(dtype=..., name=...)` gives a module. Networks take the factory as an argument
-(`norm_from_name` maps names to factories). In the layers of NORMS images do not meet: batch statistics come from a
-pre-trained network and stay constant, so that every network supports per-example gradients. Of BATCH_NORM, which a
-ResNet may have beside them, the statistics are those of the batch, and the training step keeps their running means
+(`norm_from_name` maps names to factories). In the layers of NORMS, images do not interact: batch statistics come from a
+pre-trained network and stay constant, so that every network supports per-example gradients. In BATCH_NORM, which a
+ResNet may use instead, statistics are those of the batch, and the training step keeps their running means
 (`BatchNorm`).
 """
 
@@ -38,8 +38,8 @@ def param_dtype(dtype: Any) -> Any:
 class FrozenBatchNorm(nn.Module):
     """Batch normalisation with constant statistics, folded into one multiply-add.
 
-    Parameters scale, bias, mean, var [C]. None is trained (as in FrozenBatchNorm2d of detectron2 and torchvision);
-    with `train_affine` scale and bias are.
+    Parameters scale, bias, mean, var [C]. None is trained (as in FrozenBatchNorm2d of detectron2 and torchvision),
+    except scale and bias with `train_affine`.
     """
 
     eps: float = 1e-5
@@ -65,10 +65,10 @@ class BatchNorm(nn.Module):
     training: the statistics are those of the batch, over images, rows and columns, on all devices; else the running
     ones. Parameters scale, bias, mean, var [C]; the last two are running means, var of unbiased variances.
 
-    Nothing is mutable: the derivative of any loss by `mean` and `var`, in training, is MOMENTUM times their distance
-    from the statistics of the batch, whatever the loss. A step that subtracts it from them, as it is
-    (`Model.statistics`), makes PyTorch's update; the mean over micro-batches makes that of their mean statistics. They
-    belong to the parameters, so that checkpoints, averages and layouts hold them as any other.
+    Nothing is mutable: in training, the derivative of any loss by `mean` and `var` is MOMENTUM times their difference
+    from the statistics of the batch. A step that subtracts it unchanged (`Model.statistics`) is PyTorch's update; with
+    micro-batches, the mean gives the update for the mean statistics. They belong to the parameters, so that
+    checkpoints, averages and layouts treat them like any other.
     """
 
     eps: float = 1e-5
@@ -95,7 +95,7 @@ class BatchNorm(nn.Module):
 
 @jax.custom_vjp
 def followed(x: jax.Array, running: Any, seen: Any) -> jax.Array:
-    """x. Its derivative by `running` is said to be MOMENTUM (running - seen), a step towards what was seen."""
+    """x, with a derivative by `running` defined as MOMENTUM (running - seen), a step towards `seen`."""
     return x
 
 

@@ -14,7 +14,7 @@ from elk_jax.errors import UserError
 from elk_jax.precision import at_least_float32
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of red, green and blue in the photographs of ImageNet, in [0, 1]."""
+"""Mean and standard deviation of red, green and blue in ImageNet's photographs, in [0, 1]."""
 
 
 @jax.named_scope("normalise")
@@ -24,11 +24,12 @@ def normalise(
     """Images [B, H, W, C or 1] -> network input [B, H, W, C]. Grey images are repeated over the channels.
 
     mean, std: one number per channel, on the scale of the images. image_size [B, 2]: height and width of each image
-    within its canvas; outside the input is 0. None: the canvas is the image. UserError for another number of channels.
+    within its canvas; outside it, the input is 0. None: the image fills the canvas. UserError for another number of
+    channels.
     """
     channels = len(mean)
     if images.shape[-1] not in (1, channels):
-        raise UserError(f"images of {images.shape[-1]} channels", todo=f"give 1 or {channels} channels")
+        raise UserError(f"images with {images.shape[-1]} channels", todo=f"give 1 or {channels} channels")
     images = at_least_float32(images)
     normalised = (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
     if image_size is None:

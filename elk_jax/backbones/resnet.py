@@ -45,7 +45,7 @@ Shift = Annotated[float, Between(-NOT_NEGATIVE.high, NOT_NEGATIVE.high)]
 class ResNetConfig:
     """A ResNet. The defaults are torchvision's ResNet-50.
 
-    UserError for a value that cannot be; its `where` is the field.
+    UserError for an impossible value; its `where` is the field.
     """
 
     name: Literal["resnet"] = "resnet"
@@ -54,11 +54,11 @@ class ResNetConfig:
     width: Annotated[int, Between(1, 1 << 16)] = 64
     """Channels of the convolutions in the blocks of C2; each later stage doubles it."""
     stem_width: Annotated[int, Between(0, 1 << 16)] = 0
-    """Channels of the stem; 0: as `width`. Half-width networks keep a whole stem of 64."""
+    """Channels of the stem; 0: as `width`. Half-width networks keep a full stem of 64."""
     norm: Annotated[str, OneOf((*NORMS, BATCH_NORM))] = "frozen_bn"
     """See `norms.NORMS` and `norms.BatchNorm`."""
     norm_groups: Annotated[int, Between(1, 1 << 16)] = 32
-    """Groups of 'gn': must divide all widths."""
+    """Groups of 'gn'; all widths must be divisible by it."""
     norm_eps: Annotated[float, NOT_NEGATIVE] = 1e-5
     stride_in_1x1: bool = False
     """Where a bottleneck block halves the image: its first 1x1 (detectron2) or its 3x3 convolution (torchvision)."""
@@ -87,7 +87,7 @@ class ResNetConfig:
 
 
 def detectron2(**changes: Any) -> ResNetConfig:
-    """For weights of detectron2's backbones (Caffe2 ResNets, blue, green, red in 0..255), and `changes`."""
+    """For weights of detectron2's backbones (Caffe2 ResNets; blue, green, red in 0..255), with `changes`."""
     settings: dict[str, Any] = {
         "depth": 101,
         "stride_in_1x1": True,
@@ -158,7 +158,7 @@ rectified_sum.defvjp(_rectified_sum_forward, _rectified_sum_backward)
 
 
 class Block(nn.Module):
-    """What both kinds of residual blocks are told. last_norm: of the last convolution, before the shortcut is added."""
+    """Fields of both kinds of residual blocks. last_norm: of the last convolution, before the shortcut is added."""
 
     width: int
     stride: int
@@ -268,8 +268,8 @@ def features(
 ) -> tuple[jax.Array, ...]:
     """(C2, C3, C4, C5) of images [B, H, W, 1 or C] in [0, 1]. params may have more than the backbone.
 
-    Nothing is random in them. rng: that there is one says that the network is trained, which `batch_bn` reads; padding
-    counts in its statistics. image_size: see `pixels.normalise`.
+    They are deterministic. rng: its presence means training, which matters to `batch_bn`; padding counts in its
+    statistics. image_size: see `pixels.normalise`.
     """
     stages: Any = ResNet(config, rng is not None, name="backbone").apply(
         {"params": params["backbone"]}, _input(config, images, image_size)
@@ -304,7 +304,7 @@ def strides(config: ResNetConfig) -> tuple[int, ...]:
 
 
 def conventions(config: ResNetConfig) -> dict[str, str]:
-    """Field -> the layers whose weights mean something else when it is changed (see `Network`)."""
+    """Field -> the layers whose weights change their meaning with it (see `Network`)."""
     layers = {
         "pixel_scale": r"^backbone/stem/",
         "pixel_mean": r"^backbone/stem/",

@@ -4,8 +4,8 @@ Shapes: B batch, H W input size, C channels; stage l (2..5) is C_l [B, ceil(H/2^
 size of the map, G windows of an image, T = window * window tokens of each, N heads, D channels of a head. Q classes.
 
 Parameters: backbone/patches, /patches_norm, /merge{3..5}/norm and /reduction (3..6 of MONAI),
-/res{2..5}_{block}/norm1, /attention, /norm2, /mlp1 and /mlp2; norm; hidden, where there is such a layer; classifier.
-Maps of any size are padded on the right and below: to whole patches, to whole windows, to pairs of tokens.
+/res{2..5}_{block}/norm1, /attention, /norm2, /mlp1 and /mlp2; norm; hidden, if there is such a layer; classifier.
+Maps of any size are padded on the right and at the bottom: to whole patches, whole windows and pairs of tokens.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class SwinConfig:
     """embed: channels of C2; each later stage doubles it. depths, heads: blocks and heads of the stages.
 
     patch: pixels of a token's side. window: tokens of a window's side. drop_path: share of dropped residual branches in
-    the last block; it rises from 0 over the blocks. frozen_stages: how many of stem, C2, ..., C5 are not trained, the
-    stem counted (1: the stem alone, 2: the stem and C2), unlike in `EfficientNetConfig`; no branch of them is dropped.
+    the last block; it rises from 0 over the blocks. frozen_stages: how many of stem, C2, ..., C5 are not trained,
+    including the stem (1: only the stem, 2: the stem and C2), unlike in `EfficientNetConfig`; their branches are not
+    dropped.
     remat: recompute the activations of blocks in the backward pass.
     num_classes: Q; 0: no classifier. hidden: width of a layer before the class logits, with a leaky ReLU of slope 0.2;
     0: they are linear. image_size: pixels along a side in the published training; any size can be computed.
-    pixel_mean, pixel_std: of images in [0, 1]; their number is that of the input channels, and grey images are
-    replicated to so many.
+    pixel_mean, pixel_std: for images in [0, 1], one per input channel; grey images are replicated over the channels.
     """
 
     name: Literal["swin"] = "swin"
@@ -88,8 +88,8 @@ class SwinConfig:
 
 @dataclass(frozen=True)
 class MonaiSwinConfig(SwinConfig):
-    """MONAI's SwinTransformer: a stage ends with its merge, and its map is that behind the merge, at twice the stride
-    and the width, normalised without parameters. Tokens are not normalised at the start."""
+    """MONAI's SwinTransformer: a stage ends with its merge, and its map is the one after the merge, with twice the
+    stride and width, normalised without parameters. Tokens are not normalised at the start."""
 
     name: Literal["monai_swin"] = "monai_swin"  # type: ignore[assignment]
     patch: Annotated[int, AtLeast(1)] = 2
@@ -105,7 +105,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def named(variant: str, **changes: Any) -> SwinConfig:
-    """The published network `variant`, a key of VARIANTS, with `changes`. UserError for another name."""
+    """The published network `variant`, a key of VARIANTS, with `changes`. UserError for an unknown name."""
     if variant not in VARIANTS:
         raise UserError(f"no Swin transformer '{variant}'", todo=f"choose one of {', '.join(VARIANTS)}")
     return SwinConfig(**{**VARIANTS[variant], **changes})
@@ -125,7 +125,7 @@ def features(
 ) -> tuple[jax.Array, ...]:
     """(C2, C3, C4, C5) of images [B, H, W, 1 or C] in [0, 1]. params may have more than the backbone.
 
-    rng: of the dropped residual branches; None drops none. image_size: see `pixels.normalise`.
+    rng: for dropping residual branches; None drops none. image_size: see `pixels.normalise`.
     """
     stages: Any = Swin(config, name="backbone").apply(
         {"params": params["backbone"]}, normalise(images, config.pixel_mean, config.pixel_std, image_size), rng
@@ -156,7 +156,7 @@ def strides(config: SwinConfig) -> tuple[int, ...]:
 
 
 def conventions(config: SwinConfig) -> dict[str, str]:
-    """Field -> the layers whose weights mean something else when it is changed (see `Network`)."""
+    """Field -> the layers whose weights change their meaning with it (see `Network`)."""
     return {"pixel_mean": r"^backbone/patches/", "pixel_std": r"^backbone/patches/"}
 
 
@@ -242,8 +242,8 @@ class Block(nn.Module):
 class WindowAttention(nn.Module):
     """[B, h, w, C] -> [B, h, w, C]: tokens attend to those of their window, with a bias by relative position.
 
-    Of windows that shifting joined from opposite borders of the map, only the parts that were neighbours see each
-    other. Padding is attended to, as in the published networks.
+    In windows that shifting joins from opposite borders of the map, only parts that were neighbours see each other.
+    Padding is attended to, as in the published networks.
     """
 
     config: SwinConfig

@@ -24,15 +24,15 @@ from elk_jax.precision import at_least_float32
 
 Implementation = Literal["auto", "xla", "cudnn"]
 """'cudnn': flash attention of cuDNN, with memory of order T, not T * S. 'xla': blocks of the matrix, one after another.
-'auto': a kernel where there is one (cuDNN on a GPU, see `uses_cudnn`; `flash` on a TPU), else blocks."""
+'auto': a kernel if there is one (cuDNN on a GPU, see `uses_cudnn`; `flash` on a TPU), else blocks."""
 Attends = Callable[..., tuple[jax.Array, ...]]
 
 LARGEST = 2**25
-"""Scores (heads x queries x keys) of an image in one block, without a fused kernel."""
+"""Most scores (heads x queries x keys) of an image in one block, without a fused kernel."""
 LARGEST_OF_CPU = 2**18
-"""The same on a CPU, where a block should fit in the cache."""
+"""The same limit on a CPU, where a block should fit in the cache."""
 LEAST_ROWS = 64
-"""Least rows of a block: matrix products with fewer rows are slow."""
+"""Fewest rows of a block: matrix products with fewer rows are slow."""
 
 
 def uses_cudnn(requested: Implementation, dtype: Any, head_size: int) -> bool:
@@ -61,8 +61,8 @@ def attend(
     The softmax is in float32 or wider. causal: token t attends to tokens 0..t. The full T x S matrix is never
     materialised, forward or backward, except for causal attention (over the few tokens of a text).
 
-    On a TPU 'auto' uses `flash` where the program is traced on a mesh (`jax.sharding.use_abstract_mesh`) whose size
-    divides the batch: the compiler cannot split a kernel, so that each device is given its own images.
+    On a TPU, 'auto' uses `flash` if the program is traced on a mesh (`jax.sharding.use_abstract_mesh`) by whose size
+    the batch is divisible: the compiler cannot split a kernel, so each device is given its own images.
     """
     cudnn = uses_cudnn(implementation, query.dtype, query.shape[-1])
     if cudnn or causal:
@@ -77,7 +77,7 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, kernel: bool) ->
     """`attend` for query [B, N, T, size], key and value [B, N, S, size] -> [B, N, T, size]. kernel: it may be used.
 
     The gradient needs only one number per row, the log-sum-exp of its scores (Dao et al. 2022, FlashAttention,
-    algorithms 1 and 4). How both are computed depends on the platform that the program is compiled for.
+    algorithms 1 and 4). The computation of both depends on the platform for which the program is compiled.
     """
     return _attend_forward(query, key, value, kernel)[0]
 
@@ -130,10 +130,10 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _by_platform(on_cpu: Attends, elsewhere: Attends, on_tpu: Attends | None, *arrays: jax.Array) -> Any:
-    """The form of attention for the platform that the program is compiled for.
+    """The implementation of attention for the platform for which the program is compiled.
 
     arrays: [B, N, ...]; the first two are queries and keys. on_tpu: a kernel, for the images of one device; it is used
-    where it fits, and where the ambient mesh tells which images those are.
+    if it fits, and if the ambient mesh defines which images those are.
     """
     as_wide = lambda function: lambda *arrays: jax.tree.map(at_least_float32, function(*arrays))
     forms = {"cpu": as_wide(on_cpu), "default": as_wide(elsewhere)}

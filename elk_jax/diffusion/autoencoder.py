@@ -27,13 +27,13 @@ from elk_jax.precision import DTYPES, at_least_float32
 EPS = 1e-6
 MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0
 MOST_LAYERS = 256
-"""Of the encoder: describing more takes minutes. Stable Diffusion has 12."""
+"""Most layers of the encoder: tracing more takes minutes. Stable Diffusion has 12."""
 Count = Annotated[int, Between(1, 1 << 16)]
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Fields and defaults as in vae/config.json of Stable Diffusion 1.x and 2.x, and three more of this project."""
+    """Fields and defaults as in vae/config.json of Stable Diffusion 1.x and 2.x, and three fields of this project."""
 
     sample_size: Count = 512
     """Side of the training images; for information only."""
@@ -52,13 +52,13 @@ class AutoencoderConfig:
     remat: bool = False
     """Recompute the activations inside every residual block in the backward pass."""
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"
-    """Format of the computation."""
+    """Number format of the computation."""
 
     def __post_init__(self) -> None:
         check(self)
         layers = len(self.block_out_channels) * (self.layers_per_block + 1)
         if layers > MOST_LAYERS:
-            what = f"a network of {layers} layers"
+            what = f"a network with {layers} layers"
             raise UserError(what, where="layers_per_block", todo=f"give at most {MOST_LAYERS}: fewer, or fewer blocks")
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
@@ -74,7 +74,7 @@ class AutoencoderConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
 
-_DEFAULTS: dict[str, Any] = {  # of diffusers 0.42: those that differ from ours, and of what is not ours
+_DEFAULTS: dict[str, Any] = {  # defaults of diffusers 0.42 that differ from ours, or for fields that we do not have
     "sample_size": 32,
     "block_out_channels": [64],
     "layers_per_block": 1,

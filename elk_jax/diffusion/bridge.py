@@ -28,7 +28,7 @@ from elk_jax.precision import at_least_float32
 
 @dataclasses.dataclass(frozen=True)
 class Bridge(Checked):
-    """steps: T. max_variance: s, twice the variance half-way (the diversity of the samples)."""
+    """steps: T. max_variance: s, twice the variance at the midpoint (the diversity of the samples)."""
 
     steps: Annotated[int, Between(2, MOST_STEPS)] = 1000
     max_variance: Annotated[float, AtLeast(0)] = 1.0
@@ -75,7 +75,7 @@ def plan(bridge: Bridge, steps: int = 200, eta: float = 1.0) -> BridgePlan:
     """
     if not 1 <= steps <= bridge.steps:
         raise UserError(
-            f"{steps} sampling steps on a bridge of {bridge.steps}", where="steps", todo=f"give 1 to {bridge.steps}"
+            f"{steps} sampling steps on a bridge with {bridge.steps}", where="steps", todo=f"give 1 to {bridge.steps}"
         )
     if not 0 <= eta <= 1:
         raise UserError(f"eta is {eta}", where="eta", todo="give 0 to 1")

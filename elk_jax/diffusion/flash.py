@@ -3,8 +3,8 @@
 Shapes: B batch, N heads, D channels of a head, T queries, S keys. Positions are the last axis: heads of 40 or 80
 channels would be padded to 128 in memory.
 
-The kernel is written here because those of jax.experimental.pallas.ops.tpu take positions as the last axis but one, and
-write 128 copies of every row's log-sum-exp.
+The kernel is written here because those of jax.experimental.pallas.ops.tpu take positions as the second to last axis,
+and write 128 copies of every row's log-sum-exp.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 BLOCK = 512
-"""Queries (in the gradient: keys) that one call of a kernel is given."""
+"""Queries (in the gradient: keys) per call of a kernel."""
 CHUNK = 512
 """Keys (in the gradient: queries) that it reads at a time."""
 VECTOR_MEMORY = 12 * 2**20
-"""Bytes for the arrays of a head; a kernel may take 16 MiB unless it asks for more, and computes with the rest."""
+"""Bytes for the arrays of a head; by default a kernel may use 16 MiB, and computes in the rest."""
 
 
 def fits(query: jax.Array, key: jax.Array) -> bool:
-    """Whether the kernels take query [B, N, T, D] and key [B, N, S, D]: their format, and the memory that they need."""
+    """Whether the kernels support query [B, N, T, D] and key [B, N, S, D]: their format and their memory."""
     if query.dtype not in (jnp.bfloat16, jnp.float32):
         return False
     queries, keys = query.shape[2], key.shape[2]
@@ -129,7 +129,7 @@ def _backward(
     last_is_smaller = keys % block != 0
 
     def inside(x: jax.Array, axis: int) -> jax.Array:
-        """`x` with zeros for what lies behind the last key: it may be anything, even not a number."""
+        """`x` with zeros beyond the last key, where it may contain anything, even NaN."""
         if not last_is_smaller:
             return x
         shape = tuple(block if i == axis else 1 for i in range(2))

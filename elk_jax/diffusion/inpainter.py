@@ -2,14 +2,14 @@
 
 Shapes: B batch, S side of the picture, p side of a patch, h = S / p (pixels) or S / factor (latents), T tokens.
 
-Both spaces have one interface:
+Both spaces share one interface:
 - latents of an autoencoder, as in Stable Diffusion: the U-Net sees 4 noisy latents, 1 mask and 4 latents of the masked
   image; a text describes what to paint;
-- pixels, for small models that are trained from scratch: a patch of p x p pixels becomes one position with p^2 channels
-  (its normalised pixels), so that attention and convolutions run on h x h positions. Grey values are relative to the
-  level of the tissue around the mask, so that a model need not learn the brightness of a breast. The U-Net sees patches
-  of the noisy image, of the mask, of the distance from the centre of the mask and of the masked image, and one channel
-  for what to paint: 1 for a lesion, 0 for healthy tissue.
+- pixels, for small models trained from scratch: a patch of p x p pixels becomes one position with p^2 channels (its
+  normalised pixels), so that attention and convolutions run on h x h positions. Grey values are relative to the level
+  of the tissue around the mask, so that a model need not learn the brightness of a breast. The U-Net sees patches of
+  the noisy image, the mask, the distance from the centre of the mask and the masked image, and one channel for what to
+  paint: 1 for a lesion, 0 for healthy tissue.
 
 Parameters: a dict with `unet`, and in latents `vae` and `text_encoder`.
 Source: Rombach et al. 2022, arXiv 2112.10752; Montoya-del-Angel et al. 2024 (ELK).
@@ -39,7 +39,7 @@ from elk_jax.precision import at_least_float32
 Params = Any
 
 INSIDE = 0.5
-"""Mask values from here on mark a pixel to paint."""
+"""Mask value from which a pixel is painted."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class InpainterConfig:
         check(self)
         if (self.autoencoder is None) != (self.text is None):
             raise UserError(
-                "an inpainter has an autoencoder and a text encoder, or neither",
+                "an inpainter needs both an autoencoder and a text encoder, or neither",
                 where="text" if self.text is None else "autoencoder",
                 todo="give both",
             )
@@ -96,7 +96,7 @@ class InpainterConfig:
 class LossConfig(Checked):
     """Weights of the training loss.
 
-    mask_outside: weight of the pixels outside the mask (1: all pixels weigh the same, as published; 0: only the mask
+    mask_outside: weight of the pixels outside the mask (1: all pixels have equal weight, as published; 0: only the mask
     counts). min_snr_gamma, noise_offset: 0 for none. prior_weight: weight of the healthy (prior) examples.
     """
 
@@ -243,8 +243,8 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(loss, metrics) of a batch of close-ups: `image`, `mask` [B, S, S, 1], `lesion`, `valid` [B].
 
-    tissue_share: expected share of healthy tissue. With it the loss is a mean over examples that do not meet; without,
-    means over the lesions and over the tissue of the batch are added up.
+    tissue_share: expected share of healthy tissue. With it, the loss is a mean over independent examples; without it,
+    the means over the lesions and over the tissue of the batch are added.
     If the batch has `latents` and `masked_latents` [B, h, h, depth], they are used and the image is not encoded.
     """
     rngs = jax.random.split(rng, 3)

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) of any Linen parameters, as pure functions: the models need no change.
+"""Low-rank adapters (LoRA) for any Linen parameters, as pure functions: models need no changes.
 
 Shapes: I inputs of a layer (kh kw C_in for a convolution), O outputs, r rank.
 

@@ -27,8 +27,8 @@ def denoising_loss(
     """(loss, squared error of every example [B]): the mean over examples of weight times mean squared error.
 
     prediction, target: [B, H, W, C]. weight [B]: product of `min_snr_weight` and `prior_weight`. pixel_weight
-    [B, H, W, 1]: see `mask_weight`; it weights the mean over pixels, so that examples count alike whatever the size of
-    their masks. valid [B] bool: padded examples are ignored, even if they are NaN. Computed in float32 or wider.
+    [B, H, W, 1]: see `mask_weight`; it weights the mean over pixels, so that examples count equally whatever the size
+    of their masks. valid [B] bool: padded examples are ignored, even if they are NaN. Computed in float32 or wider.
     """
     errors = jnp.square(at_least_float32(prediction) - at_least_float32(target))
     pixels = tuple(range(1, errors.ndim))
@@ -58,7 +58,7 @@ def min_snr_weight(schedule: Schedule, t: jax.Array, gamma: float = 5.0) -> jax.
 
 
 def mask_weight(mask: jax.Array, outside: float = 0.0) -> jax.Array:
-    """Pixel weights [B, H, W, 1]: 1 inside the mask, `outside` elsewhere (1: all pixels weigh the same)."""
+    """Pixel weights [B, H, W, 1]: 1 inside the mask, `outside` elsewhere (1: all pixels have equal weight)."""
     inside = at_least_float32(mask)
     return inside + outside * (1 - inside)
 

@@ -1,14 +1,14 @@
-"""Patches by class from noise: a U-Net that denoises blocks of pixels, told the class of the patch.
+"""Patches by class from noise: a U-Net that denoises blocks of pixels, conditioned on the class of the patch.
 
 Shapes: B batch, S side of a patch, p side of a block of pixels, h = S / p, Q classes, E channels of a class.
 
 A block of p x p pixels becomes one position of the U-Net with p^2 channels, its cosine waves, each divided by its
-deviation over real patches: nothing is lost, and all channels are about 1. In pixels they are not: the finest waves of
-a mammogram are hundreds of times smaller than its shades, so that noise hides them in nearly every time step, and what
-is left of it in the end is larger than they are.
+standard deviation over real patches: nothing is lost, and all channels are about 1. Pixels are not: the finest waves of
+a mammogram are hundreds of times smaller than its shades, so that noise hides them in nearly every time step, and the
+noise that remains at the end is larger than they are.
 
-The class is a text of one word for the U-Net: its attention adds what the class says. One more class stands for none:
-examples whose class is hidden teach it, and guidance leads away from it.
+The class is a one-word text for the U-Net, whose attention adds its information. One more class means none: it is
+learned from examples whose class is hidden, and guidance leads away from it.
 
 Parameters: a dict with `unet` and `classes` [Q + 1, E].
 References: Ho et al. 2020, arXiv 2006.11239; Salimans and Ho 2022, arXiv 2202.00512 (v); Hang et al. 2023, arXiv
@@ -40,7 +40,7 @@ EMBEDDING = "classes"
 
 @dataclass(frozen=True)
 class Strengths:
-    """How strong waves are in real patches. mean: grey value. deviations: of the p^2 waves of a block (`waves`)."""
+    """Strength of waves in real patches. mean: grey value. deviations: of the p^2 waves of a block (`waves`)."""
 
     mean: Annotated[float, SHARE]
     deviations: tuple[Annotated[float, ABOVE_ZERO], ...]
@@ -68,13 +68,13 @@ class DenoiserConfig:
         for name in ("in_channels", "out_channels"):
             given = getattr(self.unet, name)
             if given != depth:
-                what = f"the U-Net has {given} {name.replace('_', ' ')}, blocks of {self.patch} px have {depth}"
+                what = f"the U-Net has {given} {name.replace('_', ' ')}, but blocks of {self.patch} px have {depth}"
                 raise UserError(what, where=f"unet.{name}", todo=f"use {depth}")
         given = len(self.strengths.deviations)
         if given != depth:
-            raise UserError(f"{given} deviations of {depth} waves", where="strengths.deviations", todo=f"give {depth}")
+            raise UserError(f"{given} deviations for {depth} waves", where="strengths.deviations", todo=f"give {depth}")
         if self.unet.cross_attention_dim is None:
-            what = "the U-Net takes no text, so that nothing tells it the class"
+            what = "the U-Net takes no text, so it cannot be given the class"
             raise UserError(what, where="unet.cross_attention_dim", todo="give a number of channels")
 
 
@@ -96,8 +96,9 @@ def loss(
 ) -> jax.Array:
     """The loss of a batch: `image` [B, S, S, 1] in [0, 1], `label` [B], `valid` [B].
 
-    gamma: of the weights by signal-to-noise ratio, 0 for none; of a noise that ends in pure noise the last times, where
-    drawing starts, then have hardly any weight. hidden: share of examples whose class the network does not see.
+    gamma: of the weights by signal-to-noise ratio, 0 for none. With a schedule that ends in pure noise, the last time
+    steps, where drawing starts, then have hardly any weight. hidden: share of examples whose class is hidden from the
+    network.
     """
     of_time, of_noise, of_class = jax.random.split(rng, 3)
     valid = batch["valid"]
@@ -123,7 +124,7 @@ def generate(
 ) -> jax.Array:
     """Patches [B, S, S, 1] in [0, 1] of the classes `label` [B], each a function of its key [B].
 
-    guidance: away from patches of no class; 1 for none.
+    guidance: strength of the guidance away from patches without class; 1 for none.
     """
     denoise = classifier_free(
         lambda x, t, told: _denoise(config, params, x, t, told),
@@ -140,8 +141,8 @@ def generate(
 def waves(image: jax.Array, patch: int) -> jax.Array:
     """[B, S, S, 1] -> [B, h, h, p p]: the orthonormal cosine transform of every block.
 
-    Channel (i, j) = i p + j has i half-waves down the block, and j across it. It is computed in all bits, since the
-    finest waves are hundreds of times smaller than the first.
+    Channel (i, j) = i p + j has i half-waves down the block, and j across it. It is computed in full precision, since
+    the finest waves are hundreds of times smaller than the first.
     """
     return jnp.matmul(to_patches(image, patch), basis(patch).astype(image.dtype), precision="highest")
 

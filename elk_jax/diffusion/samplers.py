@@ -2,7 +2,7 @@
 
 Shapes: B batch, N sampling steps, T time steps of training. Images and latents are [B, ...].
 
-Every step of both samplers is linear in the known quantities. So a sampler is a table of numbers (`plan`, NumPy,
+Every step of both samplers is linear in the known quantities. A sampler is therefore a table of numbers (`plan`, NumPy,
 float64), and the scan only multiplies and adds:
 
     x0    <- model output, x, signal, noise_rate
@@ -74,7 +74,7 @@ class SamplerConfig:
             raise UserError("DDIM has no Karras noise levels", where="karras", todo="use dpmpp_2m, or karras=False")
         if self.name == "ddim" and (self.solver != "midpoint" or self.euler_final):
             key = "euler_final" if self.euler_final else "solver"
-            raise UserError(f"{key} is not of DDIM", where=key, todo="use dpmpp_2m, or leave it out")
+            raise UserError(f"{key} does not apply to DDIM", where=key, todo="use dpmpp_2m, or leave it out")
         if self.name != "ddim" and self.eta:
             raise UserError("DPM-Solver++ adds no noise", where="eta", todo="use ddim, or eta=0")
 
@@ -100,12 +100,12 @@ def plan(schedule: Schedule, config: SamplerConfig) -> Plan:
     """The table of the sampler, float64 [N] (t int32). UserError for a sampler that does not fit the schedule."""
     most = schedule.steps if config.name == "ddim" else schedule.steps - 1
     if config.steps > most:
-        what = f"{config.steps} sampling steps on a schedule of {schedule.steps}"
+        what = f"{config.steps} sampling steps on a schedule with {schedule.steps}"
         raise UserError(what, where="steps", todo=f"give 1 to {most}")
     table = _plan_ddim(schedule, config) if config.name == "ddim" else _plan_dpmpp(schedule, config)
     if table.t.min() < 0 or table.t.max() >= schedule.steps:
         raise UserError(
-            f"sampling would visit step {table.t.max()} of a schedule of {schedule.steps}",
+            f"sampling would visit step {table.t.max()} of a schedule with {schedule.steps}",
             where="steps_offset",
             todo="use fewer steps or a smaller offset",
         )
@@ -119,7 +119,7 @@ def sample(
     shape_or_noise: Sequence[int] | jax.Array,
     rng: jax.Array | None = None,
 ) -> jax.Array:
-    """The image x0 [B, ...] that the model makes from noise; float32 or wider, whatever the model computes in.
+    """The image x0 [B, ...] that the model generates from noise; float32 or wider, whatever the model computes in.
 
     shape_or_noise: starting noise [B, ...], or its shape to draw it. rng: one key, or B keys, so that an image depends
     only on its own key; not needed if the noise is given and eta is 0. Works under jit, vmap and grad; under jit the N

@@ -1,7 +1,7 @@
-"""diffusers' scheduler_config.json: the noise schedule of the training, and how the pipeline draws.
+"""diffusers' scheduler_config.json: the noise schedule of training, and the sampler of the pipeline.
 
-A key that is absent has the default of its scheduler's class. A key at its default asks for nothing. What would give
-another schedule, or other pictures, than here is refused by the names of class and key.
+An absent key has the default of its scheduler's class. A key at its default requires nothing. A setting that would give
+a different schedule or different pictures than here is refused, with the names of class and key.
 
 Source: the signatures and the `set_timesteps` and `step` of the schedulers of diffusers 0.42.
 """
@@ -42,7 +42,7 @@ NOISE: Mapping[str, Mapping[str, Any]] = {
     "DPMSolverSDEScheduler": _LATENT,
     **{f"{name}Scheduler": _CONSISTENCY for name in ("LCM", "TCD")},
 }
-"""The keys, and their defaults, that make the noise of training, of every class that has the noise of DDPM."""
+"""The keys, with defaults, that define the training noise, for every class with the noise of DDPM."""
 
 _TYPES: Mapping[str, Any] = {
     "num_train_timesteps": Annotated[int, Between(2, MOST_STEPS)],
@@ -60,7 +60,7 @@ _SAME_NOISE: Mapping[str, tuple[Any, ...]] = {
     "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
     "snr_shift_scale": (),
 }
-"""Values of other keys with which the model is trained, and answers, as one with the noise alone."""
+"""Values of other keys that do not affect the training noise or the model's output."""
 
 _SPACING = Literal["linspace", "leading", "trailing"]
 _DRAWING: Mapping[str, Mapping[str, tuple[Any, Any]]] = {
@@ -89,11 +89,11 @@ _DRAWING: Mapping[str, Mapping[str, tuple[Any, Any]]] = {
         "thresholding": (False, Literal[False]),
     },
 }
-"""Of the classes that draw here as in diffusers: the keys that change the pictures, with default and possible types."""
+"""Classes that draw here as in diffusers: the keys that change the pictures, with default and possible types."""
 
 
 def read_schedule(config: Mapping[str, Any], where: object = "scheduler_config.json") -> Schedule:
-    """The schedule of training and what the model predicts.
+    """The training schedule and the prediction type.
 
     UserError for a class whose noise is not that of DDPM (flow matching, EDM), and for a schedule or a prediction that
     is not supported.
@@ -102,7 +102,7 @@ def read_schedule(config: Mapping[str, Any], where: object = "scheduler_config.j
     defaults = _ZERO_SNR if kind is None else NOISE.get(kind) if isinstance(kind, str) else None
     if defaults is None:
         todo = "use a model that was trained with the noise of DDPM, with one of its schedulers: DDIMScheduler"
-        raise UserError(f"the scheduler {kind} is not supported: its noise is another", where=where, todo=todo)
+        raise UserError(f"the scheduler {kind} is not supported: its noise differs", where=where, todo=todo)
     for key in sorted(set(_ZERO_SNR) - set(defaults)):
         if config.get(key):
             what = f"{key} {config[key]!r}, which {kind} does not know"
@@ -135,7 +135,7 @@ def read_sampler(
 ) -> SamplerConfig:
     """The sampler that draws the pictures of the scheduler. eta: of DDIM, which diffusers takes with every call.
 
-    UserError for another class than DDIM and multistep DPM-Solver++, and for keys that ask for what is not done here.
+    UserError for classes other than DDIM and multistep DPM-Solver++, and for keys that require unsupported features.
     """
     kind = config.get("_class_name")
     if not draws_here(config):

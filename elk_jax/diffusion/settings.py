@@ -1,4 +1,4 @@
-"""A model's configuration from the JSON that diffusers or transformers wrote."""
+"""A model's configuration from JSON written by diffusers or transformers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def from_json(
 ) -> Config:
     """The configuration `kind` (a dataclass) from `settings`: its fields by name, lists as tuples.
 
-    defaults: of the library that wrote the settings, which absent fields take; of the settings that it does not list,
-    None or False. Every setting that is not a field must have its default, be private (_name) or one of its `accepted`
-    values (() accepts any), so that it asks for nothing that the model does not do. Raises UserError for any other
-    setting, and for a value that does not fit the type or range of its field.
+    defaults: of the library that wrote the settings, used for absent fields; for settings not listed, None or False.
+    Every setting that is not a field must have its default, be private (_name) or have one of its `accepted` values (()
+    accepts any), so that it requires nothing that the model does not do. Raises UserError for any other setting, and
+    for a value that does not fit the type or range of its field.
     """
     hints = typing.get_type_hints(kind, include_extras=True)
     values: dict[str, Any] = {}

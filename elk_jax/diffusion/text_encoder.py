@@ -60,7 +60,7 @@ class TextConfig:
     remat: bool = False
     """Recompute the activations inside every layer in the backward pass."""
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"
-    """Format of the computation."""
+    """Number format of the computation."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -183,7 +183,7 @@ class CLIPTextEncoder(nn.Module):
         c = self.config
         if token_ids.shape[1] > c.max_position_embeddings:
             raise UserError(
-                f"{token_ids.shape[1]} tokens, at most {c.max_position_embeddings}", where="max_position_embeddings"
+                f"{token_ids.shape[1]} tokens, limit {c.max_position_embeddings}", where="max_position_embeddings"
             )
         x = Layers(c, name="encoder")(Embeddings(c, name="embeddings")(token_ids))
         return at_least_float32(layer_norm(jnp.dtype(c.dtype), "final_layer_norm", c.layer_norm_eps)(x))

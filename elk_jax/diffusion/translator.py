@@ -5,11 +5,11 @@ Shapes: B batch, S side of a tile, p side of a patch, h = S / p.
 A patch of p x p pixels becomes one position of the U-Net with p^2 channels. Grey values from 0 to 1 become -1 to 1 on
 the bridge. The network sees the low-energy image y in two ways: the bridge ends in it, and with the condition "source"
 y is concatenated to x_t. The paper describes only the first; the published code offers both, and its configurations use
-both. So does the default here: half-way x_t is mostly noise, and the network would have to guess what y shows.
+both, as does the default here: near the midpoint x_t is mostly noise, and the network would have to guess y.
 
-The output of the network (`answer`) is x_t - x0, as published ("difference"), or x0 itself ("clean"), which gives
-x_t - x0. The loss is the same. But a small network that predicts x_t - x0 spends its capacity on copying the noise of
-x_t, and its images stay noisy.
+The output of the network (`answer`) is x_t - x0, as published ("difference"), or x0 itself ("clean"), from which
+x_t - x0 follows. The loss is the same, but a small network that predicts x_t - x0 spends its capacity on copying the
+noise of x_t, and its images stay noisy.
 
 Parameters: a dict with `unet`.
 Reference: Li et al., "BBDM: Image-to-image translation with Brownian bridge diffusion models", CVPR 2023,

@@ -32,7 +32,7 @@ WITH_ATTENTION, WITHOUT = "CrossAttnDownBlock2D", "DownBlock2D"
 Count = Annotated[int, Between(1, 1 << 16)]
 Layers = Annotated[int, Between(1, 64)]
 MOST_LAYERS = 256
-"""Of the downward half, transformers' included: describing more takes minutes. Stable Diffusion has 24."""
+"""Most layers of the downward half, including transformers: tracing more takes minutes. Stable Diffusion has 24."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class UNetConfig:
     block_out_channels: tuple[Count, ...] = (320, 640, 1280, 1280)
     layers_per_block: Layers = 2
     attention_head_dim: Count | tuple[Count, ...] = 8
-    """The NUMBER of heads, for all blocks or for each (a misnomer of diffusers that is in every published file)."""
+    """The NUMBER of heads, for all blocks or for each (a misnomer of diffusers found in every published file)."""
     cross_attention_dim: Count | None = 768
     transformer_layers_per_block: Annotated[int, Between(0, 64)] = 1
     use_linear_projection: bool = False
@@ -64,8 +64,7 @@ class UNetConfig:
     remat: bool = False
     """Recompute the activations inside every residual and attention block in the backward pass."""
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"
-    """Format of the computation. Parameters, statistics and softmax are float32 or
-    wider."""
+    """Number format of the computation. Parameters, statistics and softmax are float32 or wider."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -78,7 +77,7 @@ class UNetConfig:
             )
         layers = blocks * (self.layers_per_block + 1) * (self.transformer_layers_per_block + 1)
         if layers > MOST_LAYERS:
-            what = f"a network of {layers} layers"
+            what = f"a network with {layers} layers"
             raise UserError(what, where="layers_per_block", todo=f"give at most {MOST_LAYERS}: fewer, or fewer blocks")
         if unknown := set(self.down_block_types) - {WITH_ATTENTION, WITHOUT}:
             raise UserError(
@@ -317,7 +316,7 @@ def _check(config: UNetConfig, sample: jax.Array, text: jax.Array | None) -> Non
 
 
 def _text(channels: int | None) -> str:
-    return "no text" if channels is None else f"text of {channels} channels"
+    return "no text" if channels is None else f"text with {channels} channels"
 
 
 def init(config: UNetConfig, rng: jax.Array) -> Any:

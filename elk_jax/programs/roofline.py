@@ -38,9 +38,7 @@ def bound(account: Account, chip: Chip) -> Bound:
     total, in_turn, own_bytes, links = account.total, 0.0, 0, 0.0
     for cost in account.costs:
         arithmetic, memory = cost.flops / chip.flops, cost.bytes / chip.bandwidth
-        if (
-            cost.collective is not None
-        ):  # a product fused with it counts; its memory traffic is hidden by the links
+        if cost.collective is not None:  # a product fused with it counts; its memory traffic is hidden by the links
             links += cost.times * seconds(cost.collective, chip)
             in_turn += cost.times * arithmetic
             continue

@@ -55,9 +55,7 @@ def find(name: str) -> Slice:
         devices = topologies.get_topology_desc(f"{generation}:{shape}", platform="tpu", **_layout(name, sides)).devices
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        todo = (
-            "give a shape that exists: 1x1, 2x2, 2x4, 4x4, ... (v5e, v6e), 2x2x1, 2x2x2, 2x2x4, ... (v4, v5p)"
-        )
+        todo = "give a shape that exists: 1x1, 2x2, 2x4, 4x4, ... (v5e, v6e), 2x2x1, 2x2x2, 2x2x4, ... (v4, v5p)"
         raise UserError(f"libtpu knows no such slice: {reason}", where=f"--topology={name}", todo=todo) from error
     return Slice(name, tuple(devices), TPUS[generation])
 

@@ -1,4 +1,4 @@
-"""Healthy tissue to paint lesions into: of training patients only, inside the breast, clear of every annotated box.
+"""Healthy tissue for painting lesions: from training patients only, inside the breast, clear of all annotated boxes.
 
 Shapes: H, W image size in pixels; S side of the square window; N boxes of one image, xyxy, px.
 """
@@ -14,23 +14,23 @@ from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import Window, blocked_by, count_covered, draw_corner
 
 BREAST_SHARE = 0.6
-"""Of the pixels of a window that must be breast. Whole-breast windows alone would never show skin and air."""
+"""Share of a window's pixels that must be breast. Windows of breast only would never show skin and air."""
 
 
 def canvas_positions(
     infos: Sequence[ImageInfo], patients: Collection[str], size: int, lesion_free: bool = False
 ) -> tuple[int, ...]:
-    """Positions of the images that can be canvases: of `patients`, and at least `size` pixels on both sides.
+    """Positions of the images that can be canvases: from `patients`, and at least `size` pixels on both sides.
 
     patients: those of the training split. A canvas of a test patient would carry that patient's tissue into training.
     lesion_free: only images without any box (ignore boxes count); else only the windows are free of lesions.
-    UserError if nothing is left, saying why.
+    UserError, with the reason, if nothing is left.
     """
     allowed = set(patients)
     own = [position for position, info in enumerate(infos) if info.patient_id in allowed]
     if not own:
-        todo = "give images of the patients that the inpainter was trained on"
-        raise UserError("no canvas is of a training patient", where=f"{len(infos)} images", todo=todo)
+        todo = "give images of patients on whom the inpainter was trained"
+        raise UserError("no canvas belongs to a training patient", where=f"{len(infos)} images", todo=todo)
     healthy = [position for position in own if not (lesion_free and len(infos[position].boxes))]
     if not healthy:
         todo = "allow windows beside the lesions, or add images"
@@ -49,10 +49,10 @@ def canvas_positions(
 def healthy_window(
     breast: np.ndarray, boxes: np.ndarray, size: int, rng: np.random.Generator, share: float = BREAST_SHARE
 ) -> Window | None:
-    """A random window of `size` x `size` pixels, all that fit being equally likely; None where none fits.
+    """A random window of `size` x `size` pixels; all that fit are equally likely. None if none fits.
 
-    breast: [H, W] bool. boxes: [N, 4] of every annotation, ignored ones too: none may touch the window.
-    share: of the window's pixels that must be breast.
+    breast: [H, W] bool. boxes: [N, 4] of all annotations, including ignored ones: none may touch the window.
+    share: share of the window's pixels that must be breast.
     UserError if the image is smaller than the window.
     """
     height, width = breast.shape

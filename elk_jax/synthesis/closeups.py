@@ -1,4 +1,4 @@
-"""Close-ups to train an inpainter on: lesions at native resolution, and healthy tissue with masks like lesions.
+"""Close-ups for training an inpainter: lesions at native resolution, and healthy tissue with lesion-like masks.
 
 Shapes: H, W image size in pixels; S side of the square close-up; N boxes of the image, K of the close-up; xyxy, px.
 """
@@ -24,13 +24,13 @@ class Closeup:
 
     image: np.ndarray  # [S, S] in the image's own dtype, 0 beyond the image
     mask: np.ndarray  # [S, S] bool, the filled box of the lesion and its margin
-    boxes: np.ndarray  # [K, 4] float32, all annotated boxes seen in the window, clipped to it
+    boxes: np.ndarray  # [K, 4] float32, all annotated boxes visible in the window, clipped to it
     lesions: np.ndarray  # [K] which boxes of the image they are
     window: Window  # in the pixels of the image
 
 
 def fitting_lesions(infos: Sequence[ImageInfo], size: int) -> list[tuple[int, int]]:
-    """(image, lesion) of every lesion, ignored ones apart, whose box is below `size` px on both sides.
+    """(image, lesion) of every lesion, except ignored ones, whose box is below `size` px on both sides.
 
     UserError if there is none.
     """
@@ -51,9 +51,9 @@ def fitting_lesions(infos: Sequence[ImageInfo], size: int) -> list[tuple[int, in
 
 
 def window_around(box: np.ndarray, height: int, width: int, size: int, rng: np.random.Generator) -> Window:
-    """A window of `size` px at random, so that it holds all of `box` [4] and, where it can, no pixel beyond the image.
+    """A random window of `size` px that contains all of `box` [4] and, if possible, no pixel beyond the image.
 
-    Where the image is smaller than the window, the window holds all of the image. UserError if the box is too large.
+    If the image is smaller than the window, the window contains the whole image. UserError if the box is too large.
     """
     if not _fits(box, width, height, size):
         sides = " x ".join(f"{float(side):g}" for side in np.asarray(box)[2:] - np.asarray(box)[:2])
@@ -66,9 +66,9 @@ def window_around(box: np.ndarray, height: int, width: int, size: int, rng: np.r
 def lesion_closeup(
     pixels: np.ndarray, boxes: np.ndarray, lesion: int, size: int, rng: np.random.Generator, margin: float = 0.0
 ) -> Closeup:
-    """A close-up of box `lesion` of an image [H, W], the lesion at a random place in it.
+    """A close-up of box `lesion` of an image [H, W], with the lesion at a random place in it.
 
-    boxes: [N, 4], all of the image. margin: of the box's sides, by which the mask is `widened`.
+    boxes: [N, 4], all of the image. margin: share of the box's sides by which the mask is `widened`.
     Source: Montoya-del-Angel et al. 2024.
     """
     height, width = pixels.shape[:2]
@@ -85,7 +85,7 @@ def tissue_closeup(
     rng: np.random.Generator,
     margin: float = 0.0,
 ) -> Closeup | None:
-    """A close-up of healthy tissue with the mask of a lesion that is not there; None where the image has no room.
+    """A close-up of healthy tissue with the mask of an imaginary lesion; None if the image has no room.
 
     breast: [H, W] bool. boxes: [N, 4], all of the image; none is in the window. margin: see `lesion_closeup`.
     UserError if the image is smaller than the window.
@@ -99,13 +99,13 @@ def tissue_closeup(
 
 
 def box_patch(pixels: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
-    """What is in a box [4] of an image [H, W], as float32 [size, size] in the image's own grey values.
+    """The content of a box [4] in an image [H, W], as float32 [size, size] in the image's grey values.
 
     For comparing lesions of different sizes with each other.
     """
     window = _clipped(box, pixels.shape[1], pixels.shape[0])
     if window[2] <= window[0] or window[3] <= window[1]:
-        raise UserError("the box lies beyond the image", where="box")
+        raise UserError("the box lies outside the image", where="box")
     part = cut(pixels, window).astype(np.float32)
     shrinks = min(part.shape) > size
     return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -133,6 +133,6 @@ def _fits(box: np.ndarray, width: int, height: int, size: int) -> bool:
 
 
 def _start(low: int, high: int, length: int, size: int, rng: np.random.Generator) -> int:
-    """Where a window of `size` starts that holds [low, high) and stays in [0, length), or holds all of it."""
+    """Random start of a window of `size` that contains [low, high) and stays in [0, length), or contains all of it."""
     bounds = sorted((0, length - size))
     return int(rng.integers(max(high - size, bounds[0]), min(low, bounds[1]) + 1))

@@ -1,4 +1,4 @@
-"""Painted windows back into the canvas: grey level, feathered border, native depth.
+"""Pasting painted windows back into the canvas: grey level, feathered border, native depth.
 
 Shapes: H, W canvas in pixels; S side of the square window; R side of the model's picture.
 Canvases are raw pixels, [H, W] uint8, uint16 or float in [0, 1]; pictures of the model are float32 in [0, 1].
@@ -14,7 +14,8 @@ from elk_jax.images.windows import Window, box_mask, cut
 from elk_jax.synthesis.grain import match_grain
 
 FEATHER = 0.12
-"""Of the shorter side of the box, at least a pixel: how far inside its border a painted lesion fades in."""
+"""Distance inside its border over which a painted lesion fades in, as a share of the box's shorter side; at least a
+pixel."""
 
 
 def white_of(pixels: np.ndarray) -> float:
@@ -30,7 +31,7 @@ def to_grey(pixels: np.ndarray) -> np.ndarray:
 def to_model(image: np.ndarray, mask: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """A window [S, S] in [0, 1] and its mask [S, S] bool at the model's size: float32 [R, R] and bool [R, R].
 
-    A model pixel is masked when any part of it is: nothing of what is to be painted over remains visible.
+    A model pixel is masked if any part of it is, so that nothing of the painted area remains visible.
     UserError for a mask without pixels.
     """
     if not mask.any():
@@ -47,16 +48,16 @@ def from_model(painted: np.ndarray, size: int) -> np.ndarray:
 
 
 def grey_shift(known: np.ndarray, painted: np.ndarray, region: np.ndarray) -> float:
-    """What to add to `painted` so that it agrees with `known`: the median difference in `region`; 0 where it is empty.
+    """The value to add to `painted` to match `known`: the median difference in `region`; 0 if that is empty.
 
-    All [S, S]; region bool: breast pixels outside what was painted. Source: Montoya-del-Angel et al. 2024.
+    All [S, S]; region bool: breast pixels outside the painted area. Source: Montoya-del-Angel et al. 2024.
     """
     return float(np.median(known[region].astype(np.float64) - painted[region])) if region.any() else 0.0
 
 
 def feather_weights(mask: np.ndarray, inside: float) -> np.ndarray:
-    """How much of the painted picture shows: [S, S] float32, from 0 at the border of mask [S, S] bool to 1 at `inside`
-    px (above 0) within it, smoothly. Beyond the window there is canvas: the window's edge is a border too.
+    """Opacity of the painted picture: [S, S] float32, rising smoothly from 0 at the border of mask [S, S] bool to 1 at
+    `inside` px (above 0) within it. The window's edge is a border too, since the canvas lies beyond it.
     """
     framed = np.pad(mask, 1).astype(np.uint8)
     depth = cv2.distanceTransform(framed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
@@ -68,16 +69,16 @@ def feather_weights(mask: np.ndarray, inside: float) -> np.ndarray:
 def paste(
     canvas: np.ndarray, painted: np.ndarray, window: Window, weights: np.ndarray, shift: float = 0.0
 ) -> np.ndarray:
-    """A copy of canvas [H, W] with the painted window blended in; pixels of weight 0 are exactly those of the canvas.
+    """A copy of canvas [H, W] with the painted window blended in; pixels with weight 0 are unchanged.
 
     painted: [S, S] in [0, 1]. weights: [S, S] in [0, 1]. shift: added to painted first. The dtype is the canvas's;
     integers are rounded, all values clipped to black and white.
-    UserError if the window reaches beyond the canvas.
+    UserError if the window extends beyond the canvas.
     """
     height, width = canvas.shape
     x0, y0, x1, y1 = window
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-        what = f"the canvas of {width} x {height} px does not hold the window {x0}, {y0}, {x1}, {y1}"
+        what = f"the canvas of {width} x {height} px does not contain the window {x0}, {y0}, {x1}, {y1}"
         raise UserError(what, where="window")
     white = white_of(canvas)
     result = canvas.copy()
@@ -101,15 +102,15 @@ def paste_lesion(
     whole_window: bool = False,
     grain: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Paste a painted lesion into a canvas [H, W]. It fades in inside the box, so that nothing outside changes.
+    """Paste a painted lesion into a canvas [H, W]. It fades in inside the box, so nothing outside changes.
 
     painted: [R, R] in [0, 1], the whole window at the model's size.
-    window: in the pixels of the canvas; box: what was painted over, in the pixels of the window.
+    window: in the pixels of the canvas; box: the painted area, in the pixels of the window.
     breast: [H, W] bool, of the canvas.
-    whole_window: paste all of the window as the published system does, with the same correction and no feather.
-    grain: where to draw from the fine texture that a smooth lesion is given (`grain.match_grain`); None: it stays.
+    whole_window: paste the whole window as in the published system, with the same correction and no feathering.
+    grain: random generator for the fine texture added to a smooth lesion (`grain.match_grain`); None: none is added.
 
-    Returns the new canvas and {"grey_shift": what was added to the painted picture, in shares of white}.
+    Returns the new canvas and {"grey_shift": the value added to the painted picture, as a share of white}.
     """
     size = window[2] - window[0]
     if window[3] - window[1] != size:
@@ -131,7 +132,7 @@ def paste_lesion(
 
 
 def _resize(image: np.ndarray, size: int) -> np.ndarray:
-    """[S, S] float -> [size, size] float32: areas are averaged where it shrinks, a cubic drawn where it grows."""
+    """[S, S] float -> [size, size] float32: area averages when shrinking, cubic interpolation when growing."""
     shrinks = image.shape[0] > size
     method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     return cv2.resize(image.astype(np.float32), (size, size), interpolation=method)

@@ -1,6 +1,6 @@
-"""The fine texture of tissue, for painted regions that lack it: a small model paints shapes before it paints grain.
+"""The fine texture of tissue, for painted regions that lack it: small models learn shapes before they learn grain.
 
-Shapes: S side of the square window, of arrays [S, S] unless they say otherwise; H, W what is seen around it.
+Shapes: S side of the square window; arrays are [S, S] unless stated otherwise; H, W the visible surroundings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SIDES = (48, 32, 24, 16, 8)
 
 
 def fine_part(image: np.ndarray) -> np.ndarray:
-    """What a slight blur takes away, float32."""
+    """The part removed by a slight blur, float32."""
     image = image.astype(np.float32)
     return image - cv2.GaussianBlur(image, (0, 0), FINE)
 
@@ -26,13 +26,12 @@ def fine_part(image: np.ndarray) -> np.ndarray:
 def match_grain(
     picture: np.ndarray, mask: np.ndarray, tissue: np.ndarray, visible: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """`picture` with as much grain under the mask as the visible tissue has; unchanged where it has enough.
+    """`picture` with as much grain under the mask as in the visible tissue; unchanged if it has enough.
 
-    picture, mask: the painted window, and where it was painted (bool). tissue [H, W]: what of the canvas lies around,
-    where visible [H, W] bool; breast that was not painted over. The grain is Gaussian, with the
-    correlations of a random square of the visible tissue (Galerne et al. 2011: white noise convolved with it) and the
-    strength that is missing. Unchanged too where no square of tissue is to be seen, or the mask is too narrow to tell
-    grain from its border.
+    picture, mask: the painted window, and where it was painted (bool). tissue [H, W]: the surrounding canvas, visible
+    [H, W] bool: its breast pixels that were not painted. The grain is Gaussian, with the correlations of a random
+    square of the visible tissue (Galerne et al. 2011: white noise convolved with it) and the missing strength. Also
+    unchanged if no square of tissue is visible, or if the mask is too narrow to distinguish grain from its border.
     """
     reach = np.ones((2 * BORDER + 1, 2 * BORDER + 1), np.uint8)
     near = cv2.dilate((~visible).astype(np.uint8), reach) > 0
@@ -52,7 +51,7 @@ def match_grain(
 
 
 def _donor(blocked: np.ndarray, rng: np.random.Generator) -> tuple[tuple[int, int] | None, int]:
-    """Corner and side of a random square without blocked pixels, as large as there is one."""
+    """Corner and side of a random square without blocked pixels, of the largest possible size."""
     for side in SIDES:
         corner = draw_corner(count_covered(blocked, side, side) == 0, rng)
         if corner is not None:

@@ -1,12 +1,12 @@
 """Phantom contrast-enhanced mammograms: an endless, free data set that behaves like the real one.
 
-`sample(seed, index, config)` draws one view of one patient: a low-energy image and the subtracted
-(recombined) image of the same compression, pixel by pixel aligned, with the lesions' extents. Sizes,
-counts, contrasts and grey values follow the malignant images of CDD-CESM (Khaled et al., Scientific Data
-2022), padded to a square. It is drawn from noise and curves alone; no real image enters.
+`sample(seed, index, config)` draws one view of one patient: a low-energy image and the subtracted (recombined) image of
+the same compression, pixel-aligned, with the extents of the lesions. Sizes, counts, contrasts and grey values follow
+the malignant images of CDD-CESM (Khaled et al., Scientific Data 2022), padded to a square. It is drawn only from noise
+and curves, without any real image.
 
-Patients have four views: index // 4 is the patient, index % 4 the view (left CC, left MLO, right CC, right
-MLO). All views of a patient share density and character, both views of a breast its lesions. So data is split by
+Patients have four views: index // 4 is the patient, index % 4 the view (left CC, left MLO, right CC, right MLO). All
+views of a patient share density and character, and both views of a breast share its lesions, so data must be split by
 `patient_id`.
 
 Shapes: H rows and W columns of the image; U columns of the breast's own canvas; N lesions. Boxes are xyxy
@@ -32,7 +32,7 @@ VIEWS = (("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO"))
 
 @dataclass(frozen=True)
 class BreastConfig:
-    """What kind of breasts to draw, whatever modality shows them."""
+    """The kind of breasts to draw, independent of the modality."""
 
     size: Annotated[int, Between(64, 4096)] = 512  # H
     healthy_fraction: Annotated[float, SHARE] = 0.3  # of the breasts
@@ -46,7 +46,7 @@ class BreastConfig:
 
 @dataclass(frozen=True)
 class PhantomConfig(BreastConfig):
-    """What kind of phantoms to draw."""
+    """The kind of phantoms to draw."""
 
     square: bool = True  # pad the breast to H x H (in the middle, black), else W is the breast's own width
 
@@ -68,20 +68,20 @@ class Phantom:
 
 
 def is_healthy(seed: int, breast: int, fraction: float) -> bool:
-    """Whether a breast has no lesion. A golden-ratio sequence: small sets keep the fraction, too."""
+    """Whether a breast has no lesion. A golden-ratio sequence, so that even small sets keep the fraction."""
     start = generator(seed, Purpose.PHANTOM_HEALTHY).random()
     return (start + breast * 0.6180339887498949) % 1.0 < fraction
 
 
 def patient_id(seed: int, index: int) -> str:
-    """Of the phantom `sample(seed, index)`: another seed, other patients."""
+    """The patient of the phantom `sample(seed, index)`; different seeds have different patients."""
     return f"S{seed}P{index // len(VIEWS):05d}"
 
 
 def plan_view(
     seed: int, index: int, config: BreastConfig
 ) -> tuple[phantom_tissue.Character, list[phantom_lesions.Plan], Shape]:
-    """What view `index` is before any tissue is drawn: the patient's character, the breast's lesions, its outline.
+    """The plan of view `index` before any tissue is drawn: the patient's character, the breast's lesions, the outline.
 
     UserError for a negative `seed` or `index`.
     """
@@ -100,9 +100,8 @@ def plan_view(
 def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
     """Draw view `index` of the endless data set `seed`; the same arguments give the same phantom.
 
-    UserError for a negative `seed` or `index`. Changing `config.size` gives the same breast at another
-    resolution, changing `config.lesions` the same breast with lesions of the other model at the same
-    places.
+    UserError for a negative `seed` or `index`. Changing `config.size` gives the same breast at another resolution;
+    changing `config.lesions` gives the same breast with lesions of the other model at the same places.
     """
     laterality, view = VIEWS[index % 4]
     character, plans, shape = plan_view(seed, index, config)
@@ -157,7 +156,7 @@ def _expose(
 
 
 def label_extents(drawn: list[phantom_lesions.Lesion], shape: Shape) -> np.ndarray:
-    """The lesions' visible extents as a label map [H, U] uint8; smaller lesions lie on top."""
+    """The visible extents of the lesions as a label map [H, U] uint8; smaller lesions are on top."""
     labels = np.zeros(shape.depth.shape, np.uint8)
     for k, lesion in enumerate(drawn):
         view, profile = phantom_lesions.window(labels, lesion.profile, lesion.row, lesion.column)

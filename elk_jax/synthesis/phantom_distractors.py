@@ -1,8 +1,7 @@
-"""Bright things in a phantom that are not lesions: nipple, calcifications, cysts, lymph nodes, foci, folds,
-corners.
+"""Bright structures of a phantom that are not lesions: nipple, calcifications, cysts, nodes, foci, folds, corners.
 
-Shapes: H rows and U columns of the drawing canvas; both images are changed in place. Lengths are in units
-of H. A detector that takes every bright spot for a lesion is punished by these.
+Shapes: H rows and U columns of the drawing canvas; both images are changed in place. Lengths are in units of H. They
+penalise a detector that takes every bright spot for a lesion.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ def spot(
 ) -> tuple[np.ndarray, int, int]:
     """Elliptical distance r (1 on the rim) on a patch around (x, y), with the patch's row and column.
 
-    Not `whole`: without what lies above, below and left of the canvas.
+    Not `whole`: without the parts above, below and left of the canvas.
     """
     reach = 2.2 * radius * max(aspect, 1 / aspect) ** 0.5 + 1.5 / size
     row, column, span = int((y - reach) * size), int((x - reach) * size), int(2 * reach * size) + 2
@@ -28,7 +27,7 @@ def spot(
     dv = ((np.arange(row, bottom, dtype=np.float32) + 0.5) / size - np.float32(y))[:, None]
     du = ((np.arange(column, right, dtype=np.float32) + 0.5) / size - np.float32(x))[None, :]
     c, s, stretch = np.cos(turn), np.sin(turn), aspect**0.5
-    # A spot below one pixel keeps its mass: drawn one pixel wide and fainter.
+    # A spot smaller than a pixel keeps its mass: it is drawn one pixel wide and fainter.
     drawn = max(radius, 0.5 / size)
     u, v = (c * du + s * dv) / (drawn * stretch), (c * dv - s * du) / (drawn / stretch)
     return np.hypot(u, v).astype(np.float32), row, column
@@ -60,7 +59,7 @@ def draw_nipple(rng: np.random.Generator, shape: Shape, low_energy: np.ndarray, 
 def draw_distractors(
     rng: np.random.Generator, shape: Shape, view: str, low_energy: np.ndarray, subtracted: np.ndarray
 ) -> None:
-    """Scatter what is bright and no lesion over both images."""
+    """Scatter bright structures that are not lesions over both images."""
     size = shape.depth.shape[0]
     for _ in range(rng.poisson(1.2)):  # enhancing foci, well below the smallest lesion
         point, radius, level = point_inside(rng, shape, 0.02), rng.uniform(0.002, 0.0055), rng.uniform(0.1, 0.45)

@@ -1,8 +1,8 @@
-"""Enhancing lesions of a phantom: plans (what, how large, where) and their rendering.
+"""Enhancing lesions of a phantom: plans (kind, size, place) and their rendering.
 
-Shapes: H rows and U columns of the drawing canvas, N lesions, h w a lesion's patch. Lengths are in units of
-H. Two lesion models share plans and placement, so that a set drawn with one can stand in for generated
-images beside a set drawn with the other:
+Shapes: H rows and U columns of the drawing canvas, N lesions, h w a lesion's patch. Lengths are in units of H. Two
+lesion models share plans and placement, so that a set drawn with one can represent generated images for a set drawn
+with the other:
 
 - `realistic`: round, lobulated, irregular, spiculated, rim-enhancing and clustered masses, heterogeneous
   inside;
@@ -23,12 +23,12 @@ KINDS = ("round", "lobulated", "irregular", "spiculated", "rim", "clustered")
 KIND_WEIGHTS = (0.16, 0.22, 0.24, 0.2, 0.08, 0.1)
 # Lesions per image of the CDD-CESM mass images (1, 2, 3, ...).
 COUNT_WEIGHTS = np.array([71, 24, 20, 9, 11, 6, 2, 7, 0, 0, 1]) / 151
-VISIBLE = 0.4  # of a lesion's profile: its extent ends here
+VISIBLE = 0.4  # level of a lesion's profile at which its extent ends
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a breast's two views share of a lesion."""
+    """Properties of a lesion that both views of a breast share."""
 
     kind: str
     radius: float  # units of H
@@ -53,7 +53,7 @@ class Lesion:
 def plan_lesions(rng: np.random.Generator, max_lesions: int, contrast: float) -> list[Plan]:
     """Draw the lesions of one breast that has any: number, sizes and contrasts as in CDD-CESM."""
     count = min(1 + int(np.searchsorted(np.cumsum(COUNT_WEIGHTS), rng.random())), max_lesions, 11)
-    base = 1.05 * count**-0.2  # many lesions are smaller ones
+    base = 1.05 * count**-0.2  # multiple lesions are smaller
     plans = []
     for _ in range(count):
         radius = float(np.clip(0.068 * base * np.exp(rng.normal(0, 0.5)), 0.017, 0.17))
@@ -69,15 +69,14 @@ def plan_lesions(rng: np.random.Generator, max_lesions: int, contrast: float) ->
                 seed=int(rng.integers(2**31)),
             )
         )
-    return sorted(plans, key=lambda plan: -plan.radius)  # the large ones find their place first
+    return sorted(plans, key=lambda plan: -plan.radius)  # large ones are placed first
 
 
 def place(seed: int, view: int, plans: list[Plan], shape: Shape, gland: np.ndarray) -> list[tuple[Plan, float, float]]:
     """Find a centre (x, y) for every plan: inside the breast, outside muscle and axilla, preferably in gland.
 
-    Of several candidates at about the planned distance from the nipple the one in the densest tissue wins.
-    A plan that finds no room is drawn smaller, and in the end left out: (plan, x, y) of the others are
-    returned.
+    Of several candidates at about the planned distance from the nipple, the one in the densest tissue wins. A plan that
+    finds no room is drawn smaller, and finally left out. Returns (plan, x, y) of the others.
     """
     size, columns = shape.depth.shape
     placed: list[tuple[Plan, float, float]] = []
@@ -201,7 +200,7 @@ def draw(plan: Plan, x: float, y: float, size: int, model: str) -> Lesion:
 
 
 def add_patch(canvas: np.ndarray, patch: np.ndarray, row: int, column: int) -> None:
-    """Add `patch` to `canvas` in place, cut at the canvas' borders."""
+    """Add `patch` to `canvas` in place, clipped to the canvas."""
     view, part = window(canvas, patch, row, column)
     view += part
 

@@ -1,8 +1,8 @@
 """The outline of a phantom breast: skin, nipple, pectoral muscle, axillary fold.
 
-Shapes: H rows and U columns of the drawing canvas, which is the breast's bounding box. Everything is drawn
-as a left breast: chest wall at column 0, nipple on the right. Lengths are in units of H, so that one breast
-looks alike at every resolution.
+Shapes: H rows and U columns of the drawing canvas, which is the breast's bounding box. Everything is drawn as a left
+breast: chest wall at column 0, nipple on the right. Lengths are in units of H, so that a breast looks the same at every
+resolution.
 """
 
 from __future__ import annotations

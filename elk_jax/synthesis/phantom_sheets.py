@@ -1,7 +1,7 @@
-"""A phantom breast in depth: sheets of tissue, and the small things that lie between them.
+"""A phantom breast in depth: sheets of tissue, and the small structures between them.
 
 Shapes: H rows and U columns of the drawing canvas, S sheets. Heights are in mm above the middle of the compressed
-breast, other lengths in units of H. All values are attenuation, in units of what a projection of the breast adds up to.
+breast, other lengths in units of H. All values are attenuation, in units of the total of a projection of the breast.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from elk_jax.synthesis.tomosynthesis import Stack
 SHEETS = 12
 SHEET_CONTRAST = 3.0  # of strands in one sheet; in a projection, those of all sheets average out
 HEIGHT_MM = 240.0
-"""What H is long, as in BCS-DBT."""
+"""Length of H, as in BCS-DBT."""
 
 _CUTS = np.array([-0.75, -0.25, 0.25, 0.75])
-"""Where a lesion is cut into layers, in units of its half extent in depth."""
+"""Heights at which a lesion is divided into layers, in units of its half extent in depth."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,21 @@ class Solid:
 
 
 def thickness(rng: np.random.Generator) -> float:
-    """Of the compressed breast in mm, as screening has it."""
+    """Thickness of the compressed breast in mm, as in screening."""
     return float(np.clip(rng.normal(55, 10), 32, 80))
 
 
 def inset(height: np.ndarray | float, thick: float) -> np.ndarray:
-    """How far the skin lies behind the outline at a height: compressed breasts are round at their edge, units of H."""
+    """Distance of the skin behind the outline at a height, in units of H: compressed breasts are round at the edge."""
     half = thick / 2
     return (half - np.sqrt(np.maximum(half**2 - np.asarray(height, np.float64) ** 2, 0))) / HEIGHT_MM
 
 
 def sheets(seed: int, view: int, character: Character, shape: Shape, thick: float) -> tuple[Stack, np.ndarray]:
-    """All tissue without lesions, and where the gland is in the mean over the sheets, [H, U] 0..1.
+    """All tissue without lesions, and the gland averaged over the sheets, [H, U] 0..1.
 
-    A structure is as deep as it is wide: the coarsest clouds are the whole breast's, fibres each sheet's own.
+    A structure is as deep as it is wide: the coarsest clouds span the whole breast, while each sheet has its own
+    fibres.
     """
     size, columns = shape.depth.shape
     heights = (np.arange(SHEETS) + 0.5 - SHEETS / 2) * (thick / SHEETS)
@@ -101,7 +102,7 @@ def _shifted(streams: phantom_tissue.Streams, first: int, octave: int) -> np.ran
 def solids(
     seed: int, view: int, plans: list[Plan], shape: Shape, gland: np.ndarray, thick: float, size: int, model: str
 ) -> list[Solid]:
-    """The lesions of a view at their places; one that finds no room in the plane is left out."""
+    """The lesions of a view at their places; lesions that find no room in the plane are left out."""
     found = []
     for plan, x, y in phantom_lesions.place(seed, view, plans, shape, gland):
         rng = generator(seed, Purpose.PHANTOM_PLACES, view, plan.seed ^ 1)
@@ -117,7 +118,7 @@ def solids(
 
 
 def lesion_stacks(solid: Solid, size: int, columns: int, model: str) -> list[Stack]:
-    """The layers of one lesion; together they have the density that it was planned with."""
+    """The layers of one lesion; together they have its planned density."""
     stacks = []
     for cut in _CUTS:
         plan = replace(solid.plan, radius=solid.plan.radius * float(np.sqrt(1 - cut**2)))
@@ -157,7 +158,7 @@ def calcifications(seed: int, view: int, shape: Shape, thick: float) -> list[Sta
 
 
 def patch_stacks(patch: np.ndarray, row: int, column: int, height: float, size: int, columns: int) -> list[Stack]:
-    """A patch at (row, column) of the canvas as a layer of those columns that it fills; [] for one outside."""
+    """A patch at (row, column) of the canvas as a layer of the columns that it fills; [] if it is outside."""
     used = np.flatnonzero(patch.any(0))
     if not len(used):
         return []

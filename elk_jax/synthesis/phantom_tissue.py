@@ -1,10 +1,9 @@
-"""Tissue of a phantom breast: gland, strands, vessels, lymph nodes, calcifications and the two images'
-backgrounds.
+"""Tissue of a phantom breast: gland, strands, vessels, lymph nodes, calcifications and the backgrounds of both images.
 
 Shapes: H rows and U columns of the drawing canvas. Lengths are in units of H; grey values 0..1.
 
-Noise is drawn on grids whose size does not depend on the resolution, one random stream per octave, and
-octaves finer than the pixels are left out: one (seed, index) is the same breast at every size.
+Noise is drawn on grids whose size does not depend on the resolution, with one random stream per octave, and octaves
+finer than the pixels are left out: a (seed, index) is the same breast at every size.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Streams = Callable[[int], np.random.Generator]  # of one layer: octave -> random
 
 @dataclass(frozen=True)
 class Character:
-    """What all views of a patient share."""
+    """Properties shared by all views of a patient."""
 
     density: str  # ACR class a, b, c, d
     gland_fraction: float  # of the breast's area
@@ -88,9 +87,9 @@ def _lines(noise: np.ndarray, thinness: float) -> np.ndarray:
 def fibres(streams: Streams, size: int, shape: Shape, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fibrous structure that runs towards the nipple: (rough, web), [H, U].
 
-    `rough` is power-law noise (mean 0, sd about 1), `web` thin bright lines (0..1) along zero crossings of
-    the same noise. The noise lives in log-polar coordinates about a point before the nipple, where the
-    ducts meet, and its cells are drawn out along the radius.
+    `rough` is power-law noise (mean 0, sd about 1), `web` thin bright lines (0..1) along zero crossings of the same
+    noise. The noise is defined in log-polar coordinates about a point in front of the nipple, where the ducts meet, and
+    its cells are elongated along the radius.
     """
     dx = np.repeat(np.float32(shape.nipple[0] + 0.08) - shape.x, size, axis=0)
     dy = np.repeat(shape.y - np.float32(shape.nipple[1]), shape.depth.shape[1], axis=1)
@@ -150,7 +149,7 @@ def draw_vessels(rng: np.random.Generator, count: int, shape: Shape) -> np.ndarr
 
 @dataclass(frozen=True)
 class Cone:
-    """Where the gland lies: behind the nipple, lengths in units of H."""
+    """Region of the gland, behind the nipple; lengths in units of H."""
 
     x: float
     y: float
@@ -159,7 +158,7 @@ class Cone:
     def field(
         self, shape: Shape, character: Character, clouds: np.ndarray, rough: np.ndarray, web: np.ndarray
     ) -> np.ndarray:
-        """The cone, roughened: the higher, the rather gland, [H, U]."""
+        """The cone, roughened; higher values are more likely gland, [H, U]."""
         along = ((shape.x - np.float32(self.x)) / np.float32(self.reach)) ** 2
         across = ((shape.y - np.float32(self.y)) / np.float32(0.3 + 0.1 * character.gland_fraction)) ** 2
         field = 0.4 * clouds + 0.16 * rough + 0.2 * web - 1.2 * (along + across)
@@ -173,7 +172,7 @@ def draw_cone(rng: np.random.Generator, shape: Shape) -> Cone:
 
 
 def fill_gland(field: np.ndarray, shape: Shape, character: Character, softness: float) -> np.ndarray:
-    """Amount of gland 0..1, [..., H, U]: `field` cut at the level that leaves the wanted share of the breast."""
+    """Amount of gland 0..1, [..., H, U]: `field` thresholded to give the wanted share of the breast."""
     probe = field[..., ::8, ::8][..., shape.breast[::8, ::8]]
     level = np.quantile(probe, 1 - character.gland_fraction)
     return smooth_step((field - np.float32(level)) / np.float32(softness) + 0.42) * shape.breast
@@ -220,8 +219,8 @@ def subtracted_background(
 ) -> np.ndarray:
     """The subtracted image without lesions, [H, U].
 
-    What the subtraction leaves: the compression shelf, skin, imperfectly cancelled tissue, the relief of
-    motion between the two exposures, vessels and enhancing parenchyma.
+    What remains after subtraction: the compression shelf, skin, imperfectly cancelled tissue, the relief of motion
+    between the two exposures, vessels and enhancing parenchyma.
     """
     size, columns = shape.depth.shape
     taper = 0.55 + 0.45 * np.minimum(shape.x / np.float32(0.5 * shape.width), 1)
@@ -237,7 +236,7 @@ def subtracted_background(
     image += np.float32(rng.normal(0, 0.08)) * (cv2.GaussianBlur(low_energy, (0, 0), 0.02 * size) - 0.3)
     image -= np.float32(rng.normal(0.03, 0.05)) * (tissue.web - 0.45)
 
-    # Motion: what moved leaves a bright and a dark edge, where it moved.
+    # Motion leaves a bright and a dark edge.
     shift, direction = rng.uniform(0.0025, 0.007), rng.normal(np.pi / 2, 0.6)
     matrix = np.array([[1, 0, shift * size * np.cos(direction)], [0, 1, shift * size * np.sin(direction)]])
     moved = cv2.warpAffine(low_energy, matrix, (columns, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)

@@ -1,13 +1,13 @@
 """Phantom tomosynthesis: volumes, the mammogram and the synthetic mammogram of one compressed breast.
 
-`sample(seed, index, config)` draws one view of one patient, in the way of `phantom.sample`, whose outlines, characters
-and lesion plans it shares: sheets of tissue in depth, lesions and calcifications between them (`phantom_sheets.py`),
-and what a scan makes of it (`tomosynthesis.py`). Sizes, counts and grey values follow single slices of BCS-DBT (Buda et
-al., JAMA Netw Open 2021). No real image enters.
+`sample(seed, index, config)` draws one view of one patient, like `phantom.sample`, with which it shares outlines,
+characters and lesion plans: sheets of tissue in depth with lesions and calcifications between them
+(`phantom_sheets.py`), and a simulated scan (`tomosynthesis.py`). Sizes, counts and grey values follow single slices of
+BCS-DBT (Buda et al., JAMA Netw Open 2021). No real image is used.
 
-- slices: of filtered shift-and-add, with ghosts, shadows and noise of N projections;
-- mammogram: the sum over all depths, at the whole dose, with sharp calcifications;
-- synthetic: of the slices, their mean and what stands out in one of them; smoother.
+- slices: by filtered shift-and-add, with ghosts, shadows and the noise of N projections;
+- mammogram: the sum over all depths, at the full dose, with sharp calcifications;
+- synthetic: the mean of the slices plus what stands out in one of them; smoother.
 
 All three show the breast at the same pixels. Shapes: H rows, W columns (a multiple of 8, 0.8 H at least; the chest wall
 is at the image's border), D slices, N lesions. Boxes are xyxy in pixels, grey values float32 in [0, 1].
@@ -30,13 +30,13 @@ from elk_jax.synthesis.phantom import VIEWS, BreastConfig, label_extents, patien
 from elk_jax.synthesis.phantom_shape import MAX_WIDTH, Shape, smooth_step
 from elk_jax.synthesis.phantom_sheets import HEIGHT_MM
 
-LESION_SCALE = 0.68  # of a lesion to one of `phantom.sample`: the boxes of BCS-DBT are smaller
+LESION_SCALE = 0.68  # relative to lesions of `phantom.sample`: the boxes of BCS-DBT are smaller
 NOISE = 0.03  # of one projection
 
 
 @dataclass(frozen=True)
 class VolumeConfig(BreastConfig):
-    """What kind of phantom volumes to draw."""
+    """The kind of phantom volumes to draw."""
 
     size: Annotated[int, Between(64, 4096)] = 256
     max_lesions: Annotated[int, Between(1, 11)] = 3
@@ -47,7 +47,7 @@ class VolumeConfig(BreastConfig):
 
 @dataclass(frozen=True)
 class PhantomVolume:
-    """One view of one phantom patient. Images are drawn when they are asked for."""
+    """One view of one phantom patient. Images are drawn on demand."""
 
     patient_id: str
     laterality: str  # L or R
@@ -87,7 +87,7 @@ class PhantomVolume:
 
 @dataclass(frozen=True)
 class Look:
-    """From attenuation to displayed grey: the same for all slices of a volume."""
+    """Conversion from attenuation to displayed grey values, the same for all slices of a volume."""
 
     outline: np.ndarray  # [H, U] 0..1 falls to 0 outside of the breast
     thick: np.ndarray  # [H, U] share of the full thickness that is breast
@@ -128,8 +128,8 @@ def image_width(size: int) -> int:
 def sample(seed: int, index: int, config: VolumeConfig) -> PhantomVolume:
     """Draw view `index` of the endless data set `seed`; the same arguments give the same volume.
 
-    The number of slices, projections and their angle change what a scan shows of the breast, not the breast; `size`
-    changes its resolution. UserError for a negative `seed` or `index`.
+    The numbers of slices and projections and their angle change the scan, not the breast; `size` changes the
+    resolution. UserError for a negative `seed` or `index`.
     """
     laterality, view = VIEWS[index % 4]
     character, plans, shape = plan_view(seed, index, config)
@@ -153,7 +153,7 @@ def sample(seed: int, index: int, config: VolumeConfig) -> PhantomVolume:
     for stack in stacks:
         full[:, stack.column : stack.column + stack.images.shape[2]] += stack.images.sum(0)
     noise = rng.standard_normal((1 + config.projections, *tomosynthesis.noise_shape(scan)[1:]), dtype=np.float32)
-    # One exposure has the dose of all projections: less noise by the root of their number.
+    # One exposure has the dose of all projections, so noise is lower by the root of their number.
     full += np.float32(NOISE / config.projections**0.5) * noise[0, :size]
     scan = tomosynthesis.with_noise(scan, np.float32(NOISE) * noise[1:])
 
@@ -191,6 +191,6 @@ def sample(seed: int, index: int, config: VolumeConfig) -> PhantomVolume:
 
 
 def _share_of_thickness(shape: Shape, thick: float) -> np.ndarray:
-    """How much of the full thickness is breast, [H, U] 0..1: less at the rounded edge."""
+    """Share of the full thickness that is breast, [H, U] 0..1: less at the rounded edge."""
     behind = np.clip(1 - shape.depth * np.float32(2 * HEIGHT_MM / thick), 0, 1)
     return np.sqrt(1 - behind**2)

@@ -1,4 +1,4 @@
-"""Where a lesion is painted: a healthy window and a box in it, drawn like the lesions of the training split.
+"""Placement of painted lesions: a healthy window and a box in it, sampled like the lesions of the training split.
 
 Shapes: H, W image size in pixels; S side of the square window; N boxes, xyxy, px.
 """
@@ -40,12 +40,12 @@ class AreaRule:
 
 
 def area_rule(training_boxes: np.ndarray, kind: str = "free", size: int | None = None) -> AreaRule:
-    """The rule that the lesions of the TRAINING split follow.
+    """The size rule derived from the lesions of the TRAINING split.
 
     training_boxes: [N, 4], without ignore boxes.
     kind: "free", area from the smallest to the largest box; or "medium", between the quartiles. The ratio
         height / width lies within one standard deviation of its mean (not below the smallest one seen).
-    size: in px: boxes with a side that is not below it are left out, as in the training of the inpainter.
+    size: px; boxes with a side that is not below it are left out, as in the training of the inpainter.
     UserError if no box is left, a box is empty, or the kind is unknown.
     Source: Montoya-del-Angel et al. 2024.
     """
@@ -57,9 +57,9 @@ def area_rule(training_boxes: np.ndarray, kind: str = "free", size: int | None =
         raise UserError("a training box has no area", where=f"{len(boxes)} boxes", todo="repair or remove it")
     fits = np.ones(len(boxes), bool) if size is None else np.maximum(width, height) < size
     if not fits.any():
-        least = f", the least needs {np.maximum(width, height).min():.0f} px" if len(boxes) else ""
+        least = f", the smallest needs {np.maximum(width, height).min():.0f} px" if len(boxes) else ""
         raise UserError(
-            f"no training lesion to take sizes from: window {size or 'any'} px{least}",
+            f"no training lesion fits the window: {size or 'any'} px{least}",
             where=f"{len(boxes)} boxes",
             todo="use a larger window, or a split with lesions",
         )
@@ -87,7 +87,7 @@ def find_box(breast: np.ndarray, boxes: np.ndarray, rule: AreaRule, rng: np.rand
 
 @dataclass(frozen=True)
 class Placement:
-    """Where lesion `index` of a set goes."""
+    """The placement of lesion `index` of a set."""
 
     position: int  # of the canvas among the images given
     window: Window  # in the pixels of the canvas
@@ -104,10 +104,10 @@ def plan_placement(
     size: int,
     rule: AreaRule,
 ) -> Placement:
-    """The placement of lesion `index`: a function of (seed, index) alone, so that an interrupted set can be resumed.
+    """The placement of lesion `index`: a function of (seed, index) only, so that an interrupted set can be resumed.
 
     positions: the images that can be canvases (`canvases.canvas_positions`); one round of indices visits each once,
-        in a new order each round. A random other one replaces an image without a healthy window.
+        in a new order each round. An image without a healthy window is replaced by a random other one.
     breast_of: position -> breast mask [H, W] bool.
     UserError if no image has a healthy window with room for a lesion.
     """

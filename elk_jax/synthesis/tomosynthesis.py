@@ -1,14 +1,15 @@
-"""How digital breast tomosynthesis sees an object made of thin layers: projections, and slices from them.
+"""Digital breast tomosynthesis of an object made of thin layers: projections, and slices from them.
 
 The tube moves along the rows of the image (parallel to the chest wall) and exposes N projections at angles within
 +-`half_angle`. In parallel beams a layer at height z appears shifted by z tan(angle), and slices are made by filtered
 shift-and-add: each projection is filtered along the motion, shifted back for the slice's height z', and the mean is
 taken (Niklason et al., Radiology 205:399, 1997; Dobbins and Godfrey, Phys Med Biol 48:R65, 2003; filter: Mertelmeier et
-al., SPIE 6142, 2006). So a point at z appears in slice z' as N faint copies (ghosts) over 2 |z - z'| tan(half_angle).
-The filter makes the dark shadows beside dense objects. Magnification and scatter are left out.
+al., SPIE 6142, 2006). A point at z therefore appears in slice z' as N faint copies (ghosts) over
+2 |z - z'| tan(half_angle). The filter causes the dark shadows beside dense objects. Magnification and scatter are
+neglected.
 
-Shifts are phases of the Fourier transform along the rows, so that they may be fractions of a pixel, and slices are a
-matrix product per frequency, of those slices alone that are asked for.
+Shifts are phases of the Fourier transform along the rows, so they may be fractions of a pixel, and slices are a matrix
+product per frequency, computed only for the requested slices.
 
 Shapes: H rows and W columns of the image, F frequencies, N projections, L layers of a stack, w columns of it, D slices.
 Heights are in mm above the middle of the breast.
@@ -22,15 +23,15 @@ from dataclasses import dataclass
 import numpy as np
 
 LOW_FREQUENCIES = 0.25
-"""Share of the lowest frequencies that the filter lets through; without them, slices would have no tissue in grey."""
+"""Share of the lowest frequencies that the filter passes; without them, slices would show no grey tissue."""
 
 FULL_PASS = 0.16
-"""Cycles per mm along the motion, from which on the filter lets all through."""
+"""Cycles per mm along the motion from which the filter passes everything."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Of a scan: projections at equal steps within +-half_angle degrees, pixels of `pixel` mm."""
+    """Geometry of a scan: projections at equal steps within +-half_angle degrees, pixels of `pixel` mm."""
 
     pixel: float
     projections: int = 15
@@ -98,7 +99,7 @@ def reconstruct(scan: Scan, heights: np.ndarray) -> np.ndarray:
     ramp = np.minimum(frequency / scan.geometry.pixel / FULL_PASS, 1)
     gain = (LOW_FREQUENCIES + (1 - LOW_FREQUENCIES) * ramp) * np.cos(np.pi / 2 * frequency) ** 2  # apodised
     back = _shifts(scan, heights) * (gain / scan.geometry.projections).astype(np.float32)[:, None, None]
-    # One by one: a product of several slices is rounded otherwise, and a slice shall not depend on its company.
+    # One by one: a product of several slices is rounded differently, and a slice must not depend on the others.
     spectra = [np.matmul(back[:, k : k + 1], scan.spectra)[:, 0] for k in range(len(heights))]
     return np.stack([np.fft.irfft(spectrum, scan.padded, axis=0)[: scan.rows] for spectrum in spectra])
 

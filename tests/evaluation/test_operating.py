@@ -110,9 +110,7 @@ def test_one_patient_and_no_resamples_are_warned_of():
 
 
 def test_thresholds_of_unknown_images_are_named_and_no_thresholds_are_not():
-    assert "unknown" in operating.doubt([OperatingPoint(1.0, 0.5)], ChosenOn()) and not operating.doubt(
-        (), ChosenOn()
-    )
+    assert "unknown" in operating.doubt([OperatingPoint(1.0, 0.5)], ChosenOn()) and not operating.doubt((), ChosenOn())
 
 
 def test_kept_by_hand(make):

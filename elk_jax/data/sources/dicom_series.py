@@ -189,9 +189,7 @@ def _checked(slices: Sequence[SliceFile]) -> tuple[SliceFile, ...]:
     first = slices[0]
     if odd := next((one for one in slices if one.is_placed != first.is_placed), None):
         what = f"slices of one series and view with and without a position: {first.path.name} and {odd.path.name}"
-        raise UserError(
-            what, where=first.path.parent, todo="remove what is not a slice, or export all with positions"
-        )
+        raise UserError(what, where=first.path.parent, todo="remove what is not a slice, or export all with positions")
     for one in slices:
         if one.problem[0]:
             raise UserError(one.problem[0], where=one.path, todo="export the series again: a volume needs all slices")
