@@ -120,7 +120,7 @@ def init_relation(rng: jax.Array, channels: int) -> Relation:
 
 
 def relation(params: Relation, features: jax.Array, there: jax.Array) -> jax.Array:
-    """features + the global context of each image (GcBlock, Cao et al. 2019), over the cells in there [B, h, w] bool."""
+    """features + the global context of each image (GcBlock, Cao et al. 2019), over cells in there [B, h, w] bool."""
     count, h, w, channels = features.shape
     flat = features.reshape(count, h * w, channels)
     inside = there.reshape(count, h * w)

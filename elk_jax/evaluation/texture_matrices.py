@@ -190,9 +190,7 @@ def _count(codes: np.ndarray, scale: int) -> Counts:
         group, found = np.divmod(starts, size)
         number = count[starts]
     else:
-        codes = np.sort(
-            codes.astype(np.uint16) if size <= 1 << 16 else codes, axis=1
-        )  # short integers are sorted faster
+        codes = np.sort(codes.astype(np.uint16) if size <= 1 << 16 else codes, axis=1)  # short ones sort faster
         new = np.ones(codes.shape, bool)
         np.not_equal(codes[:, 1:], codes[:, :-1], out=new[:, 1:])
         starts = np.flatnonzero(new)
