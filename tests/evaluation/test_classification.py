@@ -334,7 +334,7 @@ def test_refusals(classified, random_classified):
     ):
         with refused("malignant", 2):
             what(benign, "malignant")
-        with refused("another class than benign"):
+        with refused("a class other than benign"):
             what(benign, "benign")
         with refused("cancer", "benign, malignant", where="positive"):
             what(one, "cancer")

@@ -137,9 +137,9 @@ def test_image_ids_are_the_same_as_text_and_as_numbers(tmp_path):
     "boxes, words",
     [
         ([[10, 10, 20, 20], [90, 40, 180, 90]], "1 of 2"),
-        ([[10, 10, 20, 20], [90, 60, 180, 120], [150, 20, 310, 30]], "2 of 3 predicted boxes reach out"),
+        ([[10, 10, 20, 20], [90, 60, 180, 120], [150, 20, 310, 30]], "2 of 3 predicted boxes extend beyond"),
         ([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 1.4, 1.4], [10, 10, 20, 20]], "2 of 3 predicted boxes lie within"),
-        ([[10, 10, 20, 20], [10, 10, 20, 20]], "repeat"),
+        ([[10, 10, 20, 20], [10, 10, 20, 20]], "duplicates"),
     ],
 )
 def test_doubts_about_boxes_of_other_kinds(boxes, words):

@@ -52,7 +52,7 @@ def test_the_distance_is_frd_scores(tables, name, variant):
 
 def test_what_a_reader_should_know_is_said(tables):
     few = frd.distance(*tables("few", "v1")).notes
-    assert any("26 images of 392 features" in note for note in few) and any("6 of 398" in note for note in few)
+    assert any("26 images with 392 features" in note for note in few) and any("6 of 398" in note for note in few)
     many = frd.distance(*tables("many", "v1")).notes
     assert not any("singular" in note for note in many)
     even = frd.distance(*tables("even", "v1")).notes
