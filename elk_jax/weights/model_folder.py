@@ -202,7 +202,7 @@ def load_params(folder: str | os.PathLike) -> tuple[Params, Content]:
         raise UserError(f"the parameter {unknown} contains NaN or infinity", where=path, todo=todo)
     sections = {name[:end] for name in flat for end, letter in enumerate(name) if letter == "/"}
     if both := sections & flat.keys():
-        what = f"{min(both)} is both a parameter and a section of others"
+        what = f"{min(both)} is a parameter and also a section of others"
         raise UserError(what, where=path, todo="rewrite the folder")
     return nest(flat), content
 

@@ -98,7 +98,7 @@ def state_dict(content: Any, path: object) -> Tensors:
     if not isinstance(content, Mapping):
         _refuse_inert([content, *(content if isinstance(content, list | tuple) else ())], path)
         kind = type(content).__name__
-        raise UserError(f"the file is a {kind}, not named tensors", where=path, todo="save the model's state_dict()")
+        raise UserError(f"the file holds a {kind}, not named tensors", where=path, todo="save the model's state_dict()")
     found = {str(key): value for key, value in content.items() if _has_tensors(value)}
     if _is_state_dict(content):
         return _checked(content, "", path)
