@@ -47,7 +47,7 @@ def read(path: str | os.PathLike, truths: Sequence[VolumeTruth]) -> list[VolumeR
     known: dict[tuple[str, str], VolumeTruth] = {}
     for truth in truths:
         if known.setdefault(truth.key, truth) is not truth:
-            what = f"the evaluated data has two volumes with the study {truth.study} and the view '{truth.view}'"
+            what = f"the evaluated data has two volumes of the study {truth.study} and the view '{truth.view}'"
             raise UserError(what, where=path, todo="give each its own view, such as lcc and lcc2")
     rows: dict[tuple[str, str], list[list[float]]] = {key: [] for key in known}
     for where, row in files.read_table(path, (*KEY, *NUMBERS)):

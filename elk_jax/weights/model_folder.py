@@ -331,7 +331,7 @@ def _filled(earlier: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str,
 def no_model(folder: Path) -> UserError:
     """The error for a folder that is not a model folder."""
     return UserError(
-        "not a model folder",
+        "no model in this folder",
         where=folder,
         todo=f"give a folder with {PARAMS} and {CONFIG}: RUN/STAGE/model, or the output of launch/import_weights.py",
     )
