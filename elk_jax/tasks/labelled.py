@@ -20,7 +20,7 @@ from elk_jax.training.recipe import TrainingRecipe
 def openly(run: Run, stage: PrivateTrainStage, images: Labelled, settings: LabelledConfig) -> Learned:
     """Every image once an epoch."""
     counts = class_counts(images.source)
-    run.say(f"  train {', '.join(f'{value} {key}' for key, value in counts.items())}")
+    run.say(f"  train: {', '.join(f'{value} {key}' for key, value in counts.items())}")
     batches = labelled.train_batches(images, settings, run.seed, jax.process_index(), jax.process_count())
     return private.openly(run, stage, batches, counts)
 

@@ -179,7 +179,7 @@ def test_an_unreadable_image_is_skipped_counted_and_listed(mixed, tmp_path, caps
     summaries = run_experiment(config, tmp_path / "run")
     said = capsys.readouterr().out
     of_split = sum(info.split == "train" for info in phantoms.infos)
-    assert f"train {of_split - 1} images" in said and said.count("skipped image ") == 1
+    assert f"train: {of_split - 1} images" in said and said.count("skipped image ") == 1
     ((_, reason),) = summaries["real"]["skipped"]
     assert summaries["evaluate"]["skipped"] == [] and broken.file_name in reason
     page = (tmp_path / "run" / "report.html").read_text()

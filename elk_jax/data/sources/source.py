@@ -227,8 +227,17 @@ def summary(infos: Iterable[ImageInfo]) -> dict[str, int]:
 
 
 def counted(infos: Iterable[ImageInfo]) -> str:
-    """The `summary` in words."""
-    return ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in summary(infos).items())
+    """The `summary` in words: "20 images (8 without lesions) of 5 patients, 38 lesions, 2 ignored boxes"."""
+    counts = summary(infos)
+    free = f" ({counts['lesion_free']} without lesions)" if counts["lesion_free"] else ""
+    images, patients, lesions = (_several(counts[key], key[:-1]) for key in ("images", "patients", "lesions"))
+    boxes = {"ignored box": counts["ignored_boxes"], "doubled box": counts["doubled_boxes"]}
+    return ", ".join([f"{images}{free} of {patients}", lesions, *(_several(n, one) for one, n in boxes.items() if n)])
+
+
+def _several(count: int, one: str) -> str:
+    """ "1 box", "2 boxes"."""
+    return f"{count} {one}" if count == 1 else f"{count} {one}{'es' if one.endswith('x') else 's'}"
 
 
 # Module-level functions, not closures, so that sources can be sent to worker processes.

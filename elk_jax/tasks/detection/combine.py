@@ -165,7 +165,7 @@ def join_folds(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> 
     members = [model.load_one(folder) for folder in folders]
     validation = run.open(stage.validate_on, "val", members[0].tested_images)
     on = f"{run.fold.in_words}, {folds.UNSEEN}"
-    run.say(f"  {len(members)} detectors; {run.fold.in_words} {counted(validation.infos)}")
+    run.say(f"  {len(members)} detectors; {run.fold.in_words}: {counted(validation.infos)}")
     flips, floor = members[0].description.input.flips, recipe.score_floor
     classes = len(members[0].description.classes)
     views = read_views(folds.to_read(run, stage), validation.infos, len(flips) + 1, classes, floor)

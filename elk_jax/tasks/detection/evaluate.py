@@ -88,7 +88,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     loaded = {model: load(run.folder / model / "model") for model in stage.trained()}
     images = max([2 if stage.late else 1, *(loaded[model].tested_images for model in stage.models)])
     source, folder = run.open(stage.on, stage.split, images), run.folder / stage.name
-    run.say(f"  {stage.split} {counted(source.infos)}")
+    run.say(f"  {stage.split}: {counted(source.infos)}")
     say_skipped(run, source)
     criterion = criterion_from_text(stage.criterion)
     floor = recipe.score_floor
@@ -302,7 +302,7 @@ def evaluate_source(
         raise UserError(what, where=data.spec, todo="give the second with --partner, or choose another --stage")
     source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"), images=images)
     console = new_console()
-    console.print(f"{split or 'all'} {counted(source.infos)}")
+    console.print(f"{split or 'all'}: {counted(source.infos)}")
     categories = source.category_ids
     files.check_writable(output)
     found = {one: _detect(one, loaded.get(one), source, categories, settings) for one in subjects}

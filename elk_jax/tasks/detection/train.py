@@ -152,7 +152,7 @@ def prepare(
     source = with_images(source, detector.images)
     if recipe.privacy:
         return Learning(model, _privately(run, stage, recipe, model, source), started(run, stage, detector))
-    run.say(f"  train {counted(source.infos)}")
+    run.say(f"  train: {counted(source.infos)}")
     say_skipped(run, source)
     stream = batches.train_batches(
         source, recipe.loader, seed_of(run, stage), jax.process_index(), jax.process_count(), weights=stage.weights
@@ -226,7 +226,7 @@ def train_with(
     learning = prepare(run, stage, recipe, detector, source)
     model, learned, of_detector = learning.model, learning.learned, learning.of_detector
     held_out = folds.to_read(run, stage)
-    run.say(f"  {run.fold.in_words if run.fold and held_out else 'validation'} {counted(validation.infos)}")
+    run.say(f"  {run.fold.in_words if run.fold and held_out else 'validation'}: {counted(validation.infos)}")
     say_skipped(run, validation)
 
     before = learning.measure(learning.initial) if learning.measure and learning.initial is not None else {}

@@ -210,7 +210,7 @@ def _distilled(
         data = run.open(stage.beside, "train", teacher.detector.images)
         if not summary(data.infos)["lesions"]:
             raise checks.no_lesions("train", data.name)
-        run.say(f"  beside {counted(data.infos)}")
+        run.say(f"  beside: {counted(data.infos)}")
         detection.say_skipped(run, data)
         cut = detection.cut(data, recipe)
         beside, shown = make(cut, recipe.loader, second_seed(seed)), batches.records(cut)

@@ -106,7 +106,7 @@ def synthesize_source(
     """Paint lesions into the images of a data source, for launch/synthesize.py."""
     source = open_source(canvases, split, on_error=on_error, progress=progress_bar("  opening"), images=1)
     say = new_console().print
-    say(f"canvases {counted(source.infos)}")
+    say(f"canvases: {counted(source.infos)}")
     for image_id, reason in source.skipped:
         say(f"skipped image {image_id}: {reason}")
     paint_lesions(model, source, count, output, settings, seed, meshes.make_mesh())

@@ -130,7 +130,7 @@ def _openly(
     closeups, counts = recipe.closeups, summary(source.infos)
     usable = len(fitting_lesions(source.infos, closeups.largest))
     run.say(
-        f"  train {counts['images']} images, {usable} of {counts['lesions']} lesions fit into close-ups of "
+        f"  train: {counts['images']} images, {usable} of {counts['lesions']} lesions fit into close-ups of "
         f"{closeups.window} px, {counts['ignored_boxes']} ignored boxes"
     )
     if recipe.cached_windows:

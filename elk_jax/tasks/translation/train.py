@@ -127,7 +127,7 @@ def _openly(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe, mo
     """Every pair once an epoch."""
     counts = summary(found)
     run.say(
-        f"  train {counts['tiles']} tiles from {counts['images']} images of {counts['patients']} patients, "
+        f"  train: {counts['tiles']} tiles from {counts['images']} images of {counts['patients']} patients, "
         f"{counts['ignored_boxes']} ignored boxes"
     )
     stream = batches.train_pairs(found, recipe.pairs, run.seed, jax.process_index(), jax.process_count())

@@ -78,7 +78,10 @@ def test_counts_of_boxes_to_ignore_and_of_doubled_ones(make_info):
     counts = summary(infos)
     assert (counts["lesions"], counts["ignored_boxes"], counts["doubled_boxes"]) == (4, 2, 1)
     assert counts["lesion_free"] == 1, "an image with boxes to ignore is not known to be lesion-free"
-    assert "2 ignored boxes" in counted(infos)
+    assert counted(infos).endswith("4 lesions, 2 ignored boxes, 1 doubled box")
+    assert counted(infos).startswith("4 images (1 without lesions) of ")
+    assert counted(infos[:1]) == "1 image of 1 patient, 3 lesions, 1 doubled box"
+    assert counted([make_info(9, [box])]) == "1 image of 1 patient, 1 lesion", "what is not there is not counted"
 
 
 def test_concatenate(make_source, make_info):
