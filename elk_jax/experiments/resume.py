@@ -12,7 +12,7 @@ from elk_jax import files
 from elk_jax.errors import UserError
 from elk_jax.tasks import folds, private
 from elk_jax.tasks.run import Experiment, Run
-from elk_jax.tasks.stages import Stage, TrainStage
+from elk_jax.tasks.stages import Stage, SynthesizeStage, TrainStage
 from elk_jax.tasks.training import annotated
 
 PAINTED = "synth*.json"
@@ -79,11 +79,12 @@ def have_changed(run: Run, stage: Stage) -> bool:
 
 
 def check_annotations(run: Run, stage: Stage) -> None:
-    """Refuse to accept a training as finished if its annotations have changed. (Other stages are repeated.)"""
-    if isinstance(stage, TrainStage) and have_changed(run, stage):
+    """Refuse to accept a training or a synthesis as finished if its annotations have changed. (Other stages are
+    repeated; a synthesis only adds to the images in its folder.)"""
+    if isinstance(stage, (TrainStage, SynthesizeStage)) and have_changed(run, stage):
         folder = run.folder / stage.name
-        todo = f"restore them, remove {folder} to train the stage again, or name another --workdir"
-        raise UserError(f"the annotations have changed since stage {stage.name} was trained", where=folder, todo=todo)
+        todo = f"restore them, remove {folder} to run the stage again, or name another --workdir"
+        raise UserError(f"the annotations have changed since stage {stage.name} finished", where=folder, todo=todo)
 
 
 def is_finished(run: Run, stage: Stage, repeat: bool) -> bool:

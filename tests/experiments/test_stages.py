@@ -139,6 +139,20 @@ def test_stages_whose_annotations_have_changed_are_repeated_or_refused(done, coc
     assert again(done, config, run) == [], "a finished stage needs its data no longer"
 
 
+def test_a_painted_set_whose_canvases_have_changed_is_refused_before_anything_is_lost(done, coco, tmp_path):
+    config, run = on_files(cem_mixed, real=coco("real"), canvases=coco("canvases", lesions=())), tmp_path / "run"
+    config.stages.lesions.canvases, stages = "canvases", ["inpainter", "lesions"]
+    run_experiment(config, run, stages=stages)
+    assert done == stages
+    file = tmp_path / "canvases.json"
+    content = files.read_json(file)
+    next(one for one in content["images"] if one["split"] == "train")["patient_id"] = "another"
+    files.write_json(file, content)
+    with refused("annotations", "stage lesions", run / "lesions", where=run / "lesions"):
+        run_experiment(config, run, stages=stages)
+    assert (run / "lesions" / "finished.json").exists()
+
+
 def test_the_seconds_of_a_stage_hold_those_of_interrupted_attempts(done, tmp_path):
     again(done, cem_real.get_config("tiny"), tmp_path)
     assert 100 <= files.read_json(tmp_path / "real" / "finished.json")["seconds"] < 160
