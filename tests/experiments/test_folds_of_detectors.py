@@ -20,8 +20,9 @@ from elk_jax.evaluation.detections import ImageResult
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks import folds
-from elk_jax.tasks.detection import predict, train
+from elk_jax.tasks.detection import predict
 from elk_jax.tasks.detection.model import load
+from elk_jax.tasks.detection.search import score_of
 from elk_jax.tasks.run import Run
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
@@ -84,7 +85,7 @@ def test_operating_points_are_chosen_on_what_folds_say_of_patients_they_have_not
     model = load(detected / "real" / "model").description
     found = summary(detected, "real")
     assert list(found["views"]) == list(by_views)
-    measured = {name: train.score_of(results, recipe) for name, results in by_views.items()}
+    measured = {name: score_of(results, recipe) for name, results in by_views.items()}
     assert found["views"] == {name: pytest.approx(value, abs=1e-6) for name, value in measured.items()}
     best = max(found["views"], key=lambda name: found["views"][name])
     assert len(set(measured.values())) == 3
@@ -148,7 +149,7 @@ def test_every_patient_is_judged_by_the_member_that_has_not_seen_it(joined):
     for own, again in zip(ensemble.description.operating_points, choice.points):
         assert own.threshold == pytest.approx(again.threshold, abs=1e-4)
     best = max(summary(joined, "real")["views"].values())
-    assert train.score_of(results, recipe) == pytest.approx(best, abs=1e-6)
+    assert score_of(results, recipe) == pytest.approx(best, abs=1e-6)
     assert ensemble.description.same == ensemble.members[0].description.input.same
 
 
@@ -220,7 +221,7 @@ def test_an_ensemble_is_chosen_by_what_all_members_find_of_patients_that_none_ha
         by_member.append(sorted(results, key=lambda result: result.image_id))
     fused = lambda same: predict.fuse_members([[one] for one in by_member], (2.0, 1.0), same, recipe.score_floor)
     found, ensemble = summary(several, "ensemble"), load(several / "ensemble" / "model").description
-    measured = {same: train.score_of(fused(same), recipe) for same in (0.4, 0.3, 0.5)}
+    measured = {same: score_of(fused(same), recipe) for same in (0.4, 0.3, 0.5)}
     assert [value for _, value in found["tried"]] == pytest.approx(list(measured.values()), abs=1e-6)
     assert ensemble.same == max(measured, key=measured.__getitem__) and max(measured.values()) > 0
     choice = operating.choose(fused(ensemble.same), score_floor=recipe.score_floor, resamples=0, data="2 folds")

@@ -18,18 +18,18 @@ from elk_jax.tasks.detection import model, predict
 from elk_jax.tasks.detection.evaluate import reads_pairs
 from elk_jax.tasks.detection.model import EnsembleDescription
 from elk_jax.tasks.detection.recipe import CombineDetectorsStage, DetectionRecipe, TrainDetectorStage
-from elk_jax.tasks.detection.train import (
+from elk_jax.tasks.detection.search import (
     best_of,
     choose_way,
     comparing,
     measured,
     read_views,
-    say_skipped,
     say_views,
     score_of,
     views_chosen,
     ways_to_look,
 )
+from elk_jax.tasks.detection.train import say_skipped
 from elk_jax.tasks.run import Experiment, Run, skipped_images
 from elk_jax.tasks.stages import CombineStage, Need
 from elk_jax.tasks.task import Summary

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs.recipes.detector import detector
-from elk_jax import fields, files
+from elk_jax import fields
 from elk_jax.backbones import efficientnet, resnet
 from elk_jax.data.augment import NO_AUGMENTATION, Resize
 from elk_jax.data.batches.detection import LoaderConfig
@@ -20,9 +20,7 @@ from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import train
 from elk_jax.tasks.detection.recipe import DetectionRecipe
-from elk_jax.tasks.distillation.recipe import DistillationRecipe
 from elk_jax.weights import classifiers, model_folder
-from tests.evaluation.conftest import make_result
 from tests.models import save_imported
 from tests.refusals import refused
 
@@ -273,67 +271,6 @@ def test_anchor_sizes_of_a_fixed_short_side():
 
 
 # ---- How it looks ----------------------------------------------------------------------------------------------------
-
-
-def test_the_views_and_the_iou_that_fuses_them_are_chosen_by_the_metric_of_checkpoints():
-    """By hand: two lesions. The mirrored view alone finds the second; its box of the first has an IoU of 0.45 with the
-    other one. Apart, it is a false positive that scores more than the second lesion."""
-    lesion, half, other = [0, 0, 100, 100], [0, 0, 100, 45], [200, 200, 260, 260]
-    views = [
-        [make_result("a", [lesion], [lesion], [0.9]), make_result("b", [other])],
-        [make_result("a", [lesion], [half], [0.8]), make_result("b", [other], [other], [0.6])],
-    ]
-    same = (0.5, 0.4, 0.3, 0.4)
-    recipe = fields.build(DetectionRecipe, {"best_metric": "ap30", "test_flips": ("vertical",), "test_same": same}, "x")
-    ways = train.ways_to_look(recipe.test_flips, recipe.test_same, fewer=True)
-    name, values = train.choose_way(ways, views, recipe)
-    found = {(way.flips, way.same): values[name] for name, way in ways.items()}
-    assert found == {
-        ((), 0.5): pytest.approx(51 / 101),
-        (("vertical",), 0.5): pytest.approx((51 + 50 * 2 / 3) / 101),
-        (("vertical",), 0.4): pytest.approx(1.0),
-        (("vertical",), 0.3): pytest.approx(1.0),
-    }
-    assert ways[name] == train.Way(("vertical",), 0.4)
-    np.testing.assert_allclose(ways[name].together(views, 0.01)[0].scores, [0.85])
-    everything = train.ways_to_look(recipe.test_flips, recipe.test_same, fewer=False)
-    assert [way.same for way in everything.values()] == [0.5, 0.4, 0.3]
-    (only,) = train.ways_to_look(recipe.test_flips, (0.4,), fewer=False)
-    assert only == "as they are+vertical" and train.choose_way({only: 0}, views, recipe) == (only, {})
-
-
-def test_ways_to_look_are_compared_by_a_metric_of_detections_where_there_is_something_to_find():
-    """A student may be chosen by its likeness to its teacher, which says nothing of mirrored views."""
-    lesion, other = [0, 0, 100, 100], [200, 200, 260, 260]
-    plain = [make_result("a", [lesion, other], [lesion], [0.9])]
-    views = [plain, [make_result("a", [lesion, other], [lesion, other], [0.9, 0.8])]]
-    recipe = fields.build(
-        DistillationRecipe, {"best_metric": "similarity", "test_flips": ("vertical",), "bootstrap": 0}, "distill"
-    )
-    ways = train.ways_to_look(recipe.test_flips, recipe.test_same, fewer=True)
-    name, values = train.choose_way(ways, views, recipe)
-    assert name == "as they are+vertical" and list(values.values()) == [0.5, 1.0]
-    assert train.views_chosen(recipe, name, values, "2 folds")["metric"] == "mean_sensitivity"
-    healthy = [[make_result("a", [], [lesion], [0.9])]] * 2
-    name, values = train.choose_way(ways, healthy, recipe)
-    assert name == "as they are" and list(values.values()) == [None, None]
-    assert train.score_of([make_result("a", [lesion], [other], [0.9])], recipe) == 0.0
-    assert [train.measured(value) for value in (None, 0.0)] == ["not measured", "0.000"]
-
-
-def test_what_folds_found_is_read_in_all_classes_and_from_the_floor_of_testing(tmp_path):
-    """Of two classes, the patients of the folds have lesions of the first alone; the detector predicts both."""
-    box, other = [0, 0, 10, 10], [20, 20, 30, 30]
-    results = [make_result("a", [box], [box, other, other], [0.9, 0.8, 0.005], labels=[0, 1, 1]), make_result("b", [])]
-    infos = [
-        ImageInfo(r.image_id, r.patient_id, r.width, r.height, r.gt_boxes, r.gt_labels, r.gt_ignore) for r in results
-    ]
-    places = [files.make_folder(tmp_path / name) for name in ("1", "2")]
-    for place, result in zip(places, results):
-        train.write_views(place, [[result]])
-    (view,) = train.read_views(places, infos, 1, classes=2, score_floor=0.01)
-    assert [one.image_id for one in view] == ["a", "b"]
-    assert view[0].labels.tolist() == [0, 1] and view[0].scores.tolist() == [0.9, 0.8]
 
 
 def test_one_view_has_nothing_to_fuse():
