@@ -1,6 +1,7 @@
 """Export a trained or imported model to other programs: a detector, Stable Diffusion, or a generator of patches.
 
   python launch/export_weights.py --model=runs/cem_mixed/mixed/model --output=exported
+  python launch/export_weights.py --model=runs/faster_rcnn/real/model --output=exported --format=detectron2
   python launch/export_weights.py --model=runs/retinanet/real/model --output=exported --format=torchvision
   python launch/export_weights.py --model=runs/efficientdet/real/model --output=exported --format=effdet \\
       --name=tf_efficientdet_d0
@@ -10,9 +11,9 @@
 
 For JAX, a detector becomes one program per canvas of its input (StableHLO, for CPU, CUDA and TPU, any number of
 images), which needs only jax and flatbuffers: jax.export.deserialize(file.read()).call(image, image_size).
-detector.json describes inputs and outputs. For torchvision and effdet it becomes a state dict, detector.safetensors,
-and detector.json also has the arguments to build the model from (docs/torch.md). To load
-the others:
+detector.json describes inputs and outputs. For detectron2, torchvision and effdet it becomes a state dict,
+detector.safetensors, and detector.json also has the settings to build the model from (docs/torch.md). To load the
+others:
   diffusers   StableDiffusionInpaintPipeline.from_pretrained("exported")
   medigan     Generators().generate(model_id="00101_MCGAN_MASSES", num_samples=10, condition="malignant"), in the folder
               `exported`; sampling from a generator needs only NumPy
@@ -37,7 +38,8 @@ DTYPE = flags.DEFINE_enum(
 FORMAT = flags.DEFINE_string(
     "format",
     None,
-    "For a detector: a program for JAX (stablehlo, the default), or tensors under the names of torchvision or effdet.",
+    "For a detector: a program for JAX (stablehlo, the default), or tensors under the names of detectron2, torchvision "
+    "or effdet.",
 )
 NAME = flags.DEFINE_string(
     "name", None, "For --format=effdet: the detector's name in effdet, such as tf_efficientdet_d0."

@@ -6,6 +6,7 @@ weights, and constants for parameters missing from the format. `convert` applies
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,9 +37,13 @@ def out_in_to_in_out(x: np.ndarray) -> np.ndarray:
     return x.transpose(1, 0)
 
 
-def chw_to_hwc(x: np.ndarray, size: int = 7) -> np.ndarray:
+def chw_to_hwc(size: int) -> Layout:
     """Kernels of the dense layer after a pooled region: [out, C h w] -> [h w C, out], for h = w = `size`."""
-    return x.reshape(len(x), -1, size, size).transpose(2, 3, 1, 0).reshape(-1, len(x))
+
+    def chw_to_hwc(x: np.ndarray) -> np.ndarray:
+        return x.reshape(len(x), -1, size, size).transpose(2, 3, 1, 0).reshape(-1, len(x))
+
+    return chw_to_hwc
 
 
 @dataclass(frozen=True)
@@ -300,6 +305,17 @@ def sizes(tensors: Tensors, name: str, axes: int) -> tuple[int, ...]:
     if len(shape) != axes:
         raise UserError(f"{name} {shape} does not have {axes} axes", todo="check --format and --input")
     return shape
+
+
+def pooled_size(tensors: Tensors, name: str, channels: int) -> int:
+    """The side of the pooled regions that a dense layer reads, from the kernel `name` [out, channels h w]; UserError as
+    in `sizes`, and for regions that are not square."""
+    _, inputs = sizes(tensors, name, 2)
+    side = math.isqrt(inputs // channels)
+    if channels * side**2 != inputs or not side:
+        what = f"{name} reads {inputs} numbers, which are no square region of {channels} channels"
+        raise UserError(what, todo="use a detector that pools square regions")
+    return side
 
 
 def indices(tensors: Tensors, pattern: str) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 from elk_jax.weights.convert import (
     Foreign,
     Format,
+    Rule,
     chw_to_hwc,
     find,
     indices,
@@ -20,6 +21,7 @@ from elk_jax.weights.convert import (
     norm,
     oihw_to_hwio,
     out_in_to_in_out,
+    pooled_size,
     resnet_settings,
     sizes,
     strip_wrappers,
@@ -53,7 +55,14 @@ def interpret(tensors: Tensors) -> Foreign:
     settings = {} if backbone_only else _detector_settings(tensors)
     folded = caffe2 and not any(name.endswith(".running_mean") for name in tensors)
     constants = ((r".*/norm/mean", 0.0), (r".*/norm/var", 1.0 - EPS)) if folded else ()
-    return Foreign(tensors, Format(_RULES, IGNORED, constants), "detectron2", resnet, settings, backbone_only)
+    depth, size = settings.get("rpn_conv_depth", 1), settings.get("roi_size", 7)
+    return Foreign(tensors, format_of(depth, size, constants), "detectron2", resnet, settings, backbone_only)
+
+
+def format_of(rpn_conv_depth: int, roi_size: int, constants: tuple[tuple[str, float], ...] = ()) -> Format:
+    """The rules for a Faster R-CNN with this number of convolutions in its RPN, and pooled regions of this side, and
+    for ResNets. constants: as in `Format`."""
+    return Format((*_body_rules(), *_detector_rules(rpn_conv_depth, roi_size)), IGNORED, constants)
 
 
 def _backbone_settings(tensors: Tensors, caffe2: bool) -> dict[str, Any]:
@@ -72,8 +81,9 @@ def _detector_settings(tensors: Tensors) -> dict[str, Any]:
 
     convs = indices(tensors, r"roi_heads\.box_head\.conv(\d)\.weight")
     fcs = indices(tensors, r"roi_heads\.box_head\.fc(\d)\.weight")
+    channels = sizes(tensors, "backbone.fpn_lateral2.weight", 4)[0]
     settings = {
-        "fpn_channels": sizes(tensors, "backbone.fpn_lateral2.weight", 4)[0],
+        "fpn_channels": channels,
         "fpn_norm": norm_of("backbone.fpn_lateral2"),
         "rpn_conv_depth": max(1, len(indices(tensors, r"proposal_generator\.rpn_head\.conv\.conv(\d)\.weight"))),
         "box_convs": len(convs),
@@ -82,9 +92,11 @@ def _detector_settings(tensors: Tensors) -> dict[str, Any]:
         "num_classes": sizes(tensors, "roi_heads.box_predictor.cls_score.weight", 2)[0] - 1,
     }
     if convs:
-        settings["box_conv_channels"] = sizes(tensors, "roi_heads.box_head.conv1.weight", 4)[0]
+        channels = settings["box_conv_channels"] = sizes(tensors, f"roi_heads.box_head.conv{len(convs)}.weight", 4)[0]
     if fcs:
-        settings["box_fc_width"] = sizes(tensors, "roi_heads.box_head.fc1.weight", 2)[0]
+        first = "roi_heads.box_head.fc1.weight"
+        settings["box_fc_width"] = sizes(tensors, first, 2)[0]
+        settings["roi_size"] = pooled_size(tensors, first, channels)
     return settings
 
 
@@ -110,25 +122,28 @@ def _caffe2_name(name: str) -> str:
     return name
 
 
-_RULES = (
-    *layer(_BODY + r"stem\.conv1", "backbone/stem/conv", oihw_to_hwio),
-    *norm(_BODY + r"stem\.conv1\.norm", "backbone/stem/conv"),
-    *layer(_BODY + r"res(\d)\.(\d+)\.(conv\d|shortcut)", r"backbone/res\1_\2/\3", oihw_to_hwio),
-    *norm(_BODY + r"res(\d)\.(\d+)\.(conv\d|shortcut)\.norm", r"backbone/res\1_\2/\3"),
-    *layer(r"backbone\.fpn_(lateral|output)(\d)", r"fpn/\1\2", oihw_to_hwio),
-    *norm(r"backbone\.fpn_(lateral|output)(\d)\.norm", r"fpn/\1\2"),
-    *layer(r"proposal_generator\.rpn_head\.conv", "rpn/conv1", oihw_to_hwio),
-    *(
-        rule
-        for i in range(8)
-        for rule in layer(rf"proposal_generator\.rpn_head\.conv\.conv{i}", f"rpn/conv{i + 1}", oihw_to_hwio)
-    ),
-    *layer(r"proposal_generator\.rpn_head\.objectness_logits", "rpn/objectness", oihw_to_hwio),
-    *layer(r"proposal_generator\.rpn_head\.anchor_deltas", "rpn/deltas", oihw_to_hwio),
-    *layer(r"roi_heads\.box_head\.conv(\d)", r"box_head/conv\1", oihw_to_hwio),
-    *norm(r"roi_heads\.box_head\.conv(\d)\.norm", r"box_head/conv\1"),
-    *layer(r"roi_heads\.box_head\.fc1", "box_head/fc1", chw_to_hwc),
-    *layer(r"roi_heads\.box_head\.fc(\d)", r"box_head/fc\1", out_in_to_in_out),
-    *layer(r"roi_heads\.box_predictor\.cls_score", "box_head/class_logits", out_in_to_in_out),
-    *layer(r"roi_heads\.box_predictor\.bbox_pred", "box_head/box_deltas", out_in_to_in_out),
-)
+def _body_rules() -> tuple[Rule, ...]:
+    return (
+        *layer(_BODY + r"stem\.conv1", "backbone/stem/conv", oihw_to_hwio),
+        *norm(_BODY + r"stem\.conv1\.norm", "backbone/stem/conv"),
+        *layer(_BODY + r"res(\d)\.(\d+)\.(conv\d|shortcut)", r"backbone/res\1_\2/\3", oihw_to_hwio),
+        *norm(_BODY + r"res(\d)\.(\d+)\.(conv\d|shortcut)\.norm", r"backbone/res\1_\2/\3"),
+    )
+
+
+def _detector_rules(rpn_conv_depth: int, roi_size: int) -> tuple[Rule, ...]:
+    conv, several = r"proposal_generator\.rpn_head\.conv", range(rpn_conv_depth if rpn_conv_depth > 1 else 0)
+    return (
+        *layer(r"backbone\.fpn_(lateral|output)(\d)", r"fpn/\1\2", oihw_to_hwio),
+        *norm(r"backbone\.fpn_(lateral|output)(\d)\.norm", r"fpn/\1\2"),
+        *(rule for i in several for rule in layer(rf"{conv}\.conv{i}", f"rpn/conv{i + 1}", oihw_to_hwio)),
+        *layer(conv, "rpn/conv1", oihw_to_hwio),
+        *layer(r"proposal_generator\.rpn_head\.objectness_logits", "rpn/objectness", oihw_to_hwio),
+        *layer(r"proposal_generator\.rpn_head\.anchor_deltas", "rpn/deltas", oihw_to_hwio),
+        *layer(r"roi_heads\.box_head\.conv(\d)", r"box_head/conv\1", oihw_to_hwio),
+        *norm(r"roi_heads\.box_head\.conv(\d)\.norm", r"box_head/conv\1"),
+        *layer(r"roi_heads\.box_head\.fc1", "box_head/fc1", chw_to_hwc(roi_size)),
+        *layer(r"roi_heads\.box_head\.fc(\d)", r"box_head/fc\1", out_in_to_in_out),
+        *layer(r"roi_heads\.box_predictor\.cls_score", "box_head/class_logits", out_in_to_in_out),
+        *layer(r"roi_heads\.box_predictor\.bbox_pred", "box_head/box_deltas", out_in_to_in_out),
+    )

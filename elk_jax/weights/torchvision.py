@@ -24,6 +24,7 @@ from elk_jax.weights.convert import (
     norm,
     oihw_to_hwio,
     out_in_to_in_out,
+    pooled_size,
     resnet_settings,
     sizes,
     strip_wrappers,
@@ -60,14 +61,14 @@ def interpret(tensors: Tensors, norm_eps: float = EPS) -> Foreign:
     resnet["num_classes"] = sizes(tensors, classifier, 2)[0] if backbone_only and classifier in tensors else 0
     if norm_eps != EPS:
         tensors = fold_eps(tensors, norm_eps)
-    fmt = format_of(None if is_retinanet else settings.get("box_convs", 0))
+    fmt = format_of(None if is_retinanet else settings.get("box_convs", 0), settings.get("roi_size", 7))
     return Foreign(tensors, fmt, preset, resnet, settings, backbone_only)
 
 
-def format_of(box_convs: int | None) -> Format:
-    """The rules for a Faster R-CNN with this number of convolutions in its box head, and for ResNets; None: for a
-    RetinaNet."""
-    behind = _retinanet_rules() if box_convs is None else _detector_rules(box_convs)
+def format_of(box_convs: int | None, roi_size: int = 7) -> Format:
+    """The rules for a Faster R-CNN with this number of convolutions in its box head, and pooled regions of this side,
+    and for ResNets; None: for a RetinaNet."""
+    behind = _retinanet_rules() if box_convs is None else _detector_rules(box_convs, roi_size)
     return Format((*_body_rules(), *behind), IGNORED)
 
 
@@ -126,7 +127,9 @@ def _detector_settings(tensors: Tensors) -> dict[str, Any]:
         "num_classes": outputs - 1,
     }
     if convs:
-        settings["box_conv_channels"] = sizes(tensors, "roi_heads.box_head.0.0.weight", 4)[0]
+        channels = settings["box_conv_channels"] = sizes(tensors, f"roi_heads.box_head.{len(convs) - 1}.0.weight", 4)[0]
+    first = f"roi_heads.box_head.{_first_fc(len(convs))}.weight"
+    settings["roi_size"] = pooled_size(tensors, first, channels)
     return settings
 
 
@@ -156,8 +159,12 @@ def _retinanet_rules() -> tuple[Rule, ...]:
     return rules
 
 
-def _detector_rules(box_convs: int) -> tuple[Rule, ...]:
-    first = rf"{box_convs + 1}" if box_convs else "fc6"  # after the convolutions and a layer that flattens their map
+def _first_fc(box_convs: int) -> str:
+    """The name of the first dense layer of a box head."""
+    return f"{box_convs + 1}" if box_convs else "fc6"  # after the convolutions and a layer that flattens their map
+
+
+def _detector_rules(box_convs: int, roi_size: int) -> tuple[Rule, ...]:
     return (
         *(rule for level in (0, 1, 2, 3) for rule in _level(level, 2)),
         *(rule for i in range(8) for rule in layer(rf"rpn\.head\.conv\.{i}\.0", f"rpn/conv{i + 1}", oihw_to_hwio)),
@@ -170,7 +177,7 @@ def _detector_rules(box_convs: int) -> tuple[Rule, ...]:
             for rule in layer(rf"roi_heads\.box_head\.{i}\.0", f"box_head/conv{i + 1}", oihw_to_hwio)
         ),
         *(rule for i in range(8) for rule in norm(rf"roi_heads\.box_head\.{i}\.1", f"box_head/conv{i + 1}")),
-        *layer(rf"roi_heads\.box_head\.{first}", "box_head/fc1", chw_to_hwc),
+        *layer(rf"roi_heads\.box_head\.{_first_fc(box_convs)}", "box_head/fc1", chw_to_hwc(roi_size)),
         *layer(r"roi_heads\.box_head\.fc7", "box_head/fc2", out_in_to_in_out),
         *layer(r"roi_heads\.box_predictor\.cls_score", "box_head/class_logits", out_in_to_in_out),
         *layer(r"roi_heads\.box_predictor\.bbox_pred", "box_head/box_deltas", out_in_to_in_out),

@@ -191,8 +191,12 @@ def test_layouts_mean_the_same_layer():
     random = np.random.default_rng(1)
     kernel = random.normal(size=(5, 3 * 2 * 2))
     region = random.normal(size=(2, 2, 3))  # h w C
-    ours = region.reshape(-1) @ convert.chw_to_hwc(kernel, 2)
+    ours = region.reshape(-1) @ convert.chw_to_hwc(2)(kernel)
     np.testing.assert_allclose(ours, kernel @ region.transpose(2, 0, 1).reshape(-1), rtol=1e-12)
+    assert convert.pooled_size({"fc": kernel}, "fc", 3) == 2
+    for channels in (5, 13):
+        with refused("fc", "square"):
+            convert.pooled_size({"fc": kernel}, "fc", channels)
     kernel = random.normal(size=(4, 3, 5, 2))
     assert convert.oihw_to_hwio(kernel)[1, 0, 2, 3] == kernel[3, 2, 1, 0]
     assert convert.out_in_to_in_out(kernel[:, :, 0, 0])[2, 3] == kernel[3, 2, 0, 0]

@@ -1,4 +1,4 @@
-"""Detectors in the names of torchvision and effdet: every name, what is built from them, and what is refused."""
+"""Detectors in the names of other libraries: every name, what is built from them, and what is refused."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ import pytest
 from elk_jax.backbones import efficientnet, resnet, swin
 from elk_jax.detection import efficientdet_config, faster_rcnn, retinanet
 from elk_jax.detection.anchors import pyramid_anchors
-from elk_jax.weights import convert, effdet, model_folder, renamed, torchvision
+from elk_jax.weights import convert, detectron2, effdet, model_folder, torchvision
 from elk_jax.weights.detectors import convert_foreign, convert_understood, parameter_shapes
+from elk_jax.weights.renamed import detectron2 as for_detectron2
+from elk_jax.weights.renamed import effdet as for_effdet
+from elk_jax.weights.renamed import torchvision as for_torchvision
 from tests.refusals import refused
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "torch.md"
 FOLDER = Path("model")
+POOLED = convert.chw_to_hwc(7)
 MORE = ((1.0,), (2.0,), (3.0,), (4.0,), (5.0,))
 
 
@@ -33,11 +37,15 @@ def numbered(shapes):
 
 
 def to_torchvision(config, resizing=None):
-    return renamed.to_torchvision(config, numbered(parameter_shapes(config)), resizing or {}, FOLDER)
+    return for_torchvision.to_torchvision(config, numbered(parameter_shapes(config)), resizing or {}, FOLDER)
+
+
+def to_detectron2(config):
+    return for_detectron2.to_detectron2(config, numbered(parameter_shapes(config)), FOLDER)
 
 
 def to_effdet(config, name="tf_efficientdet_d0", canvas=(256, 128)):
-    return renamed.to_effdet(config, numbered(parameter_shapes(config)), name, canvas, FOLDER)
+    return for_effdet.to_effdet(config, numbered(parameter_shapes(config)), name, canvas, FOLDER)
 
 
 def plain_d0(**changes):
@@ -54,7 +62,7 @@ def test_the_tensors_of_torchvision_come_back(name, compare, seeded):
     """Its own names, as it writes them itself, with the same numbers."""
     tensors, _ = compare.load(name, seeded)
     imported = convert_foreign(torchvision.interpret(tensors))
-    made = renamed.to_torchvision(imported.model, imported.params, {}, FOLDER)
+    made = for_torchvision.to_torchvision(imported.model, imported.params, {}, FOLDER)
     assert_same(made.tensors, tensors)
     version = "" if name.endswith("v1") else "_v2"
     kind = "retinanet" if name.startswith("retinanet") else "fasterrcnn"
@@ -62,12 +70,24 @@ def test_the_tensors_of_torchvision_come_back(name, compare, seeded):
     assert made.about["arguments"]["num_classes"] == seeded.NUM_CLASSES + 1 and made.about["first_label"] == 1
 
 
+def test_the_tensors_of_detectron2_come_back(compare, seeded):
+    tensors, _ = compare.load("detectron2_r101", seeded)
+    imported = convert_foreign(detectron2.interpret(tensors))
+    made = for_detectron2.to_detectron2(imported.model, imported.params, FOLDER)
+    from_settings = ("pixel_mean", "pixel_std", "proposal_generator.anchor_generator")
+    assert_same(made.tensors, {name: x for name, x in tensors.items() if not name.startswith(from_settings)})
+    config = made.about["config"]
+    assert config["MODEL.RESNETS.DEPTH"] == 101 and config["MODEL.RESNETS.NORM"] == "FrozenBN"
+    assert config["MODEL.ROI_HEADS.NUM_CLASSES"] == seeded.NUM_CLASSES and made.about["first_label"] == 0
+    np.testing.assert_allclose(config["MODEL.PIXEL_MEAN"], (103.53, 116.28, 123.675))
+
+
 @pytest.mark.parametrize("name", ["tf_efficientdet_d0", "efficientdet_lite0"])
 def test_the_tensors_of_effdet_come_back(name, compare, seeded):
     tensors, _ = compare.load(name, seeded)
     settings = compare.facts(name)["settings"]
     imported = convert_understood(effdet.understand(tensors, name, settings))
-    made = renamed.to_effdet(imported.model, imported.params, name, (256, 256), FOLDER)
+    made = for_effdet.to_effdet(imported.model, imported.params, name, (256, 256), FOLDER)
     assert_same(made.tensors, tensors)
     config = made.about["config"]
     assert (config["fpn_cell_repeats"], config["box_class_repeats"]) == (settings["cells"], settings["head_convs"])
@@ -100,12 +120,12 @@ def test_a_name_is_the_first_that_makes_a_path():
 
 
 @pytest.mark.parametrize(
-    "layout", [convert.as_is, convert.out_in_to_in_out, convert.chw_to_hwc, convert.oihw_to_hwio, effdet.xy_first,
+    "layout", [convert.as_is, convert.out_in_to_in_out, POOLED, convert.oihw_to_hwio, effdet.xy_first,
                effdet.xy_first_kernel]
 )  # fmt: skip
 def test_every_layout_is_undone(layout):
     shape = {
-        convert.as_is: (8,), effdet.xy_first: (8,), convert.out_in_to_in_out: (3, 5), convert.chw_to_hwc: (3, 98),
+        convert.as_is: (8,), effdet.xy_first: (8,), convert.out_in_to_in_out: (3, 5), POOLED: (3, 98),
     }.get(layout, (8, 2, 3, 5))  # fmt: skip
     tensor = np.random.default_rng(0).random(shape, np.float32)
     fmt = convert.Format((convert.Rule("theirs", "ours", layout),))
@@ -179,8 +199,39 @@ def test_a_faster_rcnn_of_its_own_is_described():
     ],
 )
 def test_a_function_of_torchvision_is_named_where_it_builds_the_same(changes, constructor):
-    kind = renamed._TORCHVISION["retinanet"]
-    assert renamed._constructor(retinanet.torchvision(**changes), "retinanet", kind) == constructor
+    kind = for_torchvision._TORCHVISION["retinanet"]
+    assert for_torchvision._constructor(retinanet.torchvision(**changes), "retinanet", kind) == constructor
+
+
+def test_a_faster_rcnn_of_its_own_is_described_for_detectron2():
+    """Half the width, other pooling, norms and heads, one channel."""
+    network = resnet.ResNetConfig(
+        depth=50, width=32, stem_width=64, norm="affine_bn", num_classes=0, pixel_mean=(0.2,), pixel_std=(0.1,)
+    )
+    config = faster_rcnn.detectron2(
+        backbone=network, fpn_channels=32, fpn_norm="gn", anchor_sizes=MORE, anchor_ratios=(0.7, 1.4), rpn_conv_depth=3,
+        roi_size=5, roi_sampling_ratio=2, roi_aligned=False, box_convs=2, box_conv_channels=16, box_norm="frozen_bn",
+        box_fcs=1, box_fc_width=8, num_classes=3, score_floor=0.2, rpn_low=0.2, rpn_high=0.6, roi_iou=0.4,
+    )  # fmt: skip
+    made = to_detectron2(config)
+    assert made.tensors["proposal_generator.rpn_head.conv.conv2.weight"].shape == (32, 32, 3, 3)
+    pooled = made.tensors["roi_heads.box_head.fc1.weight"].reshape(8, 16, 5, 5)  # out, C, h, w
+    ours = numbered(parameter_shapes(config))["box_head"]["fc1"]["kernel"].reshape(5, 5, 16, 8)
+    np.testing.assert_array_equal(pooled.transpose(2, 3, 1, 0), ours)
+    assert made.tensors["backbone.fpn_lateral2.norm.weight"].shape == (32,)
+    found = made.about["config"]
+    assert {name: found[f"MODEL.{name}"] for name in (
+        "RESNETS.WIDTH_PER_GROUP", "RESNETS.RES2_OUT_CHANNELS", "RESNETS.STEM_OUT_CHANNELS", "RESNETS.STRIDE_IN_1X1",
+        "RESNETS.NORM", "FPN.NORM", "ANCHOR_GENERATOR.ASPECT_RATIOS", "RPN.CONV_DIMS", "RPN.IOU_THRESHOLDS",
+        "ROI_HEADS.IOU_THRESHOLDS", "ROI_BOX_HEAD.POOLER_RESOLUTION", "ROI_BOX_HEAD.POOLER_TYPE", "ROI_BOX_HEAD.NUM_FC",
+    )} == {
+        "RESNETS.WIDTH_PER_GROUP": 32, "RESNETS.RES2_OUT_CHANNELS": 128, "RESNETS.STEM_OUT_CHANNELS": 64,
+        "RESNETS.STRIDE_IN_1X1": False, "RESNETS.NORM": "FrozenBN", "FPN.NORM": "GN",
+        "ANCHOR_GENERATOR.ASPECT_RATIOS": [(0.7, 1.4)], "RPN.CONV_DIMS": [-1, -1, -1], "RPN.IOU_THRESHOLDS": [0.2, 0.6],
+        "ROI_HEADS.IOU_THRESHOLDS": [0.4], "ROI_BOX_HEAD.POOLER_RESOLUTION": 5, "ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign",
+        "ROI_BOX_HEAD.NUM_FC": 1,
+    }  # fmt: skip
+    np.testing.assert_allclose(found["MODEL.PIXEL_MEAN"] + found["MODEL.PIXEL_STD"], [51.0, 25.5])
 
 
 def test_an_efficientdet_of_its_own_is_described():
@@ -200,13 +251,14 @@ def test_an_efficientdet_of_its_own_is_described():
 
 def test_the_page_uses_what_is_written():
     """Every entry of detector.json that the page's code reads is there, for both kinds of detectors of torchvision."""
-    function, parts, effdets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    for code in (function, parts, effdets):
+    settings, function, parts, effdets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    for code in (settings, function, parts, effdets):
         compile(code, str(PAGE), "exec")
     one, two = (to_torchvision(config()).about for config in (retinanet.torchvision, faster_rcnn.torchvision))
     for section, entry in re.findall(r'(network|pyramid|arguments)\["(\w+)"\]', parts):
         assert entry in one[section] and (entry in two[section] or entry == "top")
-    for code, abouts in ((function, (one, two)), (effdets, (to_effdet(plain_d0()).about,))):
+    theirs = to_detectron2(faster_rcnn.detectron2()).about, to_effdet(plain_d0()).about
+    for code, abouts in ((function, (one, two)), (settings, theirs[:1]), (effdets, theirs[1:])):
         for entry in re.findall(r'about\["(\w+)"\]', code):
             assert all(entry in about for about in abouts), entry
     assert set(re.findall(r'about\["(\w+)"\]', parts)) <= one.keys() | two.keys()
@@ -240,7 +292,28 @@ RESNET = resnet.ResNetConfig(num_classes=0)
 )  # fmt: skip
 def test_settings_that_torchvision_does_not_have_are_named(config, where, words):
     with refused("torchvision", *words, where=f"model: model.{where}"):
-        renamed.to_torchvision(config, {}, {}, FOLDER)
+        for_torchvision.to_torchvision(config, {}, {}, FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "words"),
+    [
+        ({"background": "first"}, "background", ["background=last"]),
+        ({"anchor_rounded": True}, "anchor_rounded", ["anchor_rounded=False"]),
+        ({"fpn_norm": "gn", "norm_groups": 16}, "norm_groups", ["norm_groups=32"]),
+        ({"norm_eps": 1e-3}, "norm_eps", ["norm_eps=1e-05"]),
+        ({"box_fcs": 0, "box_convs": 1}, "box_fcs", ["box_fcs=2"]),
+        ({"rpn_conv_depth": 10}, "rpn_conv_depth", ["rpn_conv_depth=1"]),
+        ({"detection_min_size": 1.0}, "detection_min_size", ["detection_min_size=0.0"]),
+        ({"backbone": dataclasses.replace(RESNET, norm="none")}, "backbone.norm", ["backbone.norm=frozen_bn"]),
+        ({"backbone": dataclasses.replace(RESNET, depth=18, width=32)}, "backbone.width", ["backbone.width=64"]),
+        ({"backbone": dataclasses.replace(RESNET, norm="gn", norm_groups=16)}, "backbone.norm_groups", ["=32"]),
+        ({"backbone": swin.named("tiny", num_classes=0)}, "backbone.name", ["resnet"]),
+    ],
+)
+def test_settings_that_detectron2_does_not_have_are_named(changes, where, words):
+    with refused("detectron2", *words, where=f"model: model.{where}"):
+        for_detectron2.to_detectron2(faster_rcnn.detectron2(**changes), {}, FOLDER)
 
 
 @pytest.mark.parametrize(
@@ -257,12 +330,12 @@ def test_settings_that_torchvision_does_not_have_are_named(config, where, words)
 )
 def test_backbones_that_torchvision_does_not_have_are_named(network, where):
     with refused("torchvision", where=f"model: model.backbone.{where}"):
-        renamed.to_torchvision(retinanet.torchvision(backbone=network), {}, {}, FOLDER)
+        for_torchvision.to_torchvision(retinanet.torchvision(backbone=network), {}, {}, FOLDER)
 
 
 def test_all_settings_to_change_are_named_at_once():
     with refused("roi_aligned=False, background=first, detection_min_size=0.01", where="rpn_min_size"):
-        renamed.to_torchvision(faster_rcnn.torchvision(roi_aligned=True, background="last", rpn_min_size=0.0,
+        for_torchvision.to_torchvision(faster_rcnn.torchvision(roi_aligned=True, background="last", rpn_min_size=0.0,
                                                        detection_min_size=0.0), {}, {}, FOLDER)  # fmt: skip
 
 
@@ -294,9 +367,11 @@ def test_settings_that_effdet_does_not_have_are_named(changes, where):
 def test_detectors_of_another_kind_or_name_are_refused():
     for config in (retinanet.torchvision(), plain_d0(backbone=RESNET)):
         with refused("effdet", where=FOLDER):
-            renamed.to_effdet(config, {}, "tf_efficientdet_d0", (256, 256), FOLDER)
+            for_effdet.to_effdet(config, {}, "tf_efficientdet_d0", (256, 256), FOLDER)
+    with refused("detectron2", "retinanet", where=FOLDER):
+        for_detectron2.to_detectron2(retinanet.torchvision(), {}, FOLDER)
     with refused("torchvision", "efficientdet", where=FOLDER):
-        renamed.to_torchvision(plain_d0(), {}, {}, FOLDER)
+        for_torchvision.to_torchvision(plain_d0(), {}, {}, FOLDER)
     with refused("efficientdet_x", where="--name"):
         to_effdet(plain_d0(), "efficientdet_x")
     grey = efficientnet.named("b0", head=False, num_classes=0, norm="affine_bn", pixel_mean=(0.5,), pixel_std=(0.5,))

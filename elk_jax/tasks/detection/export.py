@@ -1,8 +1,8 @@
-"""Export a trained detector for other programs: JAX without elk_jax (StableHLO), torchvision, effdet.
+"""Export a trained detector for other programs: JAX without elk_jax (StableHLO), detectron2, torchvision, effdet.
 
   OUTPUT/detector_HEIGHTxWIDTH.bin      for JAX, one for each canvas of its input, weights included:
                                         jax.export.deserialize(...).call(image, image_size)
-  OUTPUT/detector.safetensors           for torchvision and effdet: the state dict of a model
+  OUTPUT/detector.safetensors           for the others: the state dict of a model
   OUTPUT/detector.json                  inputs and outputs, arguments for building a model, classes, input, thresholds;
                                         written last
 
@@ -30,7 +30,11 @@ from elk_jax.output import Console
 from elk_jax.tasks.detection.model import Trained, load_one
 from elk_jax.tasks.detection.predict import unlearned
 from elk_jax.tasks.run import new_console
-from elk_jax.weights import model_folder, renamed
+from elk_jax.weights import model_folder
+from elk_jax.weights.renamed.detectron2 import to_detectron2
+from elk_jax.weights.renamed.effdet import to_effdet
+from elk_jax.weights.renamed.kinds import Renamed
+from elk_jax.weights.renamed.torchvision import to_torchvision
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """Platforms on which a program runs."""
@@ -82,12 +86,14 @@ def export_folder(model: Path, output: Path, settings: ExportSettings, console: 
 
 def notes(trained: Trained, settings: ExportSettings) -> list[str]:
     """How the results of an exported detector may differ from those of the original, in words."""
-    entry, step, found = trained.description.input, max(trained.detector.strides), unlearned(trained, "the detector")
+    entry, found = trained.description.input, unlearned(trained, "the detector")
     if entry.flips:
         what = f"the image and its mirrored views ({', '.join(entry.flips)})"
         found.append(f"thresholds apply to the fused boxes of {what}, but the export reads one image: choose new ones")
     if settings.format == "stablehlo":
         return found
+    strides = sorted(trained.detector.strides)
+    step = strides[-2 if settings.format == "detectron2" else -1]  # detectron2 pads for P5, from which it takes P6
     uneven = [f"{height}x{width}" for height, width in entry.buckets if height % step or width % step]
     if uneven and not trained.detector.config.anchor_rounded:
         what = f"canvases of {', '.join(uneven)} px are padded to multiples of {step} px"
@@ -114,7 +120,12 @@ def write_torchvision(trained: Trained, folder: Path, file: Path, settings: Expo
     """The same for a state dict of torchvision."""
     detector, params, description = trained
     resizing = torchvision_resizing(description.input.resize)
-    return _write_tensors(renamed.to_torchvision(detector.config, params, resizing, file), folder)
+    return _write_tensors(to_torchvision(detector.config, params, resizing, file), folder)
+
+
+def write_detectron2(trained: Trained, folder: Path, file: Path, settings: ExportSettings) -> dict[str, Any]:
+    """The same for a state dict of detectron2."""
+    return _write_tensors(to_detectron2(trained.detector.config, trained.params, file), folder)
 
 
 def write_effdet(trained: Trained, folder: Path, file: Path, settings: ExportSettings) -> dict[str, Any]:
@@ -122,11 +133,12 @@ def write_effdet(trained: Trained, folder: Path, file: Path, settings: ExportSet
     detector."""
     config, step = trained.detector.config, max(trained.detector.strides)
     height, width = (-(-max(sides) // step) * step for sides in zip(*_canvases(trained, file)))
-    return _write_tensors(renamed.to_effdet(config, trained.params, settings.name, (height, width), file), folder)
+    return _write_tensors(to_effdet(config, trained.params, settings.name, (height, width), file), folder)
 
 
 FORMATS: dict[str, Callable[[Trained, Path, Path, ExportSettings], dict[str, Any]]] = {
     "stablehlo": write_programs,
+    "detectron2": write_detectron2,
     "torchvision": write_torchvision,
     "effdet": write_effdet,
 }
@@ -148,7 +160,7 @@ def torchvision_resizing(resize: Resize) -> dict[str, Any]:
 _NO_LIMIT = 1_000_000  # px, of a longer side
 
 
-def _write_tensors(made: renamed.Renamed, folder: Path) -> dict[str, Any]:
+def _write_tensors(made: Renamed, folder: Path) -> dict[str, Any]:
     files.write_bytes(folder / TENSORS, safetensors.numpy.save(made.tensors, {"format": "pt"}))
     return made.about
 

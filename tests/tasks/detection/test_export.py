@@ -142,6 +142,18 @@ def test_a_state_dict_for_torchvision(tmp_path):
     assert printed.index(export.TENSORS) < printed.index(export.SETTINGS) < printed.index("note:")
 
 
+@pytest.mark.parametrize("variant", ["small", "small,half", "paper"])
+def test_the_faster_rcnn_of_the_recipes_is_that_of_detectron2(variant, tmp_path):
+    recipe = parse(cem_real.get_config(variant)).recipes["detector"]
+    about, tensors, printed, params = exported(
+        recipe.model, tmp_path, export.ExportSettings("detectron2"), recipe.test_loader()
+    )
+    kernel = params["backbone"]["stem"]["conv"]["kernel"]
+    np.testing.assert_array_equal(tensors["backbone.bottom_up.stem.conv1.weight"], kernel.transpose(3, 2, 0, 1))
+    assert about["config"]["MODEL.RESNETS.DEPTH"] == recipe.model.backbone.depth and about["classes"] == ["lesion"]
+    assert ("padded" in printed) == any(side % 32 for canvas in recipe.loader.buckets for side in canvas)
+
+
 @pytest.mark.parametrize("kind, settings, key, name", [
     ("retinanet", export.ExportSettings("torchvision"), "constructor", "retinanet_resnet50_fpn_v2"),
     ("efficientdet", export.ExportSettings("effdet", "tf_efficientdet_d0"), "name", "tf_efficientdet_d0"),
