@@ -11,6 +11,7 @@ import pytest
 from elk_jax.reporting.pictures import Picture
 from elk_jax.reporting.report import Report, Section
 from elk_jax.reporting.run import Part, RunRecord, run_report
+from elk_jax.reporting.training import Trainings
 from elk_jax.tasks.detection.page import DetectionRun, Evaluated, Pictures, detection_part
 
 
@@ -88,8 +89,7 @@ def detection_run() -> DetectionRun:
                 pictures=[Pictures("mixed", [picture("P1", "1 of 2")], [picture("P2")], threshold=0.5)],
             )
         ],
-        histories={"real": lines, "mixed": lines[:30]},
-        chosen_steps={"real": 40},
+        trainings=Trainings({"real": lines, "mixed": lines[:30]}, {"real": 40}),
     )
 
 

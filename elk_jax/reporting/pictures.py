@@ -18,6 +18,7 @@ from elk_jax.reporting.html import text
 
 LONG_SIDE = 560  # pixels of an embedded image
 QUALITY = 82
+WIDE_SIDES = 900, 1200  # least and most pixels of an embedded image across the page
 LEAST_SIDE = 256  # pixels of an embedded close-up; enlarging by the browser would show the blocks of the JPEG
 
 
@@ -116,6 +117,11 @@ def enlarged(image: np.ndarray, least: int = LEAST_SIDE) -> np.ndarray:
         return image
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
     return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+
+
+def wide_image(name: str, image: np.ndarray) -> str:
+    """An image across the page, as <img>."""
+    return f'<img alt="{text(name)}" src="{data_uri(enlarged(image, WIDE_SIDES[0]), WIDE_SIDES[1])}">'
 
 
 def boxes_key(with_ignored: bool = False) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -17,6 +17,7 @@ from elk_jax.data.sources import patients
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.privacy.mechanism import Statement
+from elk_jax.reporting.training import Trainings
 from elk_jax.tasks import folds
 from elk_jax.tasks.private import exposure, painters_saw, promises_before
 from elk_jax.tasks.run import Opened, Run
@@ -32,6 +33,7 @@ from elk_jax.training.step.private import private
 from elk_jax.training.step.private_adversarial import judge, private_adversarial
 from elk_jax.training.step.separable import check_model
 from elk_jax.training.step.step import Protection, Step
+from elk_jax.training.writer import read_metrics
 from elk_jax.weights import model_folder
 
 
@@ -209,6 +211,16 @@ def outcome(result: TrainResult) -> dict[str, Any]:
         "best": dict(result.best_metrics),
         "seconds_before": result.seconds_before,
     }
+
+
+def recorded(run: Run, summaries: Mapping[str, Any]) -> Trainings:
+    """The finished trainings of a task, for its report. summaries: of its stages, by name."""
+    trained = {name: run.folder / name for name, summary in summaries.items() if summary["kind"] == "train"}
+    return Trainings(
+        {name: read_metrics(folder / "metrics.jsonl") for name, folder in trained.items()},
+        {n: model_folder.kept_step(folder / "model", summaries[n]["best_step"]) for n, folder in trained.items()},
+        {name: said for name, folder in trained.items() if (said := model_folder.promise(folder / "model"))},
+    )
 
 
 def parameter_count(params: Params) -> int:

@@ -22,8 +22,8 @@ from elk_jax.reporting.classification import (
 from elk_jax.reporting.pictures import Picture
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part
-from elk_jax.reporting.sections import training_section
 from elk_jax.reporting.tables import difference_cell, estimate_cell, name_cell, named_table
+from elk_jax.reporting.training import Trainings, training_section
 
 MOST_COLUMNS = 2
 """Largest number of models shown as columns in the terminal."""
@@ -49,16 +49,14 @@ class Evaluated:
 class ClassificationRun:
     """The content of a report on classification; empty parts are omitted.
 
-    fitted, trained, combined: summaries of stages of these kinds by name. histories: lines of metrics.jsonl of
-    trainings. chosen_steps: of their saved weights.
+    fitted, trained, combined: summaries of stages of these kinds by name.
     """
 
     evaluated: Sequence[Evaluated] = ()
     fitted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     combined: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    chosen_steps: Mapping[str, int] = field(default_factory=dict)
+    trainings: Trainings = field(default_factory=Trainings)
 
     @property
     def models(self) -> dict[str, Mapping[str, Any]]:
@@ -81,9 +79,8 @@ def classification_part(run: ClassificationRun) -> Part:
         sections.append(networks_section(run.trained))
     if run.combined:
         sections.append(means_section(run.combined))
-    if any(run.histories.values()):
-        colours = {name: index for index, name in enumerate(run.histories)}
-        sections.append(training_section(run.histories, run.chosen_steps, colours, "Training of networks"))
+    if run.trainings.have_curves:
+        sections.append(training_section(run.trainings, "Training of networks"))
     notes = data_notes(run)
     if notes:
         sections.append(Section("Notes on the data", "".join(html.paragraph(note) for note in notes)))

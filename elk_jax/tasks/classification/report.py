@@ -10,10 +10,9 @@ from elk_jax.data.sources.source import ImageSource
 from elk_jax.reporting.classification import error_picture
 from elk_jax.reporting.pictures import Picture, enlarged
 from elk_jax.reporting.run import Part
+from elk_jax.tasks import training
 from elk_jax.tasks.classification.page import ClassificationRun, Evaluated, classification_part
 from elk_jax.tasks.run import Run
-from elk_jax.training.writer import read_metrics
-from elk_jax.weights.model_folder import kept_step
 
 
 def part(run: Run, summaries: Mapping[str, Any]) -> Part:
@@ -28,8 +27,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
             fitted,
             trained,
             combined,
-            histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
-            chosen_steps={n: kept_step(run.folder / n / "model", s["best_step"]) for n, s in trained.items()},
+            trainings=training.recorded(run, summaries),
         )
     )
 

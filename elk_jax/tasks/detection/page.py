@@ -20,8 +20,9 @@ from elk_jax.reporting.figures import Series, line_chart
 from elk_jax.reporting.pictures import Picture, boxes_key, gallery
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part, promised
-from elk_jax.reporting.sections import FIRST_CURVES, plain_label, training_section
+from elk_jax.reporting.sections import plain_label
 from elk_jax.reporting.tables import difference_cell, estimate_cell, name_cell, named_table
+from elk_jax.reporting.training import FIRST_CURVES, Trainings, training_section
 
 Evaluations = Mapping[str, Mapping[str, Any]]
 Comparisons = Mapping[str, Mapping[str, Mapping[str, float | None]]]
@@ -71,11 +72,9 @@ class DetectionRun:
     """The content of a report on detectors; empty parts are omitted."""
 
     evaluated: Sequence[Evaluated] = ()
-    histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
-    chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
+    trainings: Trainings = field(default_factory=Trainings)
     combined: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # summaries of ensembles
     views: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # summaries of trainings
-    promises: Mapping[str, str] = field(default_factory=dict)  # by privately trained model
 
 
 def detection_part(run: DetectionRun) -> Part:
@@ -97,12 +96,10 @@ def detection_part(run: DetectionRun) -> Part:
     if run.combined:
         sections.append(ensembles_section(run.combined))
     sections += views_sections(run.views)
-    if any(run.histories.values()):
-        first = run.evaluated[0].evaluations if run.evaluated else {}
-        colours = {name: index for index, name in enumerate({**first, **run.histories})}
-        curves = training_section(run.histories, run.chosen_steps, colours, "Detector training", CURVES, metric_label)
-        sections.append(curves)
-    return Part("Lesion detection", " ".join([*verdicts, *promised(run.promises)]), _facts(run), sections)
+    if run.trainings.have_curves:
+        first = run.evaluated[0].evaluations if run.evaluated else ()
+        sections.append(training_section(run.trainings, "Detector training", CURVES, metric_label, first))
+    return Part("Lesion detection", " ".join([*verdicts, *promised(run.trainings.promises)]), _facts(run), sections)
 
 
 def verdict(evaluations: Evaluations, comparisons: Comparisons) -> str:

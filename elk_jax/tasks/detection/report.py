@@ -16,11 +16,10 @@ from elk_jax.evaluation.hits import Criterion
 from elk_jax.reporting.pictures import Picture
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part
+from elk_jax.tasks import training
 from elk_jax.tasks.detection.page import DetectionRun, Evaluated, Pictures, detection_part
 from elk_jax.tasks.detection.volumes_page import metric_section
 from elk_jax.tasks.run import Run
-from elk_jax.training.writer import read_metrics
-from elk_jax.weights.model_folder import promise
 
 SHOWN = 6
 """Number of best and of worst images shown for each model."""
@@ -33,14 +32,13 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
     trained = {name: s for name, s in summaries.items() if s["kind"] == "train"}
     measured = {name: s for name, s in summaries.items() if s["kind"] == "evaluate"}
     of_volumes = {name: s for name, s in measured.items() if s.get("metric") == "dbtex"}
+    steps = {name: s["best_step"] for name, s in trained.items()}  # the model folder of joined folds names none
     found = detection_part(
         DetectionRun(
             evaluated=[_evaluated(run, name, s) for name, s in measured.items() if name not in of_volumes],
-            histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
-            chosen_steps={name: s["best_step"] for name, s in trained.items()},
+            trainings=replace(training.recorded(run, summaries), chosen_steps=steps),
             combined={name: s for name, s in summaries.items() if s["kind"] == "combine"},
             views=trained,
-            promises={name: said for name in trained if (said := promise(run.folder / name / "model"))},
         )
     )
     return replace(found, sections=[*found.sections, *(_volumes(run, name, s) for name, s in of_volumes.items())])

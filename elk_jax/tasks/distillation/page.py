@@ -12,7 +12,7 @@ from typing import Any
 from elk_jax.reporting import html
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part
-from elk_jax.reporting.sections import FIRST_CURVES, training_section
+from elk_jax.reporting.training import FIRST_CURVES, Trainings, training_section
 from elk_jax.tasks.detection.page import MAIN, metric_label
 
 CURVES = (
@@ -68,15 +68,8 @@ class Trained:
 
 def distillation_part(trained: Mapping[str, Trained]) -> Part:
     """The report on teachers and students."""
-    colours = {name: index for index, name in enumerate(trained)}
-    curves = training_section(
-        {name: one.history for name, one in trained.items()},
-        {name: one.step for name, one in trained.items()},
-        colours,
-        "Training of teacher and student",
-        CURVES,
-        metric_label,
-    )
+    trainings = Trainings({n: one.history for n, one in trained.items()}, {n: one.step for n, one in trained.items()})
+    curves = training_section(trainings, "Training of teacher and student", CURVES, metric_label)
     summary = ". ".join(f"{name}: {one.words}" for name, one in trained.items())
     return Part("Distillation", f"{summary}." if summary else "", {}, [learned_section(trained), curves])
 

@@ -10,11 +10,11 @@ import numpy as np
 from rich.table import Table
 
 from elk_jax.reporting import html
-from elk_jax.reporting.pictures import data_uri, enlarged
+from elk_jax.reporting.pictures import wide_image
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part, promised
-from elk_jax.reporting.sections import training_section
 from elk_jax.reporting.tables import name_cell, named_table
+from elk_jax.reporting.training import Progress, Trainings, progress_sections, training_section
 
 Evaluation = Mapping[str, Any]
 """The content of evaluation.json (evaluate.py)."""
@@ -39,22 +39,12 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """A row of patches of every class, from the same noise, at several steps. steps: (step, picture)."""
-
-    model: str
-    steps: Sequence[tuple[int, np.ndarray]]
-
-
-@dataclass(frozen=True)
 class GenerationRun:
-    """The content of a report on generation; empty parts are omitted."""
+    """The content of a report on generation; empty parts are omitted. progress: a row of patches of every class."""
 
     compared: Sequence[Compared] = ()
     progress: Sequence[Progress] = ()
-    histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
-    chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
-    promises: Mapping[str, str] = field(default_factory=dict)  # by privately trained model
+    trainings: Trainings = field(default_factory=Trainings)
     pools: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # summaries of fit stages
 
 
@@ -62,11 +52,11 @@ def generation_part(run: GenerationRun) -> Part:
     """The report on generation: measures, patches, progress and training curves."""
     sections = [pools_section(run.pools)] if run.pools else []
     sections += [samples_section(one, len(run.compared) > 1) for one in run.compared]
-    sections += [progress_section(one, len(run.progress) > 1) for one in run.progress if one.steps]
-    if any(run.histories.values()):
-        colours = {name: index for index, name in enumerate(run.histories)}
-        sections.append(training_section(run.histories, run.chosen_steps, colours, "Generator training", CURVES))
-    said = [*map(verdict, run.compared), *promised(run.promises)]
+    note = "One row per class, always from the same noise."
+    sections += progress_sections(run.progress, "the generator", note)
+    if run.trainings.have_curves:
+        sections.append(training_section(run.trainings, "Generator training", CURVES))
+    said = [*map(verdict, run.compared), *promised(run.trainings.promises)]
     return Part("Synthetic patches", " ".join(said), {}, sections)
 
 
@@ -135,7 +125,7 @@ def samples_section(one: Compared, named: bool = False) -> Section:
         parts.append(f"<h3>Radiomics</h3>{html.table(FRD_HEAD, cells, numeric_from=2)}{html.paragraph(FRD_NOTE)}")
         parts += [html.paragraph(f"Note: {note}.", "soft small") for note in notes_of(evaluation)]
     for name, grid in one.grids.items():
-        parts.append(f"<h3>{html.text(name)}</h3>{_picture(name, grid)}")
+        parts.append(f"<h3>{html.text(name)}</h3>{wide_image(name, grid)}")
     note = (
         f"Patches of {evaluation['size']} px against the {evaluation['split']} split of {evaluation['on']}. Distance: "
         "Fréchet distance of coarse images and of power by octave, in standard deviations of the real patches; means "
@@ -171,13 +161,6 @@ def pools_section(pools: Mapping[str, Mapping[str, Any]]) -> Section:
     return Section("Weighted public patches", html.table(head, rows, numeric_from=5) + said, note)
 
 
-def progress_section(progress: Progress, named: bool = False) -> Section:
-    """Patches at several steps of the training."""
-    cells = "".join(f"<div>Step {step}</div>{_picture(f'step {step}', image)}" for step, image in progress.steps)
-    title = f"Progress of {progress.model}" if named else "Progress of the generator"
-    return Section(title, f'<div class="steps">{cells}</div>', "One row per class, always from the same noise.")
-
-
 def samples_tables(evaluation: Evaluation) -> list[Table]:
     """For the terminal: the measures by class, and the radiomics distances, if there are any."""
     table = named_table(f"{evaluation['synthetic']} against the {evaluation['split']} split of {evaluation['on']}", "")
@@ -193,10 +176,6 @@ def samples_tables(evaluation: Evaluation) -> list[Table]:
     for kind, name, *cells in rows:
         radiomics.add_row(kind, name_cell(name), *cells)
     return [table, radiomics]
-
-
-def _picture(name: str, image: np.ndarray) -> str:
-    return f'<img alt="{html.text(name)}" src="{data_uri(enlarged(image, 900), 1200)}">'
 
 
 def _small(share: float | None) -> str:

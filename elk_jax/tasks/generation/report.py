@@ -10,11 +10,11 @@ import cv2
 
 from elk_jax import files
 from elk_jax.reporting.run import Part
-from elk_jax.tasks.generation.page import Compared, GenerationRun, Progress, generation_part
+from elk_jax.reporting.training import Progress
+from elk_jax.tasks import training
+from elk_jax.tasks.generation.page import Compared, GenerationRun, generation_part
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.sampling import saved_grids
-from elk_jax.training.writer import read_metrics
-from elk_jax.weights.model_folder import kept_step, promise
 
 STEPS = 4
 """Number of pictures of the progress: first, last, and between."""
@@ -22,16 +22,13 @@ STEPS = 4
 
 def part(run: Run, summaries: Mapping[str, Any]) -> Part:
     """The part of the finished stages of generation. summaries: by stage."""
-    trained = [name for name, s in summaries.items() if s["kind"] == "train"]
-    progress = [Progress(name, saved_grids(run.folder / name, "made", STEPS)) for name in trained]
+    trainings = training.recorded(run, summaries)
     return generation_part(
         GenerationRun(
             pools={name: s for name, s in summaries.items() if s["kind"] == "fit"},
             compared=[compared(run.folder / name) for name, s in summaries.items() if s["kind"] == "evaluate"],
-            progress=progress,
-            histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
-            chosen_steps={n: kept_step(run.folder / n / "model", summaries[n]["best_step"]) for n in trained},
-            promises={name: said for name in trained if (said := promise(run.folder / name / "model"))},
+            progress=[Progress(name, saved_grids(run.folder / name, "made", STEPS)) for name in trainings.histories],
+            trainings=trainings,
         )
     )
 

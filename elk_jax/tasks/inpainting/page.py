@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from elk_jax.reporting import html
-from elk_jax.reporting.pictures import Strip, data_uri, enlarged, strips
+from elk_jax.reporting.pictures import Strip, strips, wide_image
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part, promised
-from elk_jax.reporting.sections import training_section
+from elk_jax.reporting.training import Trainings, stacked, training_section
 
 
 @dataclass(frozen=True)
@@ -48,20 +46,17 @@ class InpaintingRun:
 
     sets: Sequence[PaintedSet] = ()
     progress: Sequence[Progress] = ()
-    histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
-    chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
-    promises: Mapping[str, str] = field(default_factory=dict)  # by privately trained model
+    trainings: Trainings = field(default_factory=Trainings)
 
 
 def inpainting_part(run: InpaintingRun) -> Part:
     """The report on lesion synthesis: painted lesions, progress and training curves."""
     sections = [painted_section(one, len(run.sets) > 1) for one in run.sets if one.painted or one.real]
     sections += [progress_section(one, len(run.progress) > 1) for one in run.progress if one.steps]
-    if any(run.histories.values()):
-        colours = {name: index for index, name in enumerate(run.histories)}
-        sections.append(training_section(run.histories, run.chosen_steps, colours, "Inpainter training"))
+    if run.trainings.have_curves:
+        sections.append(training_section(run.trainings, "Inpainter training"))
     facts = {"Synthetic lesions": ", ".join(str(one.count) for one in run.sets)} if run.sets else {}
-    return Part("Lesion synthesis", " ".join(promised(run.promises)), facts, sections)
+    return Part("Lesion synthesis", " ".join(promised(run.trainings.promises)), facts, sections)
 
 
 def painted_section(painted: PaintedSet, named: bool = False) -> Section:
@@ -80,13 +75,9 @@ def painted_section(painted: PaintedSet, named: bool = False) -> Section:
 def progress_section(progress: Progress, named: bool = False) -> Section:
     """Validation close-ups, their visible part, and the lesions painted at several steps of the training."""
     rows = {**progress.known, **{f"Painted, step {one.step}": one.image for one in progress.steps}}
-    cells = "".join(
-        f'<div>{html.text(name)}</div><img alt="{html.text(name)}" src="{data_uri(enlarged(image, 900), 1200)}">'
-        for name, image in rows.items()
-    )
     title = _titled("Progress of the inpainter", progress.model if named else "")
     note = "Lesions of the validation split, always painted from the same noise."
-    return Section(title, f'<div class="steps">{cells}</div>', note)
+    return Section(title, stacked((name, wide_image(name, image)) for name, image in rows.items()), note)
 
 
 def _titled(title: str, name: str) -> str:

@@ -19,14 +19,12 @@ from elk_jax.reporting.pictures import Closeup, Strip
 from elk_jax.reporting.run import Part
 from elk_jax.spread import spread
 from elk_jax.synthesis.closeups import fitting_lesions, lesion_closeup
-from elk_jax.tasks import private
+from elk_jax.tasks import private, training
 from elk_jax.tasks.inpainting.page import InpaintingRun, PaintedSet, Progress, Step, inpainting_part
 from elk_jax.tasks.inpainting.recipe import PaintStage
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.sampling import saved_grids
 from elk_jax.tasks.stages import TrainStage
-from elk_jax.training.writer import read_metrics
-from elk_jax.weights.model_folder import kept_step, promise
 
 PAINTED = 9
 """Number of painted lesions in the gallery, spread over the set."""
@@ -38,15 +36,13 @@ STEPS = 3
 
 def part(run: Run, summaries: Mapping[str, Any]) -> Part:
     """The part of the finished stages of lesion synthesis. summaries: by stage."""
-    trained = [name for name, s in summaries.items() if s["kind"] == "train"]
-    rows = [progress(run.folder / name, name) for name in trained]
+    trainings = training.recorded(run, summaries)
+    rows = [progress(run.folder / name, name) for name in trainings.histories]
     return inpainting_part(
         InpaintingRun(
             sets=[_painted(run, name, s) for name, s in summaries.items() if s["kind"] == "synthesize"],
             progress=[one for one in rows if one is not None],
-            histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
-            chosen_steps={n: kept_step(run.folder / n / "model", summaries[n]["best_step"]) for n in trained},
-            promises={name: said for name in trained if (said := promise(run.folder / name / "model"))},
+            trainings=trainings,
         )
     )
 

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from elk_jax.reporting import html
-from elk_jax.reporting.pictures import Strip, data_uri, enlarged, strips
+from elk_jax.reporting.pictures import Strip, strips
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part, promised
-from elk_jax.reporting.sections import training_section
 from elk_jax.reporting.tables import estimate_cell, name_cell, named_table
+from elk_jax.reporting.training import Progress, Trainings, progress_sections, training_section
 
 Evaluation = Mapping[str, Any]
 """The content of evaluation.json (evaluate.py)."""
@@ -37,22 +36,13 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Validation pairs during training: rows of low energy, translated and real. steps: (step, picture)."""
-
-    model: str
-    steps: Sequence[tuple[int, np.ndarray]]
-
-
-@dataclass(frozen=True)
 class TranslationRun:
-    """The content of a report on translation; empty parts are omitted."""
+    """The content of a report on translation; empty parts are omitted. progress: rows of low energy, translated and
+    real."""
 
     evaluated: Sequence[Evaluated] = ()
     progress: Sequence[Progress] = ()
-    histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
-    chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
-    promises: Mapping[str, str] = field(default_factory=dict)  # by privately trained model
+    trainings: Trainings = field(default_factory=Trainings)
 
 
 def translation_part(run: TranslationRun) -> Part:
@@ -64,11 +54,12 @@ def translation_part(run: TranslationRun) -> Part:
         if one.gallery:
             title = f"Translated images: {one.title}" if many else "Translated images"
             sections.append(Section(title, strips(one.gallery), "Low energy, translated, real; click to enlarge."))
-    sections += [progress_section(one, len(run.progress) > 1) for one in run.progress if one.steps]
-    if any(run.histories.values()):
-        colours = {name: index for index, name in enumerate(run.histories)}
-        sections.append(training_section(run.histories, run.chosen_steps, colours, "Translator training"))
-    return Part("Mammogram to CEM", " ".join([*map(verdict, run.evaluated), *promised(run.promises)]), {}, sections)
+    note = "Pairs of the validation split: low energy, translated (always from the same noise), real."
+    sections += progress_sections(run.progress, "the translator", note)
+    if run.trainings.have_curves:
+        sections.append(training_section(run.trainings, "Translator training"))
+    said = [*map(verdict, run.evaluated), *promised(run.trainings.promises)]
+    return Part("Mammogram to CEM", " ".join(said), {}, sections)
 
 
 def verdict(one: Evaluated) -> str:
@@ -105,17 +96,6 @@ def measures_section(one: Evaluated, named: bool = False) -> Section:
         "the mean and standard deviation of the subtracted training images; 'mean grey' is their mean everywhere."
     )
     return Section(f"Translation: {one.title}" if named else "Translation", "".join(parts), note)
-
-
-def progress_section(progress: Progress, named: bool = False) -> Section:
-    """Validation pairs, translated at several steps of the training."""
-    cells = "".join(
-        f'<div>Step {step}</div><img alt="step {step}" src="{data_uri(enlarged(image, 900), 1200)}">'
-        for step, image in progress.steps
-    )
-    title = f"Progress of {progress.model}" if named else "Progress of the translator"
-    note = "Pairs of the validation split: low energy, translated (always from the same noise), real."
-    return Section(title, f'<div class="steps">{cells}</div>', note)
 
 
 def translation_table(evaluation: Evaluation, title: str = "") -> Table:

@@ -12,11 +12,11 @@ import numpy as np
 from elk_jax import files
 from elk_jax.reporting.pictures import Closeup, Strip
 from elk_jax.reporting.run import Part
+from elk_jax.reporting.training import Progress
+from elk_jax.tasks import training
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.sampling import saved_grids
-from elk_jax.tasks.translation.page import Evaluated, Progress, TranslationRun, translation_part
-from elk_jax.training.writer import read_metrics
-from elk_jax.weights.model_folder import kept_step, promise
+from elk_jax.tasks.translation.page import Evaluated, TranslationRun, translation_part
 
 STEPS = 3
 """Number of pictures of the progress: first, last, and between."""
@@ -26,15 +26,13 @@ PANELS = 3
 
 def part(run: Run, summaries: Mapping[str, Any]) -> Part:
     """The part of the finished stages of translation. summaries: by stage."""
-    trained = [name for name, s in summaries.items() if s["kind"] == "train"]
-    shown = [progress(run.folder / name, name) for name in trained]
+    trainings = training.recorded(run, summaries)
+    shown = [progress(run.folder / name, name) for name in trainings.histories]
     return translation_part(
         TranslationRun(
             evaluated=[evaluated(run.folder / name) for name, s in summaries.items() if s["kind"] == "evaluate"],
             progress=[one for one in shown if one.steps],
-            histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
-            chosen_steps={n: kept_step(run.folder / n / "model", summaries[n]["best_step"]) for n in trained},
-            promises={name: said for name in trained if (said := promise(run.folder / name / "model"))},
+            trainings=trainings,
         )
     )
 

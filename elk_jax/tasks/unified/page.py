@@ -13,7 +13,7 @@ from typing import Any
 from elk_jax.reporting import html
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part
-from elk_jax.reporting.sections import FIRST_CURVES, training_section
+from elk_jax.reporting.training import FIRST_CURVES, Trainings, training_section
 from elk_jax.tasks.detection.page import MAIN, metric_label
 
 CURVES = (*FIRST_CURVES, f"eval/{MAIN}")
@@ -48,15 +48,8 @@ class Fused:
 
 def unified_part(fused: Mapping[str, Fused]) -> Part:
     """The report on fused detectors."""
-    colours = {name: index for index, name in enumerate(fused)}
-    curves = training_section(
-        {name: one.history for name, one in fused.items()},
-        {name: one.step for name, one in fused.items()},
-        colours,
-        "Training of fused detectors",
-        CURVES,
-        metric_label,
-    )
+    trainings = Trainings({n: one.history for n, one in fused.items()}, {n: one.step for n, one in fused.items()})
+    curves = training_section(trainings, "Training of fused detectors", CURVES, metric_label)
     summary = ". ".join(f"{name}: {one.trunks}, reads {one.reads}" for name, one in fused.items())
     return Part("Unified representations", f"{summary}." if summary else "", {}, [made_section(fused), curves])
 

@@ -14,6 +14,7 @@ import pytest
 from elk_jax.reporting.pictures import Closeup, Strip
 from elk_jax.reporting.report import build_report
 from elk_jax.reporting.run import RunRecord, run_report
+from elk_jax.reporting.training import Trainings
 from elk_jax.tasks.inpainting.page import InpaintingRun, PaintedSet, Progress, Step, inpainting_part
 from tests.pages import open_in_chromium
 
@@ -25,11 +26,11 @@ BOX = np.array([4.0, 6, 14, 18])
 def run() -> InpaintingRun:
     painted = Strip([Closeup(GREY, BOX), Closeup(GREY, BOX)], "Synthetic 3", "in P2 <i>")
     row = np.full((16, 64), 90, np.uint8)
+    lines = [{"step": s, "train/loss": 1 / s} for s in (1, 2)] + [{"step": 2, "eval/loss": 0.4}]
     return InpaintingRun(
         sets=[PaintedSet("lesions", 40, [painted], [Strip([Closeup(GREY, BOX)], "P5")])],
         progress=[Progress("inpainter", {"Real": row, "Covered": row}, [Step(10, row), Step(20, row)])],
-        histories={"inpainter": [{"step": s, "train/loss": 1 / s} for s in (1, 2)] + [{"step": 2, "eval/loss": 0.4}]},
-        chosen_steps={"inpainter": 2},
+        trainings=Trainings({"inpainter": lines}, {"inpainter": 2}),
     )
 
 
