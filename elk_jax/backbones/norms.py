@@ -48,11 +48,8 @@ class FrozenBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape, stored = (x.shape[-1],), param_dtype(self.dtype)
-        scale = self.param("scale", nn.initializers.ones, shape, stored)
-        bias = self.param("bias", nn.initializers.zeros, shape, stored)
-        mean = lax.stop_gradient(self.param("mean", nn.initializers.zeros, shape, stored))
-        var = lax.stop_gradient(self.param("var", nn.initializers.ones, shape, stored))
+        scale, bias, mean, var = _batch_norm_params(self, x.shape[-1], self.dtype)
+        mean, var = lax.stop_gradient((mean, var))
         if not self.train_affine:
             scale, bias = lax.stop_gradient((scale, bias))
         factor = scale * lax.rsqrt(var + self.eps)
@@ -77,11 +74,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape, stored = (x.shape[-1],), param_dtype(self.dtype)
-        scale = self.param("scale", nn.initializers.ones, shape, stored)
-        bias = self.param("bias", nn.initializers.zeros, shape, stored)
-        mean = self.param("mean", nn.initializers.zeros, shape, stored)
-        var = self.param("var", nn.initializers.ones, shape, stored)
+        scale, bias, mean, var = _batch_norm_params(self, x.shape[-1], self.dtype)
         wide = at_least_float32(x)
         if self.training:
             axes, values = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
@@ -91,6 +84,13 @@ class BatchNorm(nn.Module):
             wide, mean, var = followed(wide, (mean, var), jax.lax.stop_gradient(seen)), own_mean, own_var
         factor = scale * lax.rsqrt(var + self.eps)
         return ((wide - mean) * factor + bias).astype(self.dtype)
+
+
+def _batch_norm_params(module: nn.Module, channels: int, dtype: Any) -> list[jax.Array]:
+    """scale, bias, mean and var [C] of a batch norm, at first the identity."""
+    ones, zeros = nn.initializers.ones, nn.initializers.zeros
+    initial = {"scale": ones, "bias": zeros, "mean": zeros, "var": ones}
+    return [module.param(name, made, (channels,), param_dtype(dtype)) for name, made in initial.items()]
 
 
 @jax.custom_vjp

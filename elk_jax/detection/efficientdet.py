@@ -24,6 +24,7 @@ from elk_jax.detection import backbone, dense
 from elk_jax.detection.dense import Outputs
 from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
 from elk_jax.detection.efficientdet_config import EfficientDetConfig, named
+from elk_jax.detection.settings import norm_conventions
 from elk_jax.precision import at_least_float32
 
 __all__ = ["EfficientDet", "EfficientDetConfig", "named"]
@@ -136,23 +137,16 @@ def conventions(config: EfficientDetConfig) -> dict[str, str]:
 
     Without the anchor sizes, which every training run may plan for its own lesions.
     """
-    own, norms = r"^(fpn|class_head|box_head)/", r"^(fpn|class_head|box_head)/.*/norm/"
-    outputs = r"^(class_head/logits|box_head/deltas)/"
-    layers = {
+    own, outputs = r"^(fpn|class_head|box_head)/", r"^(class_head/logits|box_head/deltas)/"
+    return {
         **backbone.conventions(config.backbone),
         "activation": own,
         "padding": own,
-        "norm_groups": norms,
-        "norm_eps": norms,
+        **norm_conventions(f"{own}.*/norm/", config.norm),
         "anchor_ratios": outputs,
         "anchor_offset": outputs,
         "box_weights": r"^box_head/deltas/",
     }
-    if config.norm != "gn":
-        del layers["norm_groups"]
-    if config.norm == "none":
-        del layers["norm_eps"]
-    return layers
 
 
 def loss_from_features(

@@ -48,6 +48,7 @@ from elk_jax.detection.roi_heads import (
     select_detections,
 )
 from elk_jax.detection.rpn import Proposals, RPNHead, RPNOutputs, RPNSums, rpn_loss_sums, select_proposals
+from elk_jax.detection.settings import norm_conventions
 
 __all__ = ["FasterRCNN", "FasterRCNNConfig", "detectron2", "torchvision", "torchvision_v2"]
 
@@ -62,10 +63,7 @@ class FasterRCNN(nn.Module):
     def setup(self) -> None:
         c = self.config
         dtype = jnp.dtype(c.backbone.dtype)
-
-        def norm(name: str):
-            return norm_from_name(name, groups=c.norm_groups, eps=c.norm_eps)
-
+        norm = partial(norm_from_name, groups=c.norm_groups, eps=c.norm_eps)
         self.fpn = FPN(c.fpn_channels, norm(c.fpn_norm), dtype=dtype)
         self.rpn = RPNHead(len(c.anchor_sizes[0]) * len(c.anchor_ratios), c.rpn_conv_depth, dtype)
         self.box_head = BoxHead(
@@ -114,9 +112,8 @@ def init(model: FasterRCNN, rng: jax.Array) -> Params:
 
 def frozen(config: FasterRCNNConfig) -> tuple[str, ...]:
     """Regular expressions of parameters that are constants with the chosen norms and never trained."""
-    parts = {"fpn/": config.fpn_norm, "box_head/": config.box_norm}
-    own = (pattern for prefix, name in parts.items() for pattern in frozen_patterns(name, (prefix,)))
-    return (*backbone.frozen(config.backbone), *own)
+    fpn, head = frozen_patterns(config.fpn_norm, ("fpn/",)), frozen_patterns(config.box_norm, ("box_head/",))
+    return (*backbone.frozen(config.backbone), *fpn, *head)
 
 
 def conventions(config: FasterRCNNConfig) -> dict[str, str]:
@@ -124,11 +121,9 @@ def conventions(config: FasterRCNNConfig) -> dict[str, str]:
 
     Without the anchor sizes, which every training run may plan for its own lesions.
     """
-    norms = r"^(fpn|box_head)/.*/norm/"
-    layers = {
+    return {
         **backbone.conventions(config.backbone),
-        "norm_groups": norms,
-        "norm_eps": norms,
+        **norm_conventions(r"^(fpn|box_head)/.*/norm/", config.fpn_norm, config.box_norm),
         "anchor_ratios": r"^rpn/(objectness|deltas)/",
         "anchor_offset": r"^rpn/(objectness|deltas)/",
         "anchor_rounded": r"^rpn/(objectness|deltas)/",
@@ -136,12 +131,6 @@ def conventions(config: FasterRCNNConfig) -> dict[str, str]:
         "background": r"^box_head/class_logits/",
         "box_weights": r"^box_head/box_deltas/",
     }
-    used = {config.fpn_norm, config.box_norm} - {"none"}
-    if "gn" not in used:
-        del layers["norm_groups"]
-    if not used:
-        del layers["norm_eps"]
-    return layers
 
 
 # The steps.

@@ -24,6 +24,7 @@ from elk_jax.detection import backbone, dense
 from elk_jax.detection.dense import Outputs
 from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
 from elk_jax.detection.retinanet_config import RetinaNetConfig, plain, torchvision, torchvision_v2
+from elk_jax.detection.settings import norm_conventions
 from elk_jax.precision import at_least_float32
 
 __all__ = ["RetinaNet", "RetinaNetConfig", "plain", "torchvision", "torchvision_v2"]
@@ -73,10 +74,7 @@ class RetinaNet(nn.Module):
     def setup(self) -> None:
         c = self.config
         dtype = jnp.dtype(c.backbone.dtype)
-
-        def norm(name: str) -> Norm | None:
-            return norm_from_name(name, groups=c.norm_groups, eps=c.norm_eps)
-
+        norm = partial(norm_from_name, groups=c.norm_groups, eps=c.norm_eps)
         if c.fpn:
             self.fpn = FPN(c.fpn_channels, norm(c.fpn_norm), first_level=3, top=c.fpn_top, dtype=dtype)
         head = partial(
@@ -111,9 +109,8 @@ def detector(config: RetinaNetConfig) -> Detector:
 
 def frozen(config: RetinaNetConfig) -> tuple[str, ...]:
     """Regular expressions of parameters that are constants with the chosen norms and never trained."""
-    parts = {"fpn/": config.fpn_norm, "(class|box)_head/": config.head_norm}
-    own = (pattern for prefix, name in parts.items() for pattern in frozen_patterns(name, (prefix,)))
-    return (*backbone.frozen(config.backbone), *own)
+    fpn, heads = frozen_patterns(config.fpn_norm, ("fpn/",)), frozen_patterns(config.head_norm, ("(class|box)_head/",))
+    return (*backbone.frozen(config.backbone), *fpn, *heads)
 
 
 def conventions(config: RetinaNetConfig) -> dict[str, str]:
@@ -121,26 +118,17 @@ def conventions(config: RetinaNetConfig) -> dict[str, str]:
 
     Without the anchor sizes, which every training run may plan for its own lesions.
     """
-    norms, outputs = r"^(fpn|class_head|box_head)/.*/norm/", r"^(class_head/logits|box_head/deltas)/"
-    layers = {
+    outputs = r"^(class_head/logits|box_head/deltas)/"
+    return {
         **backbone.conventions(config.backbone),
-        "fpn_top": r"^fpn/p6/",
-        "norm_groups": norms,
-        "norm_eps": norms,
+        **({"fpn_top": r"^fpn/p6/"} if config.fpn else {}),
+        **norm_conventions(r"^(fpn|class_head|box_head)/.*/norm/", config.fpn_norm, config.head_norm),
         "anchor_ratios": outputs,
         "anchor_offset": outputs,
         "anchor_rounded": outputs,
         "background": r"^class_head/logits/",
         "box_weights": r"^box_head/deltas/",
     }
-    used = {config.fpn_norm, config.head_norm} - {"none"}
-    if "gn" not in used:
-        del layers["norm_groups"]
-    if not used:
-        del layers["norm_eps"]
-    if not config.fpn:
-        del layers["fpn_top"]
-    return layers
 
 
 def loss_from_features(

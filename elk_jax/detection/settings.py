@@ -24,6 +24,12 @@ def check_anchors(config: Any, levels: int) -> None:
         raise impossible(config, "anchor_sizes", todo)
 
 
+def norm_conventions(layers: str, *names: str) -> dict[str, str]:
+    """The conventions (see `Detector`) that come with norms of these names. layers: the layers of the norms."""
+    used = set(names) - {"none"}
+    return ({"norm_groups": layers} if "gn" in used else {}) | ({"norm_eps": layers} if used else {})
+
+
 def check_groups(config: Any, grouped: Mapping[str, bool]) -> None:
     """UserError unless the widths that group norms split are divisible by `norm_groups`. grouped: field -> whether they
     split it."""
