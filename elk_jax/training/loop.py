@@ -126,24 +126,10 @@ def train(
     best_mode = "max" if evaluation is None else evaluation.best_mode
     protection = step.protection
     checkpoints = Checkpoints(workdir / "checkpoints", best_mode=best_mode, secret=protection is not None)
-    memory = Memory()
     if checkpoints.latest() is not None:
-        state, data_state, meta = checkpoints.restore(program.state)
-        check_identity(meta["identity"], identity, checkpoints.folder)
-        check_protection(meta, protection, int(state.step), checkpoints.folder)
-        memory = Memory(**meta["memory"])
-        checkpoints.check_kept(memory.best_step)
-        data_iterator.set_state(data_state)
+        state, memory = resumed(checkpoints, program.state, data_iterator, identity, protection)
     else:
-        if initial_params is None:
-            params = fresh_params(step, mesh)
-        else:
-            difference = tree_difference(initial_params, fresh_shapes(step))
-            if difference:
-                raise UserError(f"the initial weights do not fit: {difference}", where="initial_params")
-            params = meshes.place(initial_params, mesh)
-        state = program.init(params)
-        del params
+        state, memory = program.init(first_params(step, initial_params, mesh)), Memory()
     start, seconds_before = int(state.step), memory.clock
     wanted_steps = total_steps
     if protection is not None:
@@ -170,6 +156,22 @@ def train(
         memory.clock, memory.window = timer.clock(), window.on_host()
         meta = {"identity": identity, "memory": dataclasses.asdict(memory), **protected(protection, number)}
         checkpoints.save(number, state, data_iterator.get_state(), meta, metric)
+
+    def evaluate(number: int, evaluation: Evaluation) -> float | None:
+        """The metric of the step if it is the best so far, and its checkpoint to be kept; else None."""
+        params = step.evaluation_params(state)  # until the end of this function: the next update donates its buffers
+        with timer.spending("pause"):
+            found = evaluation.measure(params, number)
+            memory.last = {name: float(value) for name, value in found.items()}
+        writer.write_scalars(number, {f"eval/{k}": v for k, v in memory.last.items()})
+        if evaluation.draw is not None:
+            with timer.spending("pause"):
+                writer.write_pictures(number, evaluation.draw(params, number))
+        score = chosen(memory.last, evaluation.best_metric)
+        if not as_good(score, memory.best.get(evaluation.best_metric), evaluation.best_mode):
+            return None
+        memory.best, memory.best_step = memory.last, number
+        return score
 
     try:
         with StopSignal() as stop, Progress(title, total_steps, start=start) as bar:
@@ -209,29 +211,14 @@ def train(
                     due = number
                 # 4. evaluate, save, stop: only with a state that is known to be finite
                 stopping = stop.requested(number)
-                evaluating = evaluation is not None and (last or is_due(number, intervals.evaluation))
+                evaluating = evaluation if last or is_due(number, intervals.evaluation) else None
                 saving = last or is_due(number, intervals.checkpoint) or stopping
                 if evaluating or saving:
                     window.on_host()
                     if due:
                         note, due = log(due), 0
-                metric = None
-                if evaluating:
-                    assert evaluation is not None
-                    params = step.evaluation_params(state)
-                    with timer.spending("pause"):
-                        found = evaluation.measure(params, number)
-                        memory.last = {name: float(value) for name, value in found.items()}
-                    writer.write_scalars(number, {f"eval/{k}": v for k, v in memory.last.items()})
-                    if evaluation.draw is not None:
-                        with timer.spending("pause"):
-                            writer.write_pictures(number, evaluation.draw(params, number))
-                    del params  # the next update donates its buffers
-                    score = chosen(memory.last, evaluation.best_metric)
-                    if as_good(score, memory.best.get(evaluation.best_metric), best_mode):
-                        memory.best, memory.best_step, saving = memory.last, number, True
-                        metric = score  # set only for a new best checkpoint, which is kept
-                if saving:
+                metric = evaluate(number, evaluating) if evaluating else None
+                if saving or metric is not None:
                     with timer.spending("pause"):
                         save(number, metric)
                 bar.update(number, note)
@@ -281,6 +268,36 @@ class Memory:
     last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     best_step: int = 0
+
+
+def resumed(
+    checkpoints: Checkpoints,
+    shape: Any,
+    data_iterator: DataIterator,
+    identity: Mapping[str, str],
+    protection: Protection | None,
+) -> tuple[TrainState, Memory]:
+    """The state and memory of the last checkpoint; the data are put into its position.
+
+    shape: of the state, with its layout. UserError for a checkpoint of another training.
+    """
+    state, data_state, meta = checkpoints.restore(shape)
+    check_identity(meta["identity"], identity, checkpoints.folder)
+    check_protection(meta, protection, int(state.step), checkpoints.folder)
+    memory = Memory(**meta["memory"])
+    checkpoints.check_kept(memory.best_step)
+    data_iterator.set_state(data_state)
+    return state, memory
+
+
+def first_params(step: Step, initial: Params | None, mesh: Mesh) -> Params:
+    """The given weights on the devices, or fresh ones. UserError for weights that do not fit."""
+    if initial is None:
+        return fresh_params(step, mesh)
+    difference = tree_difference(initial, fresh_shapes(step))
+    if difference:
+        raise UserError(f"the initial weights do not fit: {difference}", where="initial_params")
+    return meshes.place(initial, mesh)
 
 
 def check_identity(saved: Mapping[str, str], now: Mapping[str, str], where: Path) -> None:
