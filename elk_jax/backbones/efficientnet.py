@@ -349,20 +349,3 @@ def conventions(config: EfficientNetConfig) -> dict[str, str]:
         "norm_eps": r"^(backbone/.*|head)/norm/",
     }
     return {**layers, "norm_groups": r"^(backbone/.*|head)/norm/"} if config.norm == "gn" else layers
-
-
-def grey_stem(config: EfficientNetConfig, params: Params) -> tuple[EfficientNetConfig, Params]:
-    """The same network for grey images only: its stem has one input channel, with the sum of the kernels of all.
-
-    UserError if channels are normalised differently: zeros of the padding would then mean different grey values.
-    """
-    if len(set(config.pixel_mean)) > 1 or len(set(config.pixel_std)) > 1:
-        raise UserError(
-            f"channels are normalised differently: pixel_mean is {config.pixel_mean}",
-            where="pixel_mean",
-            todo="keep the channels; grey images are repeated over them",
-        )
-    kernel = params["backbone"]["stem"]["kernel"].sum(axis=2, keepdims=True)
-    stem = {**params["backbone"]["stem"], "kernel": kernel}
-    one = EfficientNetConfig(**{**vars(config), "pixel_mean": config.pixel_mean[:1], "pixel_std": config.pixel_std[:1]})
-    return one, {**params, "backbone": {**params["backbone"], "stem": stem}}

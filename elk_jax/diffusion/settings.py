@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -46,8 +45,3 @@ def from_json(
         if not where:
             raise
         raise error.within(where) from error
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """All fields of the dataclass `config` as JSON values, as `from_json` takes them."""
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}

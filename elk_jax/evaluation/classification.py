@@ -103,7 +103,7 @@ def evaluate_classification(
 ) -> dict[str, Any]:
     """All metrics of a classifier on one split, ready for JSON.
 
-    predictions: per image, or per patient (`predictions.by_patient`). positive: the class indicated by high scores.
+    predictions: per image. positive: the class indicated by high scores.
     points: thresholds of the operating points, chosen on other images (`thresholds.choose`).
     resamples: of patients, for 95 % percentile intervals; 0 for none.
 

@@ -10,19 +10,16 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from elk_jax.errors import UserError
-from elk_jax.fields import described, fits
 from elk_jax.files import read_json, write_json
 from elk_jax.images.names import checked_text
 
 SUM = 1e-3
 """Tolerance for the sum of an image's probabilities: those in half precision are rounded."""
-
-Pooling = Literal["mean", "max"]
 
 
 @dataclass(frozen=True)
@@ -134,32 +131,6 @@ def _numbers(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
         todo = f"give {list(shape)}: one for each image{' and class' if len(shape) > 1 else ''}"
         raise UserError(f"{name} has shape {list(numbers.shape)}", where=name, todo=todo)
     return numbers.astype(np.float64)
-
-
-def by_patient(predictions: Predictions, positive: str, pooling: Pooling = "mean") -> Predictions:
-    """One row for each patient, in the order of their ids; patient ids replace image ids.
-
-    A patient with any image of the class `positive` has this class, others have the class of most of their images (the
-    first of equals). Probabilities: the mean over the patient's images, or those of the image with the largest
-    probability of `positive`.
-    """
-    if not fits(pooling, Pooling):
-        raise UserError(f"pooling is {pooling!r}", where="pooling", todo=f"give {described(Pooling)}")
-    own = predictions.position(positive)
-    patients, row_of = np.unique(np.array(predictions.patient_ids), return_inverse=True)
-    counts = np.zeros((len(patients), len(predictions.classes)), int)
-    np.add.at(counts, (row_of, predictions.labels), 1)
-    labels = np.where(counts[:, own] > 0, own, counts.argmax(1))
-    if pooling == "mean":
-        pooled = np.zeros(counts.shape)
-        np.add.at(pooled, row_of, predictions.probabilities)
-        pooled /= counts.sum(1, keepdims=True)
-    else:
-        order = np.lexsort((-predictions.probabilities[:, own], row_of))
-        first = np.searchsorted(row_of[order], np.arange(len(patients)))
-        pooled = predictions.probabilities[order[first]]
-    names = tuple(patients.tolist())
-    return Predictions(names, names, labels, np.minimum(pooled, 1.0), predictions.classes)
 
 
 def aligned(sets: Sequence[Predictions]) -> list[Predictions]:

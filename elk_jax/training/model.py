@@ -85,4 +85,4 @@ class Predictor(Protocol):
     def constants(self) -> Constants: ...
 
 
-GENERATOR, DISCRIMINATOR = PLAYERS = ("generator", "discriminator")
+GENERATOR, DISCRIMINATOR = "generator", "discriminator"

@@ -16,7 +16,6 @@ from elk_jax.evaluation.classification import (
     evaluate_classification,
 )
 from elk_jax.evaluation.evaluate import scalars
-from elk_jax.evaluation.predictions import by_patient
 from elk_jax.evaluation.thresholds import HALF, ChosenOn, OperatingPoint, Rule, choose, doubt, rule_from_text
 from tests.refusals import refused
 
@@ -314,15 +313,6 @@ def test_confident_errors(classified):
     ]
     assert found[1]["label"] == "malignant" and found[1]["score"] == 0.05
     assert confident_errors(classified([0.9, 0.1], [1, 0]), "malignant") == []
-
-
-def test_per_patient_view(classified):
-    predictions = classified([0.2, 0.8, 0.1, 0.3], [0, 1, 0, 0], ["b", "b", "a", "a"])
-    for pooling, scores in (("mean", [0.2, 0.5]), ("max", [0.3, 0.8])):
-        pooled = by_patient(predictions, "malignant", pooling)
-        assert pooled.image_ids == pooled.patient_ids == ("a", "b")
-        np.testing.assert_allclose(pooled.scores("malignant"), scores)
-        assert pooled.labels.tolist() == [0, 1]
 
 
 def test_refusals(classified, random_classified):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from elk_jax.evaluation import ensembles
-from elk_jax.evaluation.predictions import Predictions, aligned, by_patient, read_predictions, write_predictions
+from elk_jax.evaluation.predictions import Predictions, aligned, read_predictions, write_predictions
 from tests.refusals import refused
 
 GOOD = {
@@ -113,40 +113,12 @@ def test_sets_of_other_images_are_refused(classified):
                 call([one, one, other])
     with refused("at least one", where="predictions"):
         aligned([])
-    with refused("median", where="pooling"):
-        by_patient(one, "malignant", "median")
 
 
 def test_means_by_hand(classified):
     sets = [classified([p, 0.5], [1, 0]) for p in (0.8, 0.5)]
     assert ensembles.mean_of_probabilities(sets).scores("malignant").tolist() == [0.65, 0.5]
-    assert ensembles.mean_of_probabilities(sets, [3, 1]).scores("malignant")[0] == pytest.approx(0.725)
-    assert ensembles.mean_of_probabilities(sets, [0, 2]).scores("malignant")[0] == 0.5
     odds = 2.0  # the geometric mean of 4 and 1
     np.testing.assert_allclose(ensembles.mean_of_logits(sets).scores("malignant"), [odds / (1 + odds), 0.5])
     sure = ensembles.mean_of_logits([classified([p, 0.5], [1, 0]) for p in (1.0, 0.0)])
     assert sure.scores("malignant")[0] == pytest.approx(0.5)  # finite: 0 and 1 are moved by rounding
-
-
-def test_weights_follow_validation(classified):
-    good, poor = classified([0.9, 0.8, 0.3, 0.2], [1, 1, 0, 0]), classified([0.9, 0.1, 0.3, 0.2], [1, 1, 0, 0])
-    np.testing.assert_allclose(ensembles.weights_by([good, poor], "malignant"), [2 / 3, 1 / 3])  # AUROC 1 and 0.5
-    squared = ensembles.weights_by([good, poor], "malignant", power=2)
-    np.testing.assert_allclose(squared, [0.8, 0.2])
-    np.testing.assert_allclose(ensembles.weights_by([good, poor], "malignant", "accuracy"), [4 / 7, 3 / 7])
-    for measure in ("cross_entropy", "brier", "average_precision"):
-        better, worse = ensembles.weights_by([good, poor], "malignant", measure)
-        assert better > worse and better + worse == pytest.approx(1)
-
-
-def test_weights_that_cannot_be(classified):
-    one, wrong = classified([0.9, 0.2], [1, 0]), classified([0.1, 0.9], [1, 0])
-    for weights, words in (([1], [1, 2]), ([1, -1], [-1]), ([0, 0], [0]), ([1, float("nan")], ["nan"])):
-        with refused(*words, where="weights"):
-            ensembles.mean_of_probabilities([one, one], weights)
-    with refused("luck", where="measure"):
-        ensembles.weights_by([one], "malignant", "luck")
-    with refused(0, where="power"):
-        ensembles.weights_by([one], "malignant", power=0)
-    with refused("auroc", where="validation"):
-        ensembles.weights_by([wrong], "malignant")
