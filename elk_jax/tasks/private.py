@@ -231,6 +231,16 @@ def noise_of(stage: FitStage) -> float:
         raise error.within(f"config.stages.{stage.name}") from error
 
 
+def say_promise(run: Run, stage: FitStage, promise: str, units: int) -> None:
+    """Print the privacy promise of a fit in words, if it has one, and a warning of a delta that is too large. units: of
+    its training data."""
+    if not promise:
+        return
+    run.say(f"  {promise}")
+    if stage.delta * units >= 1:
+        run.say(f"  warning: delta {stage.delta:g} allows the data of one of {units} {stage.unit}s to be published")
+
+
 def exposure(run: Run, stage: TrainStage, recipe: Any) -> str:
     """What has learned from the patients of a private training without protecting them, as half a sentence without
     names of patients; "" if nothing has."""

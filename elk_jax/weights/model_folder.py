@@ -234,26 +234,38 @@ def read(folder: str | os.PathLike) -> Content:
     return Content(file, rest, known)
 
 
+def of_another_kind(content: Content, folder: Path, wanted: str, stage: str) -> UserError:
+    """The error for a model folder of another architecture. wanted: the model, stage: the stage that makes it, in
+    words."""
+    todo = f"name the model folder of {stage}: RUN/STAGE/model"
+    return UserError(f"a model of '{content.architecture}', not {wanted}", where=folder, todo=todo)
+
+
 def architecture_of(folder: str | os.PathLike) -> str:
     """The architecture of a model folder; "" if it has none. UserError for any other folder."""
     return read(folder).architecture
 
 
+def _training(folder: Path) -> Training | None:
+    """The provenance of the weights in a model folder; None without one."""
+    return read(folder).training if (folder / CONFIG).is_file() else None
+
+
 def kept_step(folder: Path, otherwise: int) -> int:
     """The training step, the last or the best, of the weights in a model folder; `otherwise` without a folder."""
-    trained = read(folder).training if (folder / CONFIG).is_file() else None
+    trained = _training(folder)
     return otherwise if trained is None else trained.step
 
 
 def promises(folder: Path) -> tuple[Statement, ...]:
     """The statements of all private training runs of a model; none without a folder."""
-    trained = read(folder).training if (folder / CONFIG).is_file() else None
+    trained = _training(folder)
     return trained.promises if trained else ()
 
 
 def promise(folder: Path) -> str:
     """The statements of a model in words; "" for a model not trained privately."""
-    trained = read(folder).training if (folder / CONFIG).is_file() else None
+    trained = _training(folder)
     return trained.sentence() if trained else ""
 
 
@@ -449,5 +461,5 @@ def first_few(items: Sequence[str], most: int = 4) -> str:
 
 def seen_patients(folder: Path) -> frozenset[str]:
     """Hashes (`data.sources.patients`) of all patients on which a model was trained; empty if it stores none."""
-    trained = read(folder).training if (folder / CONFIG).is_file() else None
+    trained = _training(folder)
     return frozenset() if trained is None else frozenset(trained.patients)

@@ -35,8 +35,8 @@ from elk_jax.privacy.accounting import Ledger, Phase, Unit
 from elk_jax.privacy.mechanism import Statement
 from elk_jax.progress import progress_bar
 from elk_jax.tasks import private
-from elk_jax.tasks.classification import model, search, train
-from elk_jax.tasks.classification.model import Frozen
+from elk_jax.tasks.classification import frozen, model, search, train
+from elk_jax.tasks.classification.frozen import Frozen
 from elk_jax.tasks.classification.recipe import (
     FitHeadStage,
     FrozenRecipe,
@@ -174,16 +174,16 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
     if not run.is_main:
         return {}
     folder = files.make_folder(run.folder / stage.name)
-    own, of_val = (model.patches_of(source, recipe.size) for source in (training, validation))
+    own, of_val = (frozen.patches_of(source, recipe.size) for source in (training, validation))
     cut = partial(patches.around_boxes, size=recipe.size, cutting=recipe.cutting, centre=recipe.centre)
     pool = np.concatenate([cut(one, progress=progress_bar("  reading")) for one in public]) if public else own[:0]
     findings = train.copies(run, stage, recipe.size)
     if stage.is_private:
         check_public(pool, own, stage.name)
-    parts, shelf = model.frozen(recipe), run.folder / store.FOLDER
-    public_features = model.frozen_features(parts, pool, shelf) if public else {}
+    parts, shelf = model.read_frozen(recipe), run.folder / store.FOLDER
+    public_features = frozen.features_of(parts, pool, shelf) if public else {}
     learned, val = (
-        Labelled(source, image_labels(source), model.frozen_features(parts, images, shelf))
+        Labelled(source, image_labels(source), frozen.features_of(parts, images, shelf))
         for source, images in ((training, own), (validation, of_val))
     )
     positive = training.classes.index(recipe.positive)
@@ -209,10 +209,7 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
     made = trained.description.trained
     assert made is not None
     promise = made.sentence()
-    if promise:
-        run.say(f"  {promise}")
-        if stage.delta * count >= 1:
-            run.say(f"  warning: delta {stage.delta:g} allows the data of one of {count} {stage.unit}s to be published")
+    private.say_promise(run, stage, promise, count)
     withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "fit",
@@ -266,7 +263,7 @@ def with_draws(trained: model.Trained, folder: Path) -> model.Trained:
 
 def check_public(public: np.ndarray, private: np.ndarray, stage: str) -> None:
     """UserError if patches occur in both. stage: its name."""
-    both = set(model.hashes_of(public)) & set(model.hashes_of(private))
+    both = set(frozen.hashes_of(public)) & set(frozen.hashes_of(private))
     if both:
         what = f"{len(both)} of the public images are training images, whose content they would publish"
         raise UserError(what, where=f"stage {stage}.public", todo="name a data source of other images")

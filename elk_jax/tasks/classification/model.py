@@ -7,9 +7,8 @@ Shapes: N images, S side of a patch, F features, K heads; for a network B batch,
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -19,20 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from elk_jax.backbones.networks import CLASS_LAYERS, NETWORKS, kinds
-from elk_jax.data import patches
 from elk_jax.data.batches import labelled
 from elk_jax.data.batches.labelled import Labelled, LabelledConfig
-from elk_jax.data.sources.duplicates import pixel_hash
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
 from elk_jax.evaluation import calibration, roc
 from elk_jax.evaluation.predictions import Predictions
 from elk_jax.evaluation.thresholds import HALF, OperatingPoint
-from elk_jax.features import network, scattering, store
 from elk_jax.fields import NOT_EMPTY, SHARE, SIDE, ByName, OneOf
 from elk_jax.heads.heads import HEADS, Head, probability
-from elk_jax.progress import LONG, Progress, progress_bar
-from elk_jax.tasks.classification.recipe import Features, FrozenRecipe, Mean, NetworkFeatures, ScatteringFeatures
+from elk_jax.progress import LONG, Progress
+from elk_jax.tasks.classification.frozen import BATCH, Frozen, FrozenNetwork, features_of, hash_of_params, patches_of
+from elk_jax.tasks.classification.recipe import Features, FrozenRecipe, Mean, NetworkFeatures
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import classifiers, model_folder
 
@@ -41,173 +38,6 @@ ARCHITECTURES = (*HEADS, NETWORK, MEAN)
 """Architectures: a network, the mean of several classifiers, and all kinds of heads."""
 POINT: Mapping[str, Any] = {"low": None, "high": None, "intervals": {}, "on": None}
 """Fields that the operating points of any model folder may lack."""
-BATCH = 16
-"""Number of patches whose features, or probabilities, are computed at once."""
-WHOLE_WINDOWS = 8
-"""Windows along a side; the scattering coefficients of a whole patch are the mean over them."""
-LAST = 3
-"""Number of last stages of a network whose maps are used if none are named."""
-
-
-class FrozenNetwork(NamedTuple):
-    """A frozen network: its configuration, its parameters, and a hash of these."""
-
-    config: Any
-    params: Params
-    hash: str
-
-
-class Frozen(NamedTuple):
-    """Everything that features of patches depend on. centre: of the lesion; features, networks: by user-defined
-    names."""
-
-    size: int
-    centre: tuple[float, float]
-    features: Mapping[str, Any]
-    networks: Mapping[str, FrozenNetwork]
-
-    def only(self, names: Sequence[str]) -> Frozen:
-        """A subset of the features."""
-        some = {name: self.features[name] for name in names}
-        return self._replace(features=some, networks={n: self.networks[n] for n in names if n in self.networks})
-
-
-def frozen(recipe: FrozenRecipe) -> Frozen:
-    """The features that a recipe uses, with the weights of their networks. UserError for a folder without one."""
-    used = recipe.used()
-    networks = {name: _network(one) for name, one in used.items() if isinstance(one, NetworkFeatures)}
-    return Frozen(recipe.size, recipe.centre, used, networks)
-
-
-def _network(settings: NetworkFeatures) -> FrozenNetwork:
-    folder = Path(settings.weights)
-    if model_folder.architecture_of(folder) == NETWORK:  # trained here
-        trained = load(folder)
-        assert isinstance(trained, TrainedNetwork)
-        config, params = trained.description.model, trained.params
-    else:
-        config, params = classifiers.load(folder)
-    count = _map_count(config, settings.size)
-    if max(settings.stages, default=1) > count:
-        what = f"the network has no stage {max(settings.stages)}, only {count} stages"
-        raise UserError(what, where=settings.weights, todo=f"give stages from 1 to {count}")
-    return FrozenNetwork(config, params, _hash(params))
-
-
-@lru_cache(maxsize=32)
-def _map_count(config: Any, size: int) -> int:
-    """The number of maps of a network for images of this side."""
-    network, image = NETWORKS[config.name], jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
-    params = jax.eval_shape(partial(network.init, config), jax.random.key(0))
-    return len(jax.eval_shape(partial(network.features, config), params, image))
-
-
-def _hash(params: Params) -> str:
-    digest = hashlib.sha256()
-    for name, leaf in sorted(model_folder.flatten(params).items()):
-        digest.update(f"{name} {np.shape(leaf)} ".encode() + np.ascontiguousarray(leaf, np.float32).tobytes())
-    return digest.hexdigest()
-
-
-# ---- Features --------------------------------------------------------------------------------------------------------
-
-
-def hashes_of(images: np.ndarray) -> list[str]:
-    """The hash of every patch of [N, S, S, 1]."""
-    return [pixel_hash(image) for image in images]
-
-
-def frozen_features(parts: Frozen, images: np.ndarray, folder: Path | None = None) -> dict[str, np.ndarray]:
-    """Every kind of features [N, F] float32 of patches [N, S, S, 1] in [0, 1]; stored in `folder`, if given."""
-    if folder is None:
-        return {name: _compute(parts, name, images) for name in parts.features}
-    hashes, found = hashes_of(images), {}
-    for name in parts.features:
-        trained = parts.networks.get(name)
-        settings = asdict(parts.features[name]) | {"weights": "", "size": parts.size, "centre": parts.centre}
-        if trained is not None:
-            settings |= {"network": asdict(trained.config), "input": parts.features[name].size}
-        way = store.way_of(settings, "" if trained is None else trained.hash)
-        found[name] = store.kept(folder, way, hashes, partial(_compute_some, parts, name, images))
-    return found
-
-
-def patches_of(source: ImageSource, size: int) -> np.ndarray:
-    """Every image of a source, scaled to a patch: [N, S, S, 1]."""
-    return patches.whole_images(source, size, progress_bar("  reading"))
-
-
-def _compute_some(parts: Frozen, name: str, images: np.ndarray, positions: Sequence[int]) -> np.ndarray:
-    return _compute(parts, name, images if len(positions) == len(images) else images[list(positions)])
-
-
-def _compute(parts: Frozen, name: str, images: np.ndarray) -> np.ndarray:
-    settings = parts.features[name]
-    if isinstance(settings, ScatteringFeatures):
-        return scattering_features(settings, images, parts.centre)
-    return network_features(settings, parts.networks[name], images, parts.centre)
-
-
-def scattering_features(settings: ScatteringFeatures, images: np.ndarray, centre: tuple[float, float]) -> np.ndarray:
-    """Invariant log coefficients [N, F] of patches [N, S, S, 1]: of the whole patch, then under windows about `centre`.
-
-    Source: Bruna and Mallat 2013; the averages over the symmetries of the square are free (`scattering.invariants`).
-    """
-    size = images.shape[1]
-    bank = scattering.filters(size, size, settings.scales, settings.orientations)
-    found = []
-    with Progress("  scattering", len(images), unit="image", patience=LONG) as bar:
-        for start in range(0, len(images), BATCH):
-            batch = images[start : start + BATCH, ..., 0]
-            padded = np.pad(batch, [(0, BATCH - len(batch)), (0, 0), (0, 0)])
-            found.append(np.asarray(_scattered(settings, centre, padded, bank))[: len(batch)])
-            bar.update(start + len(batch))
-    return np.concatenate(found)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _scattered(
-    settings: ScatteringFeatures, centre: tuple[float, float], batch: jax.Array, bank: scattering.Filters
-) -> jax.Array:
-    """As `scattering_features`, for a batch [B, S, S]; one program for all sets of patches of a size."""
-    size = batch.shape[1]
-    whole = (np.arange(WHOLE_WINDOWS) + 0.5) * size / WHOLE_WINDOWS - 0.5
-    grid = settings.spacing * (np.arange(settings.windows) - (settings.windows - 1) / 2)
-    rows, columns = (np.concatenate([whole, share * size - 0.5 + grid]) for share in centre)
-    found = scattering.coefficients(batch, bank, rows, columns, settings.scales)
-    everywhere = [part[..., :WHOLE_WINDOWS, :WHOLE_WINDOWS].mean((-2, -1), keepdims=True) for part in found]
-    about = [part[..., WHOLE_WINDOWS:, WHOLE_WINDOWS:] for part in found]
-    logs = (
-        scattering.Coefficients(*(jnp.log(jnp.maximum(part, 0) + settings.floor) for part in parts))
-        for parts in (everywhere, about)
-    )
-    return jnp.concatenate([scattering.invariants(one) for one in logs], axis=-1)
-
-
-def network_features(
-    settings: NetworkFeatures, trained: FrozenNetwork, images: np.ndarray, centre: tuple[float, float]
-) -> np.ndarray:
-    """Statistics [N, F] of a network's maps of patches [N, S, S, 1]; see `features.network`."""
-    taps, window = Maps(trained.config, settings.size, settings.stages), network.Window(*centre, settings.deviation)
-    return np.concatenate(network.features(taps, trained.params, images, window, batch_size=BATCH), axis=-1)
-
-
-@dataclass(frozen=True)
-class Maps:
-    """The maps of a network at some stages, by default the last ones: `features.network.Taps`.
-
-    config: of the network. size: in pixels, to which images are scaled.
-    """
-
-    config: Any
-    size: int
-    stages: tuple[int, ...]
-
-    def __call__(self, params: Params, batch: jax.Array) -> Sequence[jax.Array]:
-        shape = (len(batch), self.size, self.size, batch.shape[-1])
-        images = jax.image.resize(batch, shape, "bilinear")
-        maps = NETWORKS[self.config.name].features(self.config, params, images)
-        return [maps[stage - 1] for stage in self.stages] if self.stages else maps[-LAST:]
 
 
 # ---- Folder of a head ------------------------------------------------------------------------------------------------
@@ -251,8 +81,38 @@ class FittedHead(NamedTuple):
         """Probabilities of the positive class [1 + draws, N], the first row from the model. shelf: folder of frozen
         features."""
         images = patches_of(source, self.description.size)
-        features = frozen_features(self.parts, images, shelf)
+        features = features_of(self.parts, images, shelf)
         return np.stack([probability(head.log_odds(features)) for head in (self.head, *self.draws)])
+
+
+def read_frozen(recipe: FrozenRecipe) -> Frozen:
+    """The features that a recipe uses, with the weights of their networks. UserError for a folder without one."""
+    used = recipe.used()
+    networks = {name: _network(one) for name, one in used.items() if isinstance(one, NetworkFeatures)}
+    return Frozen(recipe.size, recipe.centre, used, networks)
+
+
+def _network(settings: NetworkFeatures) -> FrozenNetwork:
+    folder = Path(settings.weights)
+    if model_folder.architecture_of(folder) == NETWORK:  # trained here
+        trained = load(folder)
+        assert isinstance(trained, TrainedNetwork)
+        config, params = trained.description.model, trained.params
+    else:
+        config, params = classifiers.load(folder)
+    count = _map_count(config, settings.size)
+    if max(settings.stages, default=1) > count:
+        what = f"the network has no stage {max(settings.stages)}, only {count} stages"
+        raise UserError(what, where=settings.weights, todo=f"give stages from 1 to {count}")
+    return FrozenNetwork(config, params, hash_of_params(params))
+
+
+@lru_cache(maxsize=32)
+def _map_count(config: Any, size: int) -> int:
+    """The number of maps of a network for images of this side."""
+    network, image = NETWORKS[config.name], jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+    params = jax.eval_shape(partial(network.init, config), jax.random.key(0))
+    return len(jax.eval_shape(partial(network.features, config), params, image))
 
 
 def save(folder: Path, trained: FittedHead) -> None:
@@ -266,7 +126,7 @@ def _load_head(params: Params, content: model_folder.Content, folder: Path) -> F
     description = content.build(Description)
     _check_fits(params, description, folder)
     own = {name: params["networks"][name] for name in description.networks}
-    networks = {name: FrozenNetwork(description.networks[name], one, _hash(one)) for name, one in own.items()}
+    networks = {name: FrozenNetwork(description.networks[name], one, hash_of_params(one)) for name, one in own.items()}
     parts = Frozen(description.size, description.centre, description.features, networks)
     return FittedHead(parts, HEADS[description.architecture].of(params, description.features), description)
 
@@ -460,8 +320,7 @@ def of(params: Params, content: model_folder.Content, folder: Path) -> Trained:
         return _load_network(params, content, folder)
     if content.architecture == MEAN:
         return _load_mean(params, content, folder)
-    todo = "name the model folder of a classification stage: RUN/STAGE/model"
-    raise UserError(f"a model of '{content.architecture}', not a classifier", where=folder, todo=todo)
+    raise model_folder.of_another_kind(content, folder, "a classifier", "a classification stage")
 
 
 def points_of(trained: Trained) -> tuple[OperatingPoint, ...]:

@@ -60,11 +60,8 @@ def initial(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> tup
     folder = run.model_folder(stage.init_from)
     params, before = load(folder)
     if not isinstance(before, DenoiserDescription):
-        what, todo = (
-            f"a model of '{before.architecture}', not a denoiser",
-            "name a model folder of such a stage, or leave it empty",
-        )
-        raise UserError(what, where=folder, todo=todo)
+        todo = "name a model folder of such a stage, or leave it empty"
+        raise UserError(f"a model of '{before.architecture}', not a denoiser", where=folder, todo=todo)
     section, network = f"{stage.recipe}.model", recipe.model.config().unet
     model_folder.check_same(before.model, recipe.model, ("patch", "classes"), folder, section)
     model_folder.check_same(before.model.unet, network, CONVENTIONS, folder, section)

@@ -33,8 +33,8 @@ from elk_jax.privacy.secret import Secret
 from elk_jax.progress import progress_bar
 from elk_jax.tasks import private
 from elk_jax.tasks.classification import fit as heads
+from elk_jax.tasks.classification import frozen, search
 from elk_jax.tasks.classification import model as classifiers
-from elk_jax.tasks.classification import search
 from elk_jax.tasks.classification import train as units
 from elk_jax.tasks.classification.recipe import NetworkFeatures
 from elk_jax.tasks.generation.model import POOL, PoolDescription, check_names
@@ -110,11 +110,11 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     cut = partial(patches.around_boxes, size=recipe.size, cutting=recipe.cutting, centre=recipe.centre)
     cuts = np.concatenate([cut(one, progress=progress_bar("  reading")) for one in public])
     pool = distinct(cuts)
-    own, of_val = (classifiers.patches_of(one, recipe.size) for one in (training, validation))
+    own, of_val = (frozen.patches_of(one, recipe.size) for one in (training, validation))
     heads.check_public(pool, own, stage.name)
-    parts, shelf = classifiers.frozen(recipe), run.folder / store.FOLDER
+    parts, shelf = classifiers.read_frozen(recipe), run.folder / store.FOLDER
     of_pool, of_training, of_validation = _whitened(
-        [classifiers.frozen_features(parts, one, shelf) for one in (pool, own, of_val)], recipe, stage
+        [frozen.features_of(parts, one, shelf) for one in (pool, own, of_val)], recipe, stage
     )
     labels, val_labels = image_labels(training), image_labels(validation)
     private_side = Private(of_training, labels, group, count, len(training.classes))
@@ -132,18 +132,9 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     ]
 
     # ---- The model -------------------------------------------------------------------------------------------------
-    promise: Statement | None = None
-    seen = shown | private.painters_saw(run, stage.origin().sources)
-    networks = [Path(one.weights) for one in recipe.used().values() if isinstance(one, NetworkFeatures)]
-    seen = seen.union(*map(model_folder.seen_patients, networks))
-    inherited = private.promises_before(run, stage, networks)
-    if stage.is_private:
-        ledger = Ledger(phases(recipe.release, noise), stage.unit)
-        spent = accounting.epsilon_of(ledger.phases, stage.delta)
-        promise = Statement(not origin.known, spent, stage.delta, "pld", ledger).named()
-    else:
-        seen |= _seen(training)
-    trained = model_folder.Training(1, (*stage.train_on, *stage.public), "", tuple(sorted(seen)), promise, inherited)
+    ledger = Ledger(phases(recipe.release, noise), stage.unit) if stage.is_private else None
+    seen = shown if stage.is_private else shown | _seen(training)
+    trained = _history(run, stage, recipe, seen, ledger, origin)
     description = PoolDescription(POOL, tuple(training.classes), recipe.size, recipe.centre, trained)
     params = {"patches": pool, "weights": weights.astype(np.float32)}
     model_folder.save_params(run.folder / stage.name / "model", params, description)
@@ -158,10 +149,7 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     if auroc is not None:
         run.say(f"  validation AUROC of the difference between the classes' means: {auroc:.3f}")
     sentence = trained.sentence()
-    if sentence:
-        run.say(f"  {sentence}")
-        if stage.delta * count >= 1:
-            run.say(f"  warning: delta {stage.delta:g} allows the data of one of {count} {stage.unit}s to be published")
+    private.say_promise(run, stage, sentence, count)
     withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "fit",
@@ -171,7 +159,7 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
         },
         "units": {f"{stage.unit}s": count} if stage.is_private else {},
         "skipped": skipped_images(validation, *public, *([] if withheld else [training])),
-        "protection": units.protection_words(promise),
+        "protection": units.protection_words(trained.privacy),
         "promise": sentence,
         "release": recipe.release.name,
         "pool": len(pool),
@@ -179,6 +167,20 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
         "auroc": auroc,
         "notes": notes,
     }
+
+
+def _history(
+    run: Run, stage: FitPoolStage, recipe: PoolRecipe, seen: frozenset[str], ledger: Ledger | None, origin: Secret
+) -> model_folder.Training:
+    """The provenance of the weights. seen: hashes of the patients in the data that are not secret. ledger: of a private
+    release; None without privacy."""
+    networks = [Path(one.weights) for one in recipe.used().values() if isinstance(one, NetworkFeatures)]
+    seen = seen.union(private.painters_saw(run, stage.origin().sources), *map(model_folder.seen_patients, networks))
+    inherited, promise = private.promises_before(run, stage, networks), None
+    if ledger is not None:
+        spent = accounting.epsilon_of(ledger.phases, stage.delta)
+        promise = Statement(not origin.known, spent, stage.delta, "pld", ledger).named()
+    return model_folder.Training(1, (*stage.train_on, *stage.public), "", tuple(sorted(seen)), promise, inherited)
 
 
 # ---- Parts ---------------------------------------------------------------------------------------------------------
@@ -264,7 +266,7 @@ def _log_odds(settings: Guidance, data: Private, pool: np.ndarray, noise: float,
 def distinct(patches: np.ndarray) -> np.ndarray:
     """Patches [M, S, S, 1] without those that repeat an earlier one, pixel by pixel: a repeated patch would be drawn
     twice as often, and take votes from itself."""
-    hashes = classifiers.hashes_of(patches)
+    hashes = frozen.hashes_of(patches)
     return patches[np.sort(np.unique(hashes, return_index=True)[1])]
 
 

@@ -226,11 +226,7 @@ def load(folder: Path) -> Trained:
     elif content.architecture == DENOISER:
         description, init = content.build(DenoiserDescription, later={"hidden": HIDDEN}), patches.init
     else:
-        raise UserError(
-            f"a model of '{content.architecture}', not a generator",
-            where=folder,
-            todo="name the model folder of a stage that trains a generator: RUN/STAGE/model",
-        )
+        raise model_folder.of_another_kind(content, folder, "a generator", "a stage that trains a generator")
     check_names(description.classes, folder)
     if len(description.classes) != description.model.classes:
         what = f"{len(description.classes)} names for {description.model.classes} classes"

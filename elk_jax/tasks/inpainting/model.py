@@ -226,11 +226,7 @@ def load(folder: Path) -> Trained:
     """Read an inpainter's model folder. UserError for a folder of another kind."""
     params, content = model_folder.load_params(folder)
     if content.architecture != ARCHITECTURE:
-        raise UserError(
-            f"a model of '{content.architecture}', not an inpainter",
-            where=folder,
-            todo="name the model folder of an inpainting stage: RUN/STAGE/model",
-        )
+        raise model_folder.of_another_kind(content, folder, "an inpainter", "an inpainting stage")
     known = content.build(Description, EARLIER)
     parts = Inpainter(known.model, known.noise.schedule(), known.sampler, known.guidance, known.words)
     return Trained(parts, params, known)

@@ -107,10 +107,6 @@ def load(folder: Path) -> Trained:
     """Read a translator's model folder. UserError for a folder of another kind."""
     params, content = model_folder.load_params(folder)
     if content.architecture != ARCHITECTURE:
-        raise UserError(
-            f"a model of '{content.architecture}', not a translator",
-            where=folder,
-            todo="name the model folder of a translation stage: RUN/STAGE/model",
-        )
+        raise model_folder.of_another_kind(content, folder, "a translator", "a translation stage")
     description = content.build(Description)
     return Trained(Translator(description.model, description.sampler, description.greys), params, description)

@@ -11,7 +11,7 @@ import pytest
 
 from configs import private_head
 from elk_jax.experiments.experiment import run_experiment
-from elk_jax.tasks.classification import model
+from elk_jax.tasks.classification import frozen
 
 SIZE = 16
 MARKER = bytes(range(101, 109))
@@ -79,7 +79,7 @@ def fitted(folders, tmp_path_factory):
 def run_marked(config, run: Path, features: Callable) -> tuple[Path, dict]:
     """(run folder, summaries) of a configuration, with these features and MARKER as the entropy."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "_compute", features)
+        patch.setattr(frozen, "_compute", features)
         patch.setattr("os.urandom", lambda size: (MARKER * size)[:size])
         return run, run_experiment(config, run)
 
@@ -96,4 +96,4 @@ def assert_unmarked(run: Path) -> None:
 
 @pytest.fixture
 def cheap_features(monkeypatch):
-    monkeypatch.setattr(model, "_compute", cheap)
+    monkeypatch.setattr(frozen, "_compute", cheap)

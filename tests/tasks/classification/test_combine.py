@@ -16,7 +16,7 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.evaluation.predictions import read_predictions
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
-from elk_jax.tasks.classification import evaluate, model, predict
+from elk_jax.tasks.classification import evaluate, frozen, model, predict
 from elk_jax.tasks.classification.evaluate import EvaluateSettings
 from elk_jax.tasks.classification.predict import PredictSettings
 from elk_jax.weights import model_folder
@@ -37,7 +37,7 @@ def kernels(folder):
 def combined(folders, tmp_path_factory):
     """(run folder, summaries) of both heads and their mean."""
     run, patch = tmp_path_factory.mktemp("combined"), pytest.MonkeyPatch()
-    patch.setattr(model, "_compute", cheap)
+    patch.setattr(frozen, "_compute", cheap)
     try:
         return run, run_experiment(kernels(folders), run)
     finally:

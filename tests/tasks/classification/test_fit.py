@@ -16,7 +16,7 @@ from elk_jax.experiments.experiment import run_experiment
 from elk_jax.features.whitening import Whitening
 from elk_jax.heads.linear import Linear
 from elk_jax.privacy import accounting
-from elk_jax.tasks.classification import fit, model, search, train
+from elk_jax.tasks.classification import fit, frozen, model, search, train
 from elk_jax.weights import model_folder
 from tests.refusals import refused
 from tests.tasks.classification.conftest import COUNTS, assert_unmarked, experiment
@@ -76,7 +76,7 @@ def test_private_files_are_their_owners(fitted):
 
 def test_features_are_computed_once(fitted, folders, monkeypatch):
     run, _ = fitted
-    monkeypatch.setattr(model, "_compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(frozen, "_compute", lambda *_: pytest.fail("computed again"))
     run_experiment(experiment(folders), run, ["evaluate"])
 
 

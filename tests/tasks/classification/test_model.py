@@ -12,7 +12,7 @@ from elk_jax.backbones.efficientnet import EfficientNetConfig
 from elk_jax.features.whitening import Whitening
 from elk_jax.heads import linear
 from elk_jax.heads.linear import Linear
-from elk_jax.tasks.classification import model
+from elk_jax.tasks.classification import frozen, model
 from elk_jax.tasks.classification.recipe import HeadRecipe, NetworkFeatures, ScatteringFeatures, Search
 from elk_jax.weights import classifiers, model_folder
 from elk_jax.weights.classifiers import Origin
@@ -36,7 +36,7 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def trained(weights) -> model.FittedHead:
     features = {"net": NetworkFeatures(weights=str(weights), size=32, stages=(2, 7))}
-    parts = model.frozen(HeadRecipe(size=SIZE, features=features, search=Search(features=("net",))))
+    parts = model.read_frozen(HeadRecipe(size=SIZE, features=features, search=Search(features=("net",))))
     count = 4 * (8 + 64)  # four statistics of every channel of the stages 2 and 7
     by = {"net": Whitening(np.zeros(count, np.float32), np.eye(count, 3, dtype=np.float32))}
     head = Linear(by, np.zeros(3, np.float32), np.ones(3, np.float32), 0.5)
@@ -53,9 +53,7 @@ def test_a_folder_needs_no_other_weights(trained, tmp_path):
     assert again.description == trained.description
     assert again.parts.networks["net"].hash == trained.parts.networks["net"].hash  # so that kept features are found
     images = np.random.default_rng(0).random((3, SIZE, SIZE, 1), np.float32)
-    features = [
-        linear.whitened(model.frozen_features(one.parts, images), one.head.whitening) for one in (trained, again)
-    ]
+    features = [linear.whitened(frozen.features_of(one.parts, images), one.head.whitening) for one in (trained, again)]
     assert features[0].shape == (3, 3) and len(np.unique(features[0], axis=0)) == 3
     np.testing.assert_array_equal(*features)
 
@@ -63,7 +61,7 @@ def test_a_folder_needs_no_other_weights(trained, tmp_path):
 def test_a_stage_that_a_network_has_not_is_refused(weights):
     features = {"net": NetworkFeatures(weights=str(weights), size=32, stages=(8,))}
     with refused(7, 8, where=weights):
-        model.frozen(HeadRecipe(features=features, search=Search(features=("net",))))
+        model.read_frozen(HeadRecipe(features=features, search=Search(features=("net",))))
 
 
 def test_parameters_that_do_not_fit_are_refused(trained, tmp_path):
@@ -79,10 +77,10 @@ def test_scattering_is_the_same_for_turned_patches_and_sees_the_lesion_where_it_
     settings = ScatteringFeatures(scales=2, orientations=4, windows=3, spacing=4.0)
     image = np.random.default_rng(0).random((1, 32, 32, 1), np.float32)
     views = np.concatenate([image, image[:, ::-1], image.swapaxes(1, 2)])
-    found = model.scattering_features(settings, views, (0.5, 0.5))
+    found = frozen.scattering_features(settings, views, (0.5, 0.5))
     assert found.shape == (3, whole := found.shape[1]) and whole > 50 and np.isfinite(found).all()
     np.testing.assert_allclose(found[1:], np.broadcast_to(found[0], found[1:].shape), atol=2e-3)
-    moved = model.scattering_features(settings, views[:1], (0.7, 0.4))
+    moved = frozen.scattering_features(settings, views[:1], (0.7, 0.4))
     assert (moved[0] != found[0]).any()
-    black = model.scattering_features(settings, np.zeros((1, 32, 32, 1), np.float32), (0.5, 0.5))
+    black = frozen.scattering_features(settings, np.zeros((1, 32, 32, 1), np.float32), (0.5, 0.5))
     assert np.isfinite(black).all()
