@@ -82,10 +82,10 @@ def results_section(evaluations: Evaluations, comparisons: Comparisons) -> Secti
         name = f"{group}_{key}" if key else group
         found = [difference_html(comparison.get(name, {}), better) for comparison in comparisons.values()]
         compared.append(html.row([html.text(words), *found], style=style))
-    heads = [f"{html.swatch(places.index(name))}{html.text(name)}" for name in places]
+    heads = [html.named(places.index(name), name) for name in places]
     tables = html.table(["Metric", *heads], rows)
     if comparisons:
-        heads = [f"{html.swatch(places.index(name))}{html.text(f'{name} − {first}')}" for name in comparisons]
+        heads = [html.named(places.index(name), f"{name} − {first}") for name in comparisons]
         tables += f"<h3>Paired differences</h3>{html.table(['Metric', *heads], compared)}"
     notes = {note: None for one in evaluations.values() for note in one.get("notes", ())}
     remarks = "".join(html.paragraph(f"Note: {note}.", "soft small") for note in notes)
@@ -174,7 +174,7 @@ def calibration_section(evaluations: Evaluations) -> Section:
         diagonal=True,
         size=(600, 560),
     )
-    head = ["Probability", *(f"{html.swatch(i)}{html.text(name)}" for i, name in enumerate(evaluations))]
+    head = ["Probability", *(html.named(i, name) for i, name in enumerate(evaluations))]
     rows = []
     for bins in zip(*(one["reliability"] for one in evaluations.values())):
         cells = [f"{bins[0]['low']:g} – {bins[0]['high']:g}", *(str(one["images"]) for one in bins)]
@@ -205,7 +205,7 @@ def scores_section(evaluations: Evaluations) -> Section:
             series.append(Series(kind, x.tolist(), y.tolist(), index, band=band, dots=((), ()), mark=mark))
         label = f"probability of {evaluation['positive']}"
         charts.append(line_chart(series, title=name, x_label=label, x_range=(0.0, 1.0), size=(400, 260)))
-    key = "".join(f"<span>{html.swatch(index)}{html.text(kind)}</span>" for kind, index in names.items())
+    key = "".join(f"<span>{html.named(index, kind)}</span>" for kind, index in names.items())
     body = f'<div class="legend">{key}</div><div class="multiples">{"".join(charts)}</div>'
     note = "Share of the images of each class by score; dashed: the threshold of the first operating point."
     return Section("Scores", body, note)

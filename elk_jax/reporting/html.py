@@ -33,9 +33,14 @@ def swatch(index: int) -> str:
     return f'<span class="swatch {colour(index)}"></span>'
 
 
+def named(index: int, name: object) -> str:
+    """A name beside the swatch of its colour."""
+    return f"{swatch(index)}{text(name)}"
+
+
 def legend(names: Iterable[str]) -> str:
     """Names of series, in the order of their colours."""
-    items = "".join(f"<span>{swatch(i)}{text(name)}</span>" for i, name in enumerate(names))
+    items = "".join(f"<span>{named(i, name)}</span>" for i, name in enumerate(names))
     return f'<div class="legend">{items}</div>'
 
 

@@ -88,7 +88,7 @@ def training_section(
             charts[key] = line_chart(series, title=_curve_title(key, label), size=(330, 210))
     first = [key for key in first_curves if key in charts] or list(charts)[:4]
     names = sorted(histories, key=lambda name: colours[name])
-    swatches = "".join(f"<span>{html.swatch(colours[n])}{html.text(n)}</span>" for n in names)
+    swatches = "".join(f"<span>{html.named(colours[n], n)}</span>" for n in names)
     parts = [f'<div class="legend">{swatches}</div>', _multiples(charts[key] for key in first)]
     groups = {"Losses and rates": "train/", "Validation": "eval/", "Time": "time/"}
     for group, prefix in groups.items():

@@ -112,7 +112,7 @@ def heads_section(fitted: Mapping[str, Mapping[str, Any]]) -> Section:
     rows, promises = [], {}
     for index, (name, summary) in enumerate(fitted.items()):
         cells = [
-            f"{html.swatch(index)}{html.text(name)}",
+            html.named(index, name),
             html.text(summary["protection"]),
             html.text(summary["chosen"]),
             html.number(summary["cross_validated"]),
@@ -187,7 +187,7 @@ def epsilon_section(one: Evaluated, models: Mapping[str, Mapping[str, Any]]) -> 
     known = {(name, epsilon): value for name, epsilon, value in one.published}
     rows = []
     for index, (model, summary) in enumerate(models.items()):
-        cells = [f"{html.swatch(index)}{html.text(model)}", html.text(summary["protection"])]
+        cells = [html.named(index, model), html.text(summary["protection"])]
         cells.append(html.estimate_cell(one.evaluations[model]["auroc"]))
         cells.append(mean_and_deviation(one.draws.get(model, {}).get("auroc", ())))
         cells += [html.number(known.get((name, summary["epsilon"]))) for name in names]

@@ -148,7 +148,7 @@ def results_section(evaluations: Evaluations, comparisons: Comparisons) -> Secti
         cards.append(value_card(name, evaluation[MAIN], "mean sensitivity", index))
     for name, comparison in comparisons.items():
         differences.append(difference_card(first, name, comparison.get(MAIN, {}), list(evaluations).index(name)))
-    head = ["Metric", *(f"{html.swatch(i)}{html.text(name)}" for i, name in enumerate(evaluations))]
+    head = ["Metric", *(html.named(i, name) for i, name in enumerate(evaluations))]
     head += [f"{html.text(name)} − {html.text(first)}" for name in comparisons]
     rows = []
     for key in metric_keys(evaluations[first]):
@@ -250,7 +250,7 @@ def criteria_section(evaluations: Evaluations, comparisons: Comparisons) -> Sect
 def mistakes_section(evaluations: Evaluations) -> Section:
     """The kinds of false positives and misses of each model, at its own threshold of one false positive per image."""
     known = {name: one["mistakes"] for name, one in evaluations.items() if one.get("mistakes")}
-    head = ["", *(f"{html.swatch(i)}{html.text(n)}" for i, n in enumerate(evaluations) if n in known)]
+    head = ["", *(html.named(i, n) for i, n in enumerate(evaluations) if n in known)]
     rows = [html.row(["Score threshold", *(html.number(one["threshold"]) for one in known.values())])]
     round_several = {"round_several": "of these: around the centres of several lesions"}
     groups = (

@@ -76,7 +76,7 @@ def distillation_part(trained: Mapping[str, Trained]) -> Part:
 
 def learned_section(trained: Mapping[str, Trained]) -> Section:
     """Every term of the loss at the beginning and the end of training, and the validation."""
-    head = ["", *(f"{html.swatch(i)}{html.text(name)}" for i, name in enumerate(trained))]
+    head = ["", *(html.named(i, name) for i, name in enumerate(trained))]
     rows = [html.row(["Trained as", *(html.text(one.words) for one in trained.values())])]
     for term, label in TERMS.items():
         ends = [one.ends(term) for one in trained.values()]

@@ -56,7 +56,7 @@ def unified_part(fused: Mapping[str, Fused]) -> Part:
 
 def made_section(fused: Mapping[str, Fused]) -> Section:
     """Trunks, input, the share of the second trunk at every level, and the validation."""
-    head = ["", *(f"{html.swatch(i)}{html.text(name)}" for i, name in enumerate(fused))]
+    head = ["", *(html.named(i, name) for i, name in enumerate(fused))]
     rows = [
         html.row(["Trunks", *(html.text(one.trunks) for one in fused.values())]),
         html.row(["Reads", *(html.text(one.reads) for one in fused.values())]),
