@@ -23,11 +23,11 @@ from elk_jax.evaluation import detections, fusion, operating
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.bootstrap import PatientStatistic, Resamples
 from elk_jax.evaluation.detections import ImageResult
-from elk_jax.evaluation.hits import criterion_from_text
+from elk_jax.evaluation.hits import Criterion, criterion_from_text
 from elk_jax.evaluation.truth import read_measured, write_truth
 from elk_jax.fields import SHARE, check
 from elk_jax.progress import progress_bar
-from elk_jax.reporting.report import write_report
+from elk_jax.reporting.report import Report, write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.detection import predict, report, volumes
 from elk_jax.tasks.detection.model import ARCHITECTURES, Ensemble, Trained, load
@@ -126,20 +126,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     comparisons = {
         other: metrics.compare_detections(results[first], results[other], **how) for other in stage.subjects[1:]
     }
-    gains = {
-        model: {
-            "reference": reference,
-            **metrics.share_of_gain(
-                results[first],
-                results[model],
-                results[reference],
-                criterion=criterion,
-                score_floor=floor,
-                resamples=recipe.bootstrap,
-            ),
-        }
-        for model, reference in references(trainings, evaluations).items()
-    }
+    gains = _gains(references(trainings, evaluations), results, first, criterion, recipe)
     if run.is_main:
         chosen = {model: report.choose_pictures(results[model], criterion, evaluations[model]) for model in results}
         files.write_json(folder / "comparisons.json", comparisons)
@@ -157,6 +144,19 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
         "models": list(stage.subjects),
         "gains": gains,
     }
+
+
+def _gains(
+    references: Mapping[str, str],
+    results: Mapping[str, list[ImageResult]],
+    first: str,
+    criterion: Criterion,
+    recipe: DetectionRecipe,
+) -> dict[str, dict[str, Any]]:
+    """Private model -> its reference, and the share of the reference's gain over the first model that it keeps."""
+    how: dict[str, Any] = {"score_floor": recipe.score_floor, "resamples": recipe.bootstrap}
+    share = lambda *models: metrics.share_of_gain(*(results[one] for one in models), criterion=criterion, **how)
+    return {model: {"reference": other, **share(first, model, other)} for model, other in references.items()}
 
 
 def statistics(folder: Path, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> dict[str, PatientStatistic]:
@@ -292,15 +292,11 @@ def evaluate_source(
     other = _compared_with(settings.against) if settings.against else None
     name, other_name = _names(subject, other)
     criterion = criterion_from_text(settings.criterion)
-    subjects = sorted(
-        filter(None, (subject, other)), key=lambda one: one.is_model
-    )  # read files first, so that mistakes are reported early
+    # files are read first, so that mistakes are reported early
+    subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)
     loaded = {one: load(one.place) for one in subjects if one.is_model}
     images = max([1, *(one.tested_images for one in loaded.values())])
-    if images > 1 and not data.partner:
-        what = f"the detector reads {images} images of a breast, but the data have one"
-        raise UserError(what, where=data.spec, todo="give the second with --partner, or choose another --stage")
-    source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"), images=images)
+    source = _open(data, split, on_error, images)
     console = new_console()
     console.print(f"{split or 'all'}: {counted(source.infos)}")
     categories = source.category_ids
@@ -328,25 +324,34 @@ def evaluate_source(
         evaluations = {other_name: measure(theirs), name: evaluation}  # the others are compared with the first
         evaluations[other_name]["notes"] += notes
         comparisons[name] = metrics.compare_detections(theirs, results, **how)
+    place = f"{split or 'every'} split of {data.spec}"
     with files.locked(files.make_folder(output)):
         detections.write_results(output / "predictions.json", results, categories)
         files.write_json(output / "evaluation.json", evaluation)
         files.write_json(output / "comparisons.json", comparisons)
-        gallery = report.choose_pictures(results, criterion, evaluation)
-        place = f"{split or 'every'} split of {data.spec}"
-        evaluated = Evaluated(place, evaluations, comparisons, [report.pictures(name, gallery, source)])
-        record = RunRecord(
-            name=name,
-            title=f"{name} on {place}",
-            data={split or "all": summary(source.infos)},
-            skipped=source.skipped,
-        )
-        write_report(output / "report.html", run_report(record, [detection_part(DetectionRun([evaluated]))]))
+        pictures = report.pictures(name, report.choose_pictures(results, criterion, evaluation), source)
+        evaluated = Evaluated(place, evaluations, comparisons, [pictures])
+        write_report(output / "report.html", _page(name, evaluated, split, source))
     console.print(results_table(evaluations, comparisons, place))
     for note in notes_of(evaluations):
         console.print(f"note: {note}")
     console.print(f"report: {output / 'report.html'}")
     return evaluation
+
+
+def _open(data: SourceSpec, split: str, on_error: OnError, images: int) -> ImageSource:
+    """The data with this many images of a breast. UserError if they have only one."""
+    if images > 1 and not data.partner:
+        what = f"the detector reads {images} images of a breast, but the data have one"
+        raise UserError(what, where=data.spec, todo="give the second with --partner, or choose another --stage")
+    return open_source(data, split, on_error=on_error, progress=progress_bar("  opening"), images=images)
+
+
+def _page(name: str, evaluated: Evaluated, split: str, source: ImageSource) -> Report:
+    """The report of an evaluation of the model `name` on a split of a source; "": all splits."""
+    counts = {split or "all": summary(source.infos)}
+    record = RunRecord(name, f"{name} on {evaluated.on}", data=counts, skipped=source.skipped)
+    return run_report(record, [detection_part(DetectionRun([evaluated]))])
 
 
 def _check_looked(model: Path | None, settings: EvaluateSettings) -> None:

@@ -227,9 +227,7 @@ def train_with(
         everyone = source
         if run.in_fold:  # all folds have the same detector as the last training
             everyone = cut(run.with_all_patients().open(stage.train_on, "train", images or network.images), recipe)
-        sizes = planned_anchor_sizes(everyone.infos, test_loader, levels=len(config.anchor_sizes))
-        config = replace(config, anchor_sizes=anchors.scaled(config.anchor_sizes, sizes))
-        run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in sizes)} px")
+        config = with_planned_anchors(run, config, everyone.infos, test_loader)
     detector = detectors.build(config)
     seen = predict.view(validation, recipe.crop_to_breast)  # as in testing, the truth does not widen a window
     learning = prepare(run, stage, recipe, detector, source)
@@ -374,6 +372,14 @@ def workload(stage: TrainDetectorStage, recipe: DetectionRecipe, batch_size: int
 
     model = trainable(detector, per_image=recipe.privacy is not None)
     return Workload(model, count, blanks(detector.images), blanks(detector.tested_images), tuple(assumed))
+
+
+def with_planned_anchors(run: Run, config: Any, infos: tuple[ImageInfo, ...], loader: LoaderConfig) -> Any:
+    """The settings of a detector with anchors of the sizes of the lesions; the sizes are printed."""
+    sizes = planned_anchor_sizes(infos, loader, levels=len(config.anchor_sizes))
+    planned = replace(config, anchor_sizes=anchors.scaled(config.anchor_sizes, sizes))
+    run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in sizes)} px")
+    return planned
 
 
 def planned_anchor_sizes(infos: tuple[ImageInfo, ...], config: LoaderConfig, levels: int) -> tuple[tuple[float], ...]:

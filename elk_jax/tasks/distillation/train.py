@@ -53,7 +53,19 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
 
     names: stages that will run; their weights do not exist yet.
     """
-    place, detector = f"config.{stage.recipe}", _detector(recipe)
+    detector = _detector(recipe)
+    _check_recipe(stage, recipe, detector)
+    if stage.role == "teacher":
+        return detection.check_start(run, stage, recipe, names)
+    _check_mode(stage, recipe, detector)
+    if recipe.mode != "none":
+        _check_teaching(run, stage, recipe, detector, names)
+    detection.check_start(run, stage.starting(recipe), recipe, names)
+
+
+def _check_recipe(stage: TrainDistilledStage, recipe: DistillationRecipe, detector: Detector) -> None:
+    """UserError for settings of a teacher or student that exclude each other."""
+    place = f"config.{stage.recipe}"
     if stage.role == "student" and not recipe.detects and folds.makes_ensemble(stage, recipe):
         what = f"stage {stage.name} does not learn to detect, so its folds have no detections to choose an ensemble by"
         raise UserError(what, where=f"{place}.refit", todo="leave it at True, or give a detection_weight above 0")
@@ -63,14 +75,16 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
     if recipe.best_metric == SIMILARITY and not stage.partner:
         what = f"stage {stage.name} has no teacher that sees partners, so similarity is undefined"
         raise UserError(what, where=f"{place}.best_metric", todo="choose a metric of detection")
-    mode = MODES.get(recipe.mode) if stage.role == "student" else None
     strides = detector.tap(recipe.tap).strides
     reads_level = recipe.mode in ("lesion", "image") if stage.role == "student" else recipe.intra_align
     if reads_level and recipe.stride not in strides:
         what = f"the detector has no level of {recipe.stride} pixels per cell"
         raise UserError(what, where=f"{place}.stride", todo=f"choose from {', '.join(map(str, strides))}")
-    if stage.role == "teacher":
-        return detection.check_start(run, stage, recipe, names)
+
+
+def _check_mode(stage: TrainDistilledStage, recipe: DistillationRecipe, detector: Detector) -> None:
+    """UserError for a student without the inputs of its mode, or with settings or a detector that it excludes."""
+    place, mode = f"config.{stage.recipe}", MODES.get(recipe.mode)
     if stage.partner and (mode is None or mode.reads == "beside"):
         what = f"in the mode {recipe.mode} the teacher sees neither the images of the student nor their partners"
         pairs = ", ".join(name for name, one in MODES.items() if one.reads == "same")
@@ -88,7 +102,7 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
         todo = "name data sources, such as the training data of the teacher"
         raise UserError(what, where=f"config.stages.{stage.name}.beside", todo=todo)
     least = 2 * recipe.accumulate
-    if mode and recipe.mode == "contrastive" and recipe.loader.batch_size < least:
+    if recipe.mode == "contrastive" and recipe.loader.batch_size < least:
         what = (
             "the loss of the mode contrastive is 0 for one image: it compares the images of a batch, or of a part of it"
         )
@@ -108,6 +122,14 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
         raise UserError(what, where=f"{place}.model.name", todo="choose a detector of single images")
     if mode:
         _check_learned_is_trained(recipe, detector, place)
+
+
+def _check_teaching(
+    run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe, detector: Detector, names: Collection[str]
+) -> None:
+    """UserError for a student whose teacher has another architecture, input, or other classes. names: as in
+    `check_start`."""
+    place, mode = f"config.{stage.recipe}", MODES.get(recipe.mode)
     before = run.experiment.stages.get(stage.teacher)
     if mode and before is not None:
         taught = run.experiment.recipe_of(before)
@@ -115,17 +137,16 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
         if before.recipe != stage.recipe:
             planned = detectors.build(detection.settings(taught, recipe.model.num_classes))
             check_teacher(planned, detector, f"config.{before.recipe}.model")
-    if recipe.mode != "none" and stage.teacher not in names:
+    if stage.teacher not in names:
         folder = run.model_folder(stage.teacher)
         written = load_one(folder)
         check_teacher(written.detector, detector, folder)
         if mode:
             _check_crop(stage.teacher, written.description.input.crop_to_breast, recipe, place)
         _check_classes(written.description.classes, _listed_classes(run, stage), folder)
-    elif recipe.mode != "none" and isinstance(before, TrainStage):
-        place = f"config.stages.{stage.name}.teacher"
-        _check_classes(_listed_classes(run, before), _listed_classes(run, stage), place)
-    detection.check_start(run, stage.starting(recipe), recipe, names)
+    elif isinstance(before, TrainStage):
+        where = f"config.stages.{stage.name}.teacher"
+        _check_classes(_listed_classes(run, before), _listed_classes(run, stage), where)
 
 
 def needs(experiment: Experiment, stage: TrainDistilledStage, recipe: DistillationRecipe) -> list[Need]:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from elk_jax.progress import Progress, progress_bar
 from elk_jax.randomness import Purpose, generator
 from elk_jax.synthesis import canvases as healthy
 from elk_jax.synthesis.compositing import paste_lesion, to_model
-from elk_jax.synthesis.placement import Placement, plan_placement
+from elk_jax.synthesis.placement import AreaRule, Placement, plan_placement
 from elk_jax.tasks import sampling
 from elk_jax.tasks.inpainting import model as inpainters
 from elk_jax.tasks.inpainting.recipe import LoraConfig, PaintSettings, PaintStage
@@ -63,6 +63,42 @@ class Planned:
     breast: np.ndarray  # [H, W] bool, without the canvas's own lesions
     image: np.ndarray  # [S, S] float32
     mask: np.ndarray  # [S, S] bool
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans lesions in canvases. positions: of the canvases with room for a window of `window` pixels. side: of the
+    model's images. rule: the sizes of the lesions."""
+
+    canvases: ImageSource
+    positions: tuple[int, ...]
+    window: int
+    margin: float
+    side: int
+    rule: AreaRule
+    seed: int
+    _breasts: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+
+    def breast(self, position: int) -> np.ndarray:
+        """The breast [H, W] bool of a canvas."""
+        if position not in self._breasts:  # packed, one bit per pixel, as every canvas is needed again
+            self._breasts[position] = np.packbits(breast_mask(self.canvases[position].image), axis=None)
+        info = self.canvases.infos[position]
+        bits = np.unpackbits(self._breasts[position], count=info.height * info.width)
+        return bits.reshape(info.height, info.width).astype(bool)
+
+    def plan(self, index: int) -> Planned:
+        """The lesion of this number. UserError if no canvas has room for it."""
+        place = plan_placement(
+            self.seed, index, self.canvases.infos, self.positions, self.breast, self.window, self.rule
+        )
+        canvas = self.canvases[place.position].image[..., 0]
+        breast = self.breast(place.position)
+        breast &= ~blocked_by(self.canvases.infos[place.position].boxes, *breast.shape)
+        region = widened(np.array(place.box), self.margin, self.window, cut(breast, place.window))
+        painted = box_mask(np.array(region), self.window, self.window)
+        image, mask = to_model(cut(canvas, place.window), painted, self.side)
+        return Planned(f"{index:06d}", place, region, sources.pack(canvas), breast, image, mask)
 
 
 def check_start(run: Run, stage: PaintStage, recipe: None, names: Collection[str]) -> None:
@@ -127,10 +163,9 @@ def paint_lesions(
     parts, params, description = inpainters.load(model)
     model_folder.check_fits(params, model_folder.shapes_of(partial(inpainter.init, parts.model)), model)
     rule, window = inpainters.rule(description.areas, settings.area), description.window
-    margin = description.margin
     patients = {info.patient_id for info in canvases.infos}
     positions = healthy.canvas_positions(canvases.infos, patients, window, settings.lesion_free)
-    batch_size = settings.batch_size
+    planner = Planner(canvases, positions, window, description.margin, parts.model.size, rule, seed)
     begun = {
         "model": files.fingerprint(model),
         "canvases": canvases.name,
@@ -138,27 +173,7 @@ def paint_lesions(
         "seed": seed,
         **{name: value for name, value in asdict(settings).items() if name != "batch_size"},
     }
-    masks: dict[int, np.ndarray] = {}
-
-    def breast_of(position: int) -> np.ndarray:
-        """Packed, one bit per pixel, as every canvas is needed again."""
-        if position not in masks:
-            masks[position] = np.packbits(breast_mask(canvases[position].image), axis=None)
-        info = canvases.infos[position]
-        bits = np.unpackbits(masks[position], count=info.height * info.width)
-        return bits.reshape(info.height, info.width).astype(bool)
-
-    def planned(index: int) -> Planned:
-        place = plan_placement(seed, index, canvases.infos, positions, breast_of, window, rule)
-        pixels = sources.pack(canvases[place.position].image[..., 0])
-        breast = breast_of(place.position)
-        breast &= ~blocked_by(canvases.infos[place.position].boxes, *breast.shape)
-        region = widened(np.array(place.box), margin, window, cut(breast, place.window))
-        grey = cut(canvases[place.position].image[..., 0], place.window)
-        image, mask = to_model(grey, box_mask(np.array(region), window, window), parts.model.size)
-        return Planned(f"{index:06d}", place, region, pixels, breast, image, mask)
-
-    planned(0)  # canvases without room for a lesion leave no folder behind
+    planner.plan(0)  # canvases without room for a lesion leave no folder behind
     with files.locked(files.make_folder(output)) if is_main() else contextlib.nullcontext():
         if is_main():
             _begin(output, begun)
@@ -168,18 +183,10 @@ def paint_lesions(
         painter = inpainters.trainable(parts, LossConfig(), LoraConfig(), False, None)
         sample, placed = sampling.compile_sampler(painter, mesh), meshes.place(params, mesh)
         with Progress("  painting", count, start=count - len(todo), unit="lesion") as bar:
-            for first in range(0, len(todo), batch_size):
-                indices = todo[first : first + batch_size]
-                chosen = [planned(index) for index in indices]
-                fill = [*chosen, *[chosen[-1]] * (batch_size - len(chosen))]  # one compilation
-                painted = sample(
-                    placed,
-                    {
-                        "image": np.stack([p.image for p in fill])[..., None],
-                        "mask": np.stack([p.mask for p in fill])[..., None].astype(np.float32),
-                        "seed": sampling.seeds(seed, [p.placement.provenance["index"] for p in fill]),
-                    },
-                )
+            for first in range(0, len(todo), settings.batch_size):
+                chosen = [planner.plan(index) for index in todo[first : first + settings.batch_size]]
+                fill = [*chosen, *[chosen[-1]] * (settings.batch_size - len(chosen))]  # one compilation
+                painted = sample(placed, _batch(fill, seed))
                 for plan, picture in zip(chosen, painted[..., 0]):
                     if is_main():
                         _write(output, plan, picture, description, begun)
@@ -187,6 +194,15 @@ def paint_lesions(
         if is_main():
             seen = canvases.seen_patients | model_folder.seen_patients(model)
             _finish(output, canvases, count, seen, _promises(canvases, model))
+
+
+def _batch(planned: Sequence[Planned], seed: int) -> dict[str, np.ndarray]:
+    """The input of the sampler for these lesions."""
+    return {
+        "image": np.stack([one.image for one in planned])[..., None],
+        "mask": np.stack([one.mask for one in planned])[..., None].astype(np.float32),
+        "seed": sampling.seeds(seed, [one.placement.provenance["index"] for one in planned]),
+    }
 
 
 def _of_training_or_error(canvases: ImageSource) -> None:
