@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,6 +48,13 @@ def finish(processes: Sequence[subprocess.Popen], seconds: float) -> list[int | 
         for process in processes:
             process.kill()
             process.wait()
+
+
+def seen(folder: Path, processes: Sequence[subprocess.Popen], seconds: float = 600) -> Any:
+    """What programs wrote into `seen.json` in a folder, once they have ended well; their logs (log*) are there too."""
+    codes = finish(processes, seconds)
+    assert codes == [0] * len(codes), said(folder)
+    return json.loads((folder / "seen.json").read_text())
 
 
 def said(folder: Path) -> str:

@@ -1,8 +1,6 @@
 """The detector's training step on 8 devices, or of 2 processes, is the single-device program: same numbers, also of
 batch norms with the statistics of the whole batch; nothing gathered."""
 
-import json
-
 import pytest
 
 from tests import processes
@@ -12,18 +10,11 @@ DEVICES = ("-m", "tests.training.detector_devices")
 LOSSES = ("statistics", "loss", "loss_rpn_objectness", "loss_rpn_box", "loss_class", "loss_box")
 
 
-def seen_by(folder, started):
-    """What the programs saw, once they ended well."""
-    codes = processes.finish(started, 600)
-    assert codes == [0] * len(codes), processes.said(folder)
-    return json.loads((folder / "seen.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """By one device and by eight."""
     folder = tmp_path_factory.mktemp("eight")
-    return seen_by(folder, [processes.start([*DEVICES, folder], folder / "log", JAX_NUM_CPU_DEVICES="8")])
+    return processes.seen(folder, [processes.start([*DEVICES, folder], folder / "log", JAX_NUM_CPU_DEVICES="8")])
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +24,7 @@ def two(tmp_path_factory):
     started = [
         processes.start([*DEVICES, folder, i, port], folder / f"log{i}", JAX_NUM_CPU_DEVICES="1") for i in range(2)
     ]
-    return seen_by(folder, started)
+    return processes.seen(folder, started)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-7), ("float32", 1e-3)])

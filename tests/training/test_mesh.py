@@ -21,17 +21,10 @@ JOINED = ("-m", "tests.training.joined")
 ONE_OF_TWO = ("-m", "tests.training.one_of_two")
 
 
-def seen(folder, started):
-    """What the programs saw, once they ended well."""
-    codes = processes.finish(started, 300)
-    assert codes == [0] * len(codes), processes.said(folder)
-    return json.loads((folder / "seen.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eight")
-    return seen(folder, [processes.start([*DEVICES, folder], folder / "log", JAX_NUM_CPU_DEVICES="8")])
+    return processes.seen(folder, [processes.start([*DEVICES, folder], folder / "log", JAX_NUM_CPU_DEVICES="8")])
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +33,7 @@ def two(tmp_path_factory):
     started = [
         processes.start([*DEVICES, folder, i, port], folder / f"log{i}", JAX_NUM_CPU_DEVICES="2") for i in range(2)
     ]
-    return seen(folder, started)
+    return processes.seen(folder, started)
 
 
 # ---- 8 devices ----

@@ -25,6 +25,7 @@ from elk_jax.training import mesh as meshes
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights import model_folder
 from tests.refusals import refused
+from tests.tasks.checks import assert_same_weights, resumed
 from tests.tasks.generation.test_train import write
 
 STAGES = ["denoiser", "samples", "looks"]
@@ -74,14 +75,8 @@ def test_waves_are_as_strong_as_in_the_training_patches(run):
 
 
 def test_an_interrupted_training_is_resumed_to_the_bit(run, tmp_path):
-    copy = shutil.copytree(run, tmp_path / "run")
-    shutil.rmtree(copy / "denoiser" / "checkpoints" / "6")
-    shutil.rmtree(copy / "denoiser" / "model")
-    (copy / "denoiser" / "finished.json").unlink()
-    run_experiment(patch_denoiser.get_config("tiny"), copy, stages=["denoiser"])
-    whole, again = (model_folder.flatten(generators.load(one / "denoiser" / "model").params) for one in (run, copy))
-    for name, leaf in whole.items():
-        np.testing.assert_array_equal(again[name], leaf, err_msg=name)
+    copy = resumed(run, patch_denoiser.get_config("tiny"), "denoiser", 6, tmp_path / "run")
+    assert_same_weights(run / "denoiser", copy / "denoiser")
 
 
 def test_a_denoiser_learns_what_its_classes_look_like(tmp_path):

@@ -23,12 +23,12 @@ from elk_jax.experiments.parse import parse
 from elk_jax.privacy.accounting import epsilon_of
 from elk_jax.tasks.detection import model as folders
 from elk_jax.tasks.detection.evaluate import references
-from elk_jax.training.checkpoint import kept_secret
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights import model_folder
 from elk_jax.weights.model_folder import Training
 from tests.detection import toy_detector
 from tests.refusals import refused
+from tests.tasks.checks import assert_same_weights, assert_secret_stays_in_checkpoints, resumed
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,21 +92,12 @@ def test_only_the_layers_of_the_recipe_are_trained(private_run):
 
 
 def test_no_file_outside_the_checkpoints_has_the_secret(private_run):
-    text, _ = kept_secret(private_run / "private" / "checkpoints")
-    for path in private_run.rglob("*"):
-        if path.is_file() and "checkpoints" not in path.parts:
-            assert text.encode() not in path.read_bytes(), path
+    assert_secret_stays_in_checkpoints(private_run, "private")
 
 
 def test_a_private_training_is_resumed_to_the_bit(private_run, tmp_path):
-    copy = shutil.copytree(private_run, tmp_path / "run")
-    for name in ("checkpoints/4", "model"):
-        shutil.rmtree(copy / "private" / name)
-    (copy / "private" / "finished.json").unlink()
-    run_experiment(config_with(), copy, stages=["private"])
-    again = weights(copy, "private")
-    for name, leaf in weights(private_run, "private").items():
-        np.testing.assert_array_equal(again[name], leaf, err_msg=name)
+    copy = resumed(private_run, config_with(), "private", 4, tmp_path / "run")
+    assert_same_weights(private_run / "private", copy / "private")
 
 
 def test_the_report_has_the_promise_and_the_share_of_the_gain(private_run):

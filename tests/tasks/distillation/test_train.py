@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -32,6 +31,7 @@ from elk_jax.training.writer import read_metrics
 from elk_jax.weights import model_folder
 from tests.detection import toy_detector
 from tests.refusals import refused
+from tests.tasks.checks import assert_same_weights, resumed
 from tests.tasks.distillation.conftest import small_config
 
 
@@ -94,14 +94,8 @@ def test_a_student_that_does_not_learn_to_detect_is_no_ensemble(tmp_path):
 
 
 def test_a_student_is_resumed_to_the_bit_with_both_streams(finished, tmp_path):
-    copy = shutil.copytree(finished, tmp_path / "run")
-    shutil.rmtree(copy / "student" / "checkpoints" / "4")
-    shutil.rmtree(copy / "student" / "model")
-    (copy / "student" / "finished.json").unlink()
-    run_experiment(small_config(), copy, stages=["student"])
-    again = leaves(copy / "student")
-    for name, leaf in leaves(finished / "student").items():
-        np.testing.assert_array_equal(again[name], leaf, err_msg=name)
+    copy = resumed(finished, small_config(), "student", 4, tmp_path / "run")
+    assert_same_weights(finished / "student", copy / "student")
 
 
 def test_a_step_of_no_learning_keeps_the_weights_of_the_teacher(finished, tmp_path):

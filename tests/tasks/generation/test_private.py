@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 import jax
@@ -27,7 +26,6 @@ from elk_jax.privacy.settings import Flat, Privacy
 from elk_jax.tasks import private
 from elk_jax.tasks.generation import model as generators
 from elk_jax.training import mesh as meshes
-from elk_jax.training.checkpoint import kept_secret
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.schedules import Constant
 from elk_jax.training.step.private import private as private_step
@@ -35,8 +33,8 @@ from elk_jax.training.step.private_adversarial import judge, judge_recipe
 from elk_jax.training.step.separable import check_examples
 from elk_jax.training.step.step import Protection
 from elk_jax.training.writer import read_metrics
-from elk_jax.weights import model_folder
 from tests.refusals import refused
+from tests.tasks.checks import assert_same_weights, assert_secret_stays_in_checkpoints, resumed
 from tests.tasks.generation.test_train import write
 
 STAGES = ["gan", "samples", "looks"]
@@ -92,23 +90,12 @@ def test_the_report_has_the_promise_and_no_training_patch(private_run):
 
 
 def test_no_file_outside_the_checkpoints_has_the_secret(private_run):
-    text, _ = kept_secret(private_run / "gan" / "checkpoints")
-    words = [str(int(word)).encode() for word in np.frombuffer(bytes.fromhex(text), "<u4")]
-    for path in private_run.rglob("*"):
-        if path.is_file() and "checkpoints" not in path.parts:
-            content = path.read_bytes()
-            assert text.encode() not in content and not any(word in content for word in words if len(word) > 6), path
+    assert_secret_stays_in_checkpoints(private_run, "gan")
 
 
 def test_a_private_training_is_resumed_with_its_own_secret(private_run, tmp_path):
-    copy = shutil.copytree(private_run, tmp_path / "run")
-    for name in ("checkpoints/6", "model"):
-        shutil.rmtree(copy / "gan" / name)
-    (copy / "gan" / "finished.json").unlink()
-    run_experiment(config_with(), copy, stages=["gan"])
-    whole, again = (model_folder.flatten(model_folder.load_params(f / "gan" / "model")[0]) for f in (private_run, copy))
-    for name, leaf in whole.items():
-        np.testing.assert_array_equal(again[name], leaf, err_msg=name)
+    copy = resumed(private_run, config_with(), "gan", 6, tmp_path / "run")
+    assert_same_weights(private_run / "gan", copy / "gan")
 
 
 def test_public_patches_are_learned_from_and_a_known_seed_is_not_private(tmp_path, capsys):

@@ -21,6 +21,7 @@ from elk_jax.training.checkpoint import load_state
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights import model_folder
 from tests.refusals import refused
+from tests.tasks.checks import assert_same_weights, resumed
 
 
 def test_training_leaves_curves_pictures_and_a_generator(run):
@@ -46,15 +47,8 @@ def test_what_is_kept_is_the_averaged_generator(run):
 
 
 def test_an_interrupted_training_is_resumed_to_the_bit(run, tmp_path):
-    copy = shutil.copytree(run, tmp_path / "run")
-    stage = copy / "gan"
-    shutil.rmtree(stage / "checkpoints" / "6")
-    shutil.rmtree(stage / "model")
-    (stage / "finished.json").unlink()
-    run_experiment(mcgan.get_config("tiny"), copy, stages=["gan"])
-    whole, again = (model_folder.flatten(generators.load(one / "gan" / "model").params) for one in (run, copy))
-    for name, leaf in whole.items():
-        np.testing.assert_array_equal(again[name], leaf, err_msg=name)
+    copy = resumed(run, mcgan.get_config("tiny"), "gan", 6, tmp_path / "run")
+    assert_same_weights(run / "gan", copy / "gan")
     states = [load_state(one / "gan" / "checkpoints", step=6) for one in (run, copy)]
     judges = [model_folder.flatten(state.params["discriminator"]) for state in states]
     for name, leaf in judges[0].items():

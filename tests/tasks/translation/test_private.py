@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
-import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -13,10 +10,9 @@ from elk_jax import files
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.privacy.accounting import epsilon_of
 from elk_jax.tasks.translation import model as translators
-from elk_jax.training.checkpoint import kept_secret
 from elk_jax.training.writer import read_metrics
-from elk_jax.weights import model_folder
 from tests.refusals import refused
+from tests.tasks.checks import assert_same_weights, assert_secret_stays_in_checkpoints, resumed
 
 
 def config_with(**settings):
@@ -47,26 +43,12 @@ def test_a_private_run_says_what_it_promises_and_nothing_of_its_patients(private
 
 
 def test_no_file_outside_the_checkpoints_has_the_secret(private_run):
-    text, _ = kept_secret(private_run / "translator" / "checkpoints")
-    words = [str(int(word)).encode() for word in np.frombuffer(bytes.fromhex(text), "<u4")]
-    for path in private_run.rglob("*"):
-        if path.is_file() and "checkpoints" not in path.parts:
-            content = path.read_bytes()
-            assert text.encode() not in content and not any(word in content for word in words if len(word) > 6), path
+    assert_secret_stays_in_checkpoints(private_run, "translator")
 
 
 def test_a_private_run_is_resumed_with_its_own_secret(private_run, tmp_path):
-    copy = shutil.copytree(private_run, tmp_path / "run")
-    stage = copy / "translator"
-    for name in ("checkpoints/4", "model"):
-        shutil.rmtree(stage / name)
-    (stage / "finished.json").unlink()
-    run_experiment(config_with(), copy, stages=["translator"])
-    whole, again = (
-        model_folder.flatten(model_folder.load_params(f / "translator" / "model")[0]) for f in (private_run, copy)
-    )
-    for name, leaf in whole.items():
-        np.testing.assert_array_equal(again[name], leaf, err_msg=name)
+    copy = resumed(private_run, config_with(), "translator", 4, tmp_path / "run")
+    assert_same_weights(private_run / "translator", copy / "translator")
 
 
 def test_the_report_has_the_promise_in_a_sentence(private_run):

@@ -19,8 +19,8 @@ from elk_jax.tasks.run import Run
 from elk_jax.tasks.translation import model as translators
 from elk_jax.tasks.translation import train
 from elk_jax.training.writer import read_metrics
-from elk_jax.weights import model_folder
 from tests.refusals import refused
+from tests.tasks.checks import assert_same_weights, resumed
 
 
 def test_training_leaves_curves_pictures_and_a_model(run):
@@ -36,15 +36,8 @@ def test_training_leaves_curves_pictures_and_a_model(run):
 
 
 def test_an_interrupted_training_is_resumed_to_the_same_model(run, tmp_path):
-    copy = shutil.copytree(run, tmp_path / "run")
-    stage = copy / "translator"
-    shutil.rmtree(stage / "checkpoints" / "4")
-    shutil.rmtree(stage / "model")
-    (stage / "finished.json").unlink()
-    run_experiment(bridge_le_to_cem.get_config("tiny"), copy, stages=["translator"])
-    whole, again = (model_folder.flatten(model_folder.load_params(f / "translator" / "model")[0]) for f in (run, copy))
-    for name, leaf in whole.items():
-        np.testing.assert_array_equal(again[name], leaf, err_msg=name)
+    copy = resumed(run, bridge_le_to_cem.get_config("tiny"), "translator", 4, tmp_path / "run")
+    assert_same_weights(run / "translator", copy / "translator")
 
 
 def test_a_training_is_not_resumed_with_other_validation_pairs(run, tmp_path, monkeypatch):
