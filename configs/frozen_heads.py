@@ -23,9 +23,8 @@ from elk_jax.tasks.classification.recipe import (
     EvaluateClassifiersStage,
     FitHeadStage,
     KernelSearch,
-    NetworkFeatures,
-    ScatteringFeatures,
 )
+from elk_jax.tasks.frozen import NetworkFeatures, ScatteringFeatures
 
 PUBLISHED = (("Osuala et al. 2024", 0.0, 0.778),)
 LINEAR = (0.0,)

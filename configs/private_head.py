@@ -16,14 +16,8 @@ from typing import Literal
 
 from configs import variants
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.tasks.classification.recipe import (
-    EvaluateClassifiersStage,
-    FitHeadStage,
-    HeadRecipe,
-    NetworkFeatures,
-    ScatteringFeatures,
-    Search,
-)
+from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage, FitHeadStage, HeadRecipe, Search
+from elk_jax.tasks.frozen import NetworkFeatures, ScatteringFeatures
 
 PHANTOMS = {"tiny": (128, 60), "quick": (256, 400), "small": (512, 800), "paper": (512, 800)}
 """Variant -> (pixels of a breast, images) of the embedded data."""

@@ -47,12 +47,11 @@ from elk_jax.tasks.classification.recipe import (
     EvaluateClassifiersStage,
     FitHeadStage,
     HeadRecipe,
-    NetworkFeatures,
-    ScatteringFeatures,
     Search,
     TrainClassifierStage,
 )
 from elk_jax.tasks.denoising.recipe import TrainDenoiserStage
+from elk_jax.tasks.frozen import NetworkFeatures, ScatteringFeatures
 from elk_jax.tasks.generation.recipe import FitPoolStage, SampleStage, TrainGeneratorStage
 
 SIZES = ("quick", "tiny", "cpu", "paper")

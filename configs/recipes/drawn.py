@@ -8,13 +8,8 @@ from typing import Any
 from configs import private_head
 from configs.private_head import PHANTOMS
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.tasks.classification.recipe import (
-    EvaluateClassifiersStage,
-    FitHeadStage,
-    HeadRecipe,
-    KernelSearch,
-    ScatteringFeatures,
-)
+from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage, FitHeadStage, HeadRecipe, KernelSearch
+from elk_jax.tasks.frozen import ScatteringFeatures
 from elk_jax.tasks.generation.recipe import EvaluateSamplesStage, SampleStage
 from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
 

@@ -20,7 +20,8 @@ from elk_jax.experiments.parse import parse
 from elk_jax.privacy import accounting, mechanism
 from elk_jax.sweeps.plan import plan
 from elk_jax.sweeps.settings import read_rows
-from elk_jax.tasks.classification.recipe import FitHeadStage, HeadRecipe, NetworkFeatures, Search
+from elk_jax.tasks.classification.recipe import FitHeadStage, HeadRecipe, Search
+from elk_jax.tasks.frozen import NetworkFeatures
 from elk_jax.weights import model_folder
 from tests.refusals import refused
 

@@ -34,18 +34,11 @@ from elk_jax.privacy import accounting
 from elk_jax.privacy.accounting import Ledger, Phase, Unit
 from elk_jax.privacy.mechanism import Statement
 from elk_jax.progress import progress_bar
-from elk_jax.tasks import private
-from elk_jax.tasks.classification import frozen, model, search, train
-from elk_jax.tasks.classification.frozen import Frozen
-from elk_jax.tasks.classification.recipe import (
-    FitHeadStage,
-    FrozenRecipe,
-    HeadRecipe,
-    NetworkFeatures,
-    ScatteringFeatures,
-    Search,
-)
+from elk_jax.tasks import frozen, private
+from elk_jax.tasks.classification import model, search, train
+from elk_jax.tasks.classification.recipe import FitHeadStage, FrozenRecipe, HeadRecipe, Search
 from elk_jax.tasks.classification.search import Choice, Fitted
+from elk_jax.tasks.frozen import Frozen, NetworkFeatures, ScatteringFeatures
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.stages import TrainStage
 from elk_jax.tasks.task import Summary

@@ -28,8 +28,17 @@ from elk_jax.evaluation.thresholds import HALF, OperatingPoint
 from elk_jax.fields import NOT_EMPTY, SHARE, SIDE, ByName, OneOf
 from elk_jax.heads.heads import HEADS, Head, probability
 from elk_jax.progress import LONG, Progress
-from elk_jax.tasks.classification.frozen import BATCH, Frozen, FrozenNetwork, features_of, hash_of_params, patches_of
-from elk_jax.tasks.classification.recipe import Features, FrozenRecipe, Mean, NetworkFeatures
+from elk_jax.tasks.classification.recipe import FrozenRecipe, Mean
+from elk_jax.tasks.frozen import (
+    BATCH,
+    Features,
+    Frozen,
+    FrozenNetwork,
+    NetworkFeatures,
+    features_of,
+    hash_of_params,
+    patches_of,
+)
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import classifiers, model_folder
 

@@ -13,60 +13,11 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation.bootstrap import Resamples
 from elk_jax.evaluation.thresholds import rule_from_text
 from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, NOT_EMPTY, SHARE, SIDE, AtLeast, ByName, Checked, Range
+from elk_jax.tasks.frozen import Features, NetworkFeatures, ScatteringFeatures
 from elk_jax.tasks.stages import CombineStage, EvaluateModelsStage, FitStage, PrivateTrainStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.schedules import Schedule, WarmupCosine
-
-DEVIATION = Range(0, 1, above=True)
-
-
-@dataclass(frozen=True)
-class ScatteringFeatures(Checked):
-    """Logarithms of scattering coefficients, equal for mirrored and turned patches: over the whole patch, and in a
-    square grid of windows around its centre.
-
-    scales, orientations: of the wavelets. windows: along a side of the grid. spacing: pixels between them. floor: added
-    to coefficients before the logarithm.
-    """
-
-    name: Literal["scattering"] = "scattering"
-    scales: Annotated[int, AtLeast(2)] = 5
-    orientations: Annotated[int, AtLeast(2)] = 8
-    windows: Annotated[int, AtLeast(1)] = 5
-    spacing: Annotated[float, ABOVE_ZERO] = 16.0
-    floor: Annotated[float, ABOVE_ZERO] = 1e-4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.orientations % 2:
-            what = f"turned patches fall between {self.orientations} orientations"
-            raise UserError(what, where="orientations", todo="give an even number")
-
-
-@dataclass(frozen=True)
-class NetworkFeatures(Checked):
-    """Means and standard deviations of a frozen network's maps, over the whole patch and under a Gaussian at its
-    centre.
-
-    weights: the model folder of a network (`launch/import_weights.py`); "": these features are not used. size: pixels
-    of a patch in the network. stages: whose maps are used; () for the last three. deviation: of the Gaussian, as a
-    share of the patch.
-    """
-
-    name: Literal["network"] = "network"
-    weights: str = ""
-    size: Annotated[int, SIDE] = 224
-    stages: tuple[Annotated[int, AtLeast(1)], ...] = ()
-    deviation: Annotated[float, DEVIATION] = 0.15
-
-
-def feature_kinds() -> Mapping[str, type]:
-    """The kinds of frozen features, by name."""
-    return {"scattering": ScatteringFeatures, "network": NetworkFeatures}
-
-
-Features = Annotated[Any, ByName(feature_kinds)]
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,12 @@ from elk_jax.privacy.accounting import Ledger, Phase
 from elk_jax.privacy.mechanism import Statement
 from elk_jax.privacy.secret import Secret
 from elk_jax.progress import progress_bar
-from elk_jax.tasks import private
+from elk_jax.tasks import frozen, private
 from elk_jax.tasks.classification import fit as heads
-from elk_jax.tasks.classification import frozen, search
 from elk_jax.tasks.classification import model as classifiers
+from elk_jax.tasks.classification import search
 from elk_jax.tasks.classification import train as units
-from elk_jax.tasks.classification.recipe import NetworkFeatures
+from elk_jax.tasks.frozen import NetworkFeatures
 from elk_jax.tasks.generation.model import POOL, PoolDescription, check_names
 from elk_jax.tasks.generation.recipe import FitPoolStage, Guidance, Means, PoolRecipe, Votes
 from elk_jax.tasks.run import Run, skipped_images

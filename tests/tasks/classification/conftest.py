@@ -11,7 +11,7 @@ import pytest
 
 from configs import private_head
 from elk_jax.experiments.experiment import run_experiment
-from elk_jax.tasks.classification import frozen
+from elk_jax.tasks import frozen
 
 SIZE = 16
 MARKER = bytes(range(101, 109))

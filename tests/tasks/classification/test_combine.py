@@ -16,7 +16,8 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.evaluation.predictions import read_predictions
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
-from elk_jax.tasks.classification import evaluate, frozen, model, predict
+from elk_jax.tasks import frozen
+from elk_jax.tasks.classification import evaluate, model, predict
 from elk_jax.tasks.classification.evaluate import EvaluateSettings
 from elk_jax.tasks.classification.predict import PredictSettings
 from elk_jax.weights import model_folder

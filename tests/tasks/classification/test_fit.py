@@ -16,7 +16,8 @@ from elk_jax.experiments.experiment import run_experiment
 from elk_jax.features.whitening import Whitening
 from elk_jax.heads.linear import Linear
 from elk_jax.privacy import accounting
-from elk_jax.tasks.classification import fit, frozen, model, search, train
+from elk_jax.tasks import frozen
+from elk_jax.tasks.classification import fit, model, search, train
 from elk_jax.weights import model_folder
 from tests.refusals import refused
 from tests.tasks.classification.conftest import COUNTS, assert_unmarked, experiment

@@ -12,8 +12,10 @@ from elk_jax.backbones.efficientnet import EfficientNetConfig
 from elk_jax.features.whitening import Whitening
 from elk_jax.heads import linear
 from elk_jax.heads.linear import Linear
-from elk_jax.tasks.classification import frozen, model
-from elk_jax.tasks.classification.recipe import HeadRecipe, NetworkFeatures, ScatteringFeatures, Search
+from elk_jax.tasks import frozen
+from elk_jax.tasks.classification import model
+from elk_jax.tasks.classification.recipe import HeadRecipe, Search
+from elk_jax.tasks.frozen import NetworkFeatures, ScatteringFeatures
 from elk_jax.weights import classifiers, model_folder
 from elk_jax.weights.classifiers import Origin
 from tests.refusals import refused

@@ -9,7 +9,8 @@ import pytest
 from configs import private_head
 from elk_jax.experiments.parse import parse, plain
 from elk_jax.fields import build
-from elk_jax.tasks.classification.recipe import FitHeadStage, HeadRecipe, NetworkFeatures, ScatteringFeatures, Search
+from elk_jax.tasks.classification.recipe import FitHeadStage, HeadRecipe, Search
+from elk_jax.tasks.frozen import NetworkFeatures, ScatteringFeatures
 from elk_jax.tasks.stages import Data
 from tests.refusals import refused
 

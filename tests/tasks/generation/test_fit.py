@@ -19,7 +19,7 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.privacy import accounting, mechanism, secret
-from elk_jax.tasks.classification import frozen
+from elk_jax.tasks import frozen
 from elk_jax.tasks.generation import fit, model, page, synthesize
 from elk_jax.tasks.generation.recipe import Guidance, Means, SampleSettings, Votes
 from elk_jax.training import mesh as meshes

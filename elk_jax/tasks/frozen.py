@@ -1,4 +1,4 @@
-"""Features of patches that are not trained: scattering, and the maps of frozen networks.
+"""Features of patches that are not trained: scattering, and the maps of frozen networks; and their settings.
 
 Shapes: N images, S side of a patch, F features, B batch.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,10 @@ from elk_jax.backbones.networks import NETWORKS
 from elk_jax.data import patches
 from elk_jax.data.sources.duplicates import pixel_hash
 from elk_jax.data.sources.source import ImageSource
+from elk_jax.errors import UserError
 from elk_jax.features import network, scattering, store
+from elk_jax.fields import ABOVE_ZERO, SIDE, AtLeast, ByName, Checked, Range
 from elk_jax.progress import LONG, Progress, progress_bar
-from elk_jax.tasks.classification.recipe import NetworkFeatures, ScatteringFeatures
 from elk_jax.training.model import Params
 from elk_jax.weights import model_folder
 
@@ -32,6 +33,61 @@ WHOLE_WINDOWS = 8
 """Windows along a side; the scattering coefficients of a whole patch are the mean over them."""
 LAST = 3
 """Number of last stages of a network whose maps are used if none are named."""
+DEVIATION = Range(0, 1, above=True)
+
+
+# ---- Settings --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScatteringFeatures(Checked):
+    """Logarithms of scattering coefficients, equal for mirrored and turned patches: over the whole patch, and in a
+    square grid of windows around its centre.
+
+    scales, orientations: of the wavelets. windows: along a side of the grid. spacing: pixels between them. floor: added
+    to coefficients before the logarithm.
+    """
+
+    name: Literal["scattering"] = "scattering"
+    scales: Annotated[int, AtLeast(2)] = 5
+    orientations: Annotated[int, AtLeast(2)] = 8
+    windows: Annotated[int, AtLeast(1)] = 5
+    spacing: Annotated[float, ABOVE_ZERO] = 16.0
+    floor: Annotated[float, ABOVE_ZERO] = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.orientations % 2:
+            what = f"turned patches fall between {self.orientations} orientations"
+            raise UserError(what, where="orientations", todo="give an even number")
+
+
+@dataclass(frozen=True)
+class NetworkFeatures(Checked):
+    """Means and standard deviations of a frozen network's maps, over the whole patch and under a Gaussian at its
+    centre.
+
+    weights: the model folder of a network (`launch/import_weights.py`); "": these features are not used. size: pixels
+    of a patch in the network. stages: whose maps are used; () for the last three. deviation: of the Gaussian, as a
+    share of the patch.
+    """
+
+    name: Literal["network"] = "network"
+    weights: str = ""
+    size: Annotated[int, SIDE] = 224
+    stages: tuple[Annotated[int, AtLeast(1)], ...] = ()
+    deviation: Annotated[float, DEVIATION] = 0.15
+
+
+def feature_kinds() -> Mapping[str, type]:
+    """The kinds of frozen features, by name."""
+    return {"scattering": ScatteringFeatures, "network": NetworkFeatures}
+
+
+Features = Annotated[Any, ByName(feature_kinds)]
+
+
+# ---- Computation -----------------------------------------------------------------------------------------------------
 
 
 class FrozenNetwork(NamedTuple):
