@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     size = workload.parse_size(options.size)
     config = configure(options)
-    python = {"auto": rival.default_python(library(config)), "none": ""}.get(options.torch_python, options.torch_python)
+    python = rival.chosen_python(options.torch_python, library(config))
     host_memory.keep_freed()  # as in the launch scripts
     jax.config.update("jax_enable_compilation_cache", options.tiny)  # compile time is one of the results
     result = benchmark(
@@ -84,8 +84,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--torch_layout", default="auto", choices=("auto", "channels_last", "contiguous"),
                         help="memory format of torch; auto: channels_last on a GPU, contiguous on a CPU")  # fmt: skip
-    parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
-                        help="cpu: processor time of all threads, for a busy CPU")  # fmt: skip
+    measure.add_clock(parser)
     options = parser.parse_args(arguments)
     for name in ("batch", "repetitions"):
         if getattr(options, name) < 1:
@@ -151,7 +150,7 @@ def benchmark(
         if other is not None and comparison is not None:
             comparison["peak_memory_bytes"] = other.ask("memory")["bytes"]
             comparison |= {
-                label: timing(their_times[name], batch_size, their_calls[name])
+                label: measure.timing(their_times[name], batch_size, their_calls[name])
                 for name, label in (("train", "train"), ("infer", "inference"))
             }
     finite = bool(subject.metrics["finite"])
@@ -173,8 +172,8 @@ def benchmark(
             "clock": clock,
         },
         **surroundings,
-        "train": timing(times["train"], batch_size, calls["train"], subject.train_cost),
-        "inference": timing(times["infer"], batch_size, calls["infer"], subject.inference_cost),
+        "train": measure.timing(times["train"], batch_size, calls["train"], measure.flops(subject.train_cost)),
+        "inference": measure.timing(times["infer"], batch_size, calls["infer"], measure.flops(subject.inference_cost)),
         "compile_seconds": subject.compile_seconds,
         "compilations": loop["compilations"] if loop else None,
         "data_wait_share": loop["data_wait_share"] if loop else None,
@@ -194,23 +193,6 @@ def benchmark(
             "inference": measure.ratios(their_times["infer"], times["infer"]),
         }
     return result
-
-
-def timing(seconds: list[float], batch_size: int, calls: int, cost: Any = None) -> dict[str, Any]:
-    """Time of one step or batch; with XLA's cost analysis also the FLOPs of the model."""
-    times = measure.spread(seconds)
-    values: dict[str, Any] = {
-        "seconds": times,
-        "calls_per_repetition": calls,
-        "images_per_second": batch_size / times["median"],
-    }
-    operations = measure.flops(cost)
-    if operations is not None:
-        peak = measure.peak_bf16(jax.devices()[0].device_kind)
-        values["model_flops"] = operations
-        values["model_flops_per_second"] = operations / times["median"]
-        values["share_of_bf16_peak"] = operations / times["median"] / peak if peak else None
-    return values
 
 
 def rival_settings(

@@ -97,8 +97,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--torch_python", default="auto", help="a Python with torch and diffusers; or auto or none")
     parser.add_argument("--torch_compile", default="auto", choices=("auto", "yes", "no"),
                         help="auto: on a GPU, and on a CPU with a C++ compiler")  # fmt: skip
-    parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
-                        help="cpu: processor time of all threads, for a busy CPU")  # fmt: skip
+    measure.add_clock(parser)
     options = parser.parse_args(arguments)
     for name in ("batch", "repetitions", "steps"):
         if getattr(options, name) < 1:
@@ -157,13 +156,13 @@ def benchmark(
         if other is not None and comparison is not None:
             comparison["peak_memory_bytes"] = other.ask("memory")["bytes"]
             for name in programs:
-                comparison[name] = timing(their_times[name], work.batch, their_calls[name])
+                comparison[name] = measure.timing(their_times[name], work.batch, their_calls[name])
     return {
         "benchmark": "diffusion",
         "settings": {**dataclasses.asdict(work), "repetitions": repetitions, "clock": clock},
         **surroundings,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(subject.state.params)),
-        **{name: timing(times[name], work.batch, calls[name], painter.model_flops(work, batch, name))
+        **{name: measure.timing(times[name], work.batch, calls[name], painter.model_flops(work, batch, name))
            for name in programs},
         "compile_seconds": subject.compile_seconds,
         "program_bytes": subject.memory,
@@ -187,22 +186,6 @@ def agreement(other: rival.Rival, subject: painter.Subject, programs: Sequence[s
     if "train" in programs:
         found["first_loss"] = other.ask("loss")["loss"]
     return found
-
-
-def timing(seconds: list[float], batch: int, calls: int, operations: float | None = None) -> dict[str, Any]:
-    """Time of one step or sampling; with the FLOPs of the model also the share of the peak rate."""
-    times = measure.spread(seconds)
-    values: dict[str, Any] = {
-        "seconds": times,
-        "calls_per_repetition": calls,
-        "images_per_second": batch / times["median"],
-    }
-    if operations is not None:
-        peak = measure.peak_bf16(jax.devices()[0].device_kind)
-        values["model_flops"] = operations
-        values["model_flops_per_second"] = operations / times["median"]
-        values["share_of_bf16_peak"] = operations / times["median"] / peak if peak else None
-    return values
 
 
 def rival_settings(work: painter.Workload, compiled: bool | None, clock: str) -> dict[str, Any]:

@@ -60,8 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="a few channels, for tests")
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
     parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
-    parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
-                        help="cpu: processor time of all threads, for a busy CPU")  # fmt: skip
+    measure.add_clock(parser)
     options = parser.parse_args(arguments)
     modes = options.modes.split(",")
     config = network("tiny" if options.tiny else "small")

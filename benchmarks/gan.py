@@ -50,10 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times both sides once")
     parser.add_argument("--least_seconds", type=float, default=1.0, help="least time per side and round")
     parser.add_argument("--torch_python", default="auto", help="a Python with torch; or auto or none")
-    parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
-                        help="cpu: processor time of all threads, for a busy CPU")  # fmt: skip
+    measure.add_clock(parser)
     options = parser.parse_args(arguments)
-    python = {"auto": rival.default_python(), "none": ""}.get(options.torch_python, options.torch_python)
+    python = rival.chosen_python(options.torch_python)
     host_memory.keep_freed()  # as in the launch scripts
     print(json.dumps(benchmark(options, python), allow_nan=False))
 

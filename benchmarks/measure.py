@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import statistics
@@ -40,6 +41,12 @@ def ratios(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 """cpu: processor time of all threads, which measures the work of a program even on a busy CPU."""
+
+
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    """The flag --clock, one of CLOCKS."""
+    words = "cpu: processor time of all threads, for a busy CPU"
+    parser.add_argument("--clock", default="wall", choices=sorted(CLOCKS), help=words)
 
 
 def times_per_call(call: Callable[[], Any], calls: int) -> dict[str, float]:
@@ -97,6 +104,22 @@ def flops(cost: Mapping[str, float] | Sequence[Mapping[str, float]] | None) -> f
     first = cost[0] if isinstance(cost, (list, tuple)) and cost else cost
     value = first.get("flops") if isinstance(first, Mapping) else None
     return value if value and value > 0 else None
+
+
+def timing(seconds: Sequence[float], batch: int, calls: int, operations: float | None = None) -> dict[str, Any]:
+    """Time of one call for a batch; with the FLOPs of the model also the share of the peak rate."""
+    times = spread(seconds)
+    values: dict[str, Any] = {
+        "seconds": times,
+        "calls_per_repetition": calls,
+        "images_per_second": batch / times["median"],
+    }
+    if operations is not None:
+        peak = peak_bf16(jax.devices()[0].device_kind)
+        values["model_flops"] = operations
+        values["model_flops_per_second"] = operations / times["median"]
+        values["share_of_bf16_peak"] = operations / times["median"] / peak if peak else None
+    return values
 
 
 def program_bytes(compiled: Any) -> int | None:

@@ -119,11 +119,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
     parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
     parser.add_argument("--torch_python", default="auto", help="a Python with torch and Opacus; or auto or none")
-    parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
-                        help="cpu: processor time of all threads, for a busy CPU")  # fmt: skip
+    measure.add_clock(parser)
     options = parser.parse_args(arguments)
     ways = parse_ways(options.ways, options.batch)
-    python = {"auto": rival.default_python("opacus"), "none": ""}.get(options.torch_python, options.torch_python)
+    python = rival.chosen_python(options.torch_python, "opacus")
     host_memory.keep_freed()  # as in the launch scripts
     jax.config.update("jax_enable_compilation_cache", options.tiny)  # compile time is one of the results
     kind = MODELS[options.model]

@@ -64,6 +64,11 @@ def default_python(library: str = "torchvision") -> str:
     return sys.executable if found else ""
 
 
+def chosen_python(given: str, library: str = "torchvision") -> str:
+    """The Python of --torch_python, "auto" for this one; '' for "none", and where "auto" has no torch or library."""
+    return {"auto": default_python(library), "none": ""}.get(given, given)
+
+
 @contextmanager
 def start(
     python: str,

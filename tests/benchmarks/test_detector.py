@@ -33,17 +33,6 @@ def test_both_programs_are_timed(result, part):
     assert result[part]["model_flops"] > 1e6 and result["compile_seconds"][part] > 0
 
 
-def test_timing_by_hand():
-    from benchmarks import detector
-
-    found = detector.timing([0.4, 0.1, 0.2], batch_size=4, calls=3, cost={"flops": 1e9})
-    seconds = {"median": 0.2, "quartile_1": 0.15, "quartile_3": 0.3, "min": 0.1, "max": 0.4}
-    assert found["seconds"] == pytest.approx(seconds) and found["calls_per_repetition"] == 3
-    assert found["images_per_second"] == pytest.approx(20)
-    assert found["model_flops"] == 1e9 and found["model_flops_per_second"] == pytest.approx(5e9)
-    assert found["share_of_bf16_peak"] is None  # a CPU has no entry in the table
-
-
 def test_a_step_does_one_to_four_times_the_work_of_inference(result):
     # Forward and two products backward are three times; frozen stages take less, more RoIs than in inference more.
     assert 1 < result["train"]["model_flops"] / result["inference"]["model_flops"] < 4

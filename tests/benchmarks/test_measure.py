@@ -48,3 +48,12 @@ def test_peak_of_known_devices(measure):
 )
 def test_flops_of_every_form_of_cost_analysis(measure, cost, flops):
     assert measure.flops(cost) == flops
+
+
+def test_timing_by_hand(measure):
+    found = measure.timing([0.4, 0.1, 0.2], batch=4, calls=3, operations=1e9)
+    seconds = {"median": 0.2, "quartile_1": 0.15, "quartile_3": 0.3, "min": 0.1, "max": 0.4}
+    assert found["seconds"] == pytest.approx(seconds) and found["calls_per_repetition"] == 3
+    assert found["images_per_second"] == pytest.approx(20)
+    assert found["model_flops"] == 1e9 and found["model_flops_per_second"] == pytest.approx(5e9)
+    assert found["share_of_bf16_peak"] is None  # a CPU has no entry in the table
