@@ -81,9 +81,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "volume.dcm"
         job = (path, options.slices, options.size, options.syntax)
-        writer = multiprocessing.get_context("spawn").Process(
-            target=write, args=job
-        )  # the memory of the writer is not counted
+        # in a process of its own, so that the memory of the writer is not counted
+        writer = multiprocessing.get_context("spawn").Process(target=write, args=job)
         writer.start()
         writer.join()
         if writer.exitcode:

@@ -55,9 +55,8 @@ def get_config(variant=None):
             "mammo": SourceSpec(f"{phantom},count={others},seed=3,modality=low_energy"),
             "simulated": SourceSpec(f"{size_of},lesions=blobs,count={others},seed=7"),
             "real": SourceSpec(f"{phantom},count={MANY if many else count},seed=1"),  # the training split
-            "held_out": SourceSpec(
-                f"{phantom},count={others},seed=5"
-            ),  # the other splits; for your own data the same file
+            # the other splits; for your own data the same file
+            "held_out": SourceSpec(f"{phantom},count={others},seed=5"),
         },
         detector=detector_for_privacy(size, extras),
         same_layers=private_detector(size, extras, None),

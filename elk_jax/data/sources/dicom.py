@@ -146,9 +146,8 @@ def volume_header(file: BinaryIO, name: object) -> Dataset:
             raise UserError(what, todo=todo)
         dicom_pixels.check_decoder(UID(dataset.file_meta.TransferSyntaxUID))
         start = file.tell()
-        if not dicom_pixels.are_complete(
-            file, start, file.seek(0, io.SEEK_END), dataset
-        ):  # truncated, deflated or mislabelled
+        end = file.seek(0, io.SEEK_END)
+        if not dicom_pixels.are_complete(file, start, end, dataset):  # truncated, deflated or mislabelled
             file.seek(0)
             decode(file.read(), name=name, frame=int(dataset.get("NumberOfFrames") or 1) - 1)
     return dataset

@@ -92,12 +92,11 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     say_skipped(run, source)
     criterion = criterion_from_text(stage.criterion)
     floor = recipe.score_floor
-    trainings: dict[str, model_folder.Training | None] = {}
+    trainings = {model: loaded[model].description.trained for model in stage.models}
     results: dict[str, list[ImageResult]] = {}
     evaluations: dict[str, Any] = {}
     thresholds: dict[str, dict[str, Any]] = {}
     for model in stage.models:
-        trainings[model] = loaded[model].description.trained
         found = predict.detect_with(loaded[model], source, run.mesh, _lowest(loaded[model], floor))
         thresholds[model] = promises_kept(loaded[model], found, recipe.bootstrap)
         results[model] = detections.above(found, floor)
@@ -200,8 +199,7 @@ def flips_notes(trained: Trained | Ensemble, flips: Sequence[Flip] | None) -> li
     """A note if a model uses other mirrored views than those with which its thresholds were chosen."""
     if flips is None:
         return []
-    members = trained.members if isinstance(trained, Ensemble) else (trained,)
-    if all(set(one.description.input.flips) == set(flips) for one in members):
+    if all(set(one.description.input.flips) == set(flips) for one in trained.members):
         return []
     return ["the model's thresholds were chosen with other mirrored views than --flips, so their rates do not apply"]
 

@@ -131,6 +131,11 @@ class Trained(NamedTuple):
         """The number of images of a breast that it reads."""
         return self.detector.tested_images
 
+    @property
+    def members(self) -> tuple[Trained, ...]:
+        """Itself, where an `Ensemble` has several."""
+        return (self,)
+
 
 @dataclass(frozen=True)
 class EnsembleDescription:

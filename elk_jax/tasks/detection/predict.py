@@ -360,11 +360,10 @@ def notes(trained: Trained | Ensemble, settings: PredictSettings) -> list[str]:
 
 def unlearned(trained: Trained | Ensemble, name: str) -> list[str]:
     """A note on a detector or members trained to resemble another detector and not to detect. name: of the model."""
-    members = trained.members if isinstance(trained, Ensemble) else (trained,)
-    maps = next((one.description.learned_maps for one in members if one.description.learned_maps), "")
+    maps = next((one.description.learned_maps for one in trained.members if one.description.learned_maps), "")
     if not maps:
         return []
-    who = name if len(members) == 1 else f"a member of {name}"
+    who = name if len(trained.members) == 1 else f"a member of {name}"
     return [f"{who} was trained on maps of the {maps} and not to detect, so its boxes come from untrained layers"]
 
 

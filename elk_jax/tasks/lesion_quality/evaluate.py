@@ -91,9 +91,8 @@ def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
     real = describe(source, chosen, "  real lesions")
     synthetic = describe(painted_source, painted, "  synthetic lesions")
     training = real if stage.repeated else None
-    if (
-        stage.repeated and stage.split != "train"
-    ):  # repeated lesions come from the training split, whichever split they are compared with
+    if stage.repeated and stage.split != "train":
+        # repeated lesions come from the training split, whichever split they are compared with
         known = run.open(stage.on, "train")
         training = describe(known, fitting_lesions(known.infos, most), "  training lesions")
     seen = None
