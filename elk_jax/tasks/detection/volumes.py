@@ -323,6 +323,10 @@ def _truths(data: SourceSpec, split: str, on_error: OnError) -> tuple[list[Volum
     entries = bcs_dbt.read_entries(Path(data.place), split)
     if not entries:
         raise UserError(f"no volume in split '{split}'", where=data.spec, todo="choose another split")
+    if split and (unplaced := [one.name for one in entries if not one.split]):
+        what = f"{len(unplaced)} volumes have no split, for example {unplaced[0]}"
+        todo = "write train, validation or test in the name of their table, or evaluate all volumes with --split="
+        raise UserError(what, where=data.spec, todo=todo)
     truths = [VolumeTruth(one.patient_id, one.study, one.view, one.slices, one.boxes, one.at) for one in entries]
     return truths, ()
 

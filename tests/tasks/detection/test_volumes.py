@@ -208,6 +208,19 @@ def test_the_metric_is_in_pixels_of_the_slice_whatever_the_network_sees(tmp_path
         assert found["metrics"]["mean_sensitivity_positive"]["value"] == wanted
 
 
+def test_volumes_whose_tables_name_no_split_are_refused_for_a_model_and_for_a_file(tmp_path, model):
+    """They were in every split of a file's evaluation: `training` is not `train`."""
+    folder = dbt_files.write(tmp_path / "dbt")
+    for path in folder.glob("*-train-*.csv"):
+        path.rename(path.with_name(path.name.replace("train", "training")))
+    rows = tmp_path / "none.csv"
+    rows.write_text(",".join((*submission.KEY, *submission.NUMBERS)) + "\n")
+    for way in ({"model": model}, {"predictions": str(rows)}):
+        with refused("no split", where=f"bcs_dbt:{folder}" if "predictions" in way else ""):
+            run(folder, tmp_path / "out", split="test", **way)
+    assert run(folder, tmp_path / "out", split="", predictions=str(rows))["volumes"] == 6
+
+
 def test_small_slices_are_said_to_be_small_for_a_file_too_where_they_are_at_hand(tmp_path, folder, model):
     """The tables of BCS-DBT do not say how large slices are."""
     data = SourceSpec("phantom_volumes:size=64,count=12,slices=3")
