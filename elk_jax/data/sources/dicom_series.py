@@ -28,7 +28,15 @@ from pydicom.uid import (
 
 from elk_jax.data.sources import dicom
 from elk_jax.data.sources.dicom_grey import attributes_of_frame, grey_scale
-from elk_jax.data.sources.dicom_volumes import BESIDE, described, image_type, lies_beside
+from elk_jax.data.sources.dicom_volumes import (
+    BESIDE,
+    PARALLEL,
+    described,
+    finite,
+    image_type,
+    lies_beside,
+    plane_of,
+)
 from elk_jax.errors import UserError
 
 OF_VOLUMES = ("TOMOSYNTHESIS", "TOMO", "VOLUME")
@@ -38,8 +46,6 @@ MAMMOGRAMS = (
     DigitalMammographyXRayImageStorageForPresentation,
     DigitalMammographyXRayImageStorageForProcessing,
 )
-PARALLEL = 1e-3
-"""Largest difference between the direction cosines of the rows and columns of two slices."""
 ASIDE = 1.0
 """Largest distance, within the plane, between the first pixels of two slices, in mm."""
 NEAR = 0.1
@@ -100,7 +106,7 @@ def slice_file(header: Dataset, path: Path) -> SliceFile:
             series=(
                 (uid,) if uid else (str(path.parent), *whose.values()),
                 meta["view"],
-                _short(_finite(attributes.get("SliceThickness"), 1)),
+                _short(finite(attributes.get("SliceThickness"), 1)),
             ),
             acquisition=(str(header.get("FrameOfReferenceUID") or ""), str(header.get("AcquisitionNumber") or "")),
             alike={
@@ -113,9 +119,9 @@ def slice_file(header: Dataset, path: Path) -> SliceFile:
             },
             is_beside=lies_beside(header),
             of_volume=of_volume,
-            plane=_plane(attributes),
-            location=_finite(attributes.get("SliceLocation"), 1) if has_location else None,
-            number=_finite(header.get("InstanceNumber"), 1),
+            plane=plane_of(attributes),
+            location=finite(attributes.get("SliceLocation"), 1) if has_location else None,
+            number=finite(header.get("InstanceNumber"), 1),
             problem=problem,
             instance=str(header.get("SOPInstanceUID") or "").strip(),
             meta=meta,
@@ -242,28 +248,6 @@ def _places(slices: Sequence[SliceFile]) -> tuple[np.ndarray, bool]:
     raise UserError(what, where=slices[0].path, todo=todo)
 
 
-def _plane(attributes: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
-    position = _finite(attributes.get("ImagePositionPatient"), 3)
-    axes = _finite(attributes.get("ImageOrientationPatient"), 6)
-    if position is None or axes is None:
-        return None
-    rows, columns = axes.reshape(2, 3)
-    if np.linalg.norm(np.cross(rows, columns)) <= PARALLEL:
-        return None
-    return np.stack([one / np.linalg.norm(one) for one in (rows, columns)]), position
-
-
 def _short(value: float | None) -> float | None:
     """Rounded to three digits: smaller differences are a matter of writing."""
     return None if value is None else float(f"{value:.3g}")
-
-
-def _finite(value: Any, count: int) -> Any:
-    """`count` finite numbers (if one: not an array), or None: unusable values count as missing."""
-    try:
-        numbers = np.atleast_1d(np.array(value, float))
-    except (TypeError, ValueError):
-        return None
-    if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        return None
-    return numbers if count > 1 else float(numbers[0])

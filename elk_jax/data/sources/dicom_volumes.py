@@ -11,6 +11,7 @@ noisy.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -35,6 +36,8 @@ PROJECTIONS = (BreastProjectionXRayImageStorageForPresentation, BreastProjection
 BESIDE = "a synthetic view, a scout or projections, not slices"
 FRAMES_THAT_DECIDE = 3
 """Number of middle frames that determine the side of the breast."""
+PARALLEL = 1e-3
+"""Largest difference between the direction cosines of the rows and columns of two slices."""
 NEAR_TIE = 0.1
 """Difference between the sums at both edges, as a share of the larger, below which the side is doubtful."""
 
@@ -96,7 +99,8 @@ def check_volume(header: Dataset, name: object) -> None:
     """UserError unless a file contains several slices with a common window.
 
     That is the window, or the table, of the shared functional groups or of the top level. A single frame, no window at
-    all and windows that differ between frames are refused.
+    all, windows that differ between frames, and frames whose positions run back and forth are refused: findings are
+    grouped along the frames as stored, to which annotations refer.
     """
     with dicom.errors_of(name):
         frames = int(header.get("NumberOfFrames") or 1)
@@ -104,7 +108,8 @@ def check_volume(header: Dataset, name: object) -> None:
             raise UserError("one frame: a volume has several", todo="give it as an image, or the folder of its series")
         if lies_beside(header):
             raise UserError(f"{BESIDE}: not a volume", todo="give the file of the slices")
-        windows = [grey_scale(attributes) for attributes in attributes_of_frames(header, range(frames))]
+        of_frames = list(attributes_of_frames(header, range(frames)))
+        windows = [grey_scale(attributes) for attributes in of_frames]
     if windows[0] is None:
         what = "no functional groups with a window, so the slices cannot be displayed alike"
         todo = "fetch the file again, or export it with SharedFunctionalGroupsSequence"
@@ -112,6 +117,22 @@ def check_volume(header: Dataset, name: object) -> None:
     if odd := next((frame for frame, window in enumerate(windows) if window != windows[0]), None):
         what = f"the windows of frames 0 and {odd} differ: a volume needs a common window"
         raise UserError(what, where=name, todo="export the volume with its window in the shared functional groups")
+    if turn := _turn(of_frames):
+        what = f"the frames are out of order: their positions reverse at frame {turn}"
+        raise UserError(what, where=name, todo="export the volume with its frames in the order of their positions")
+
+
+def _turn(of_frames: Sequence[Dataset]) -> int:
+    """The first frame at which the positions along the normal of the planes reverse; 0 if they run one way, or if a
+    frame has none."""
+    planes = [plane for attributes in of_frames if (plane := plane_of(attributes)) is not None]
+    if len(planes) < len(of_frames):
+        return 0
+    along = np.round([position @ np.cross(*planes[0][0]) for _, position in planes], 4)
+    steps = np.sign(np.diff(along))
+    moved = np.flatnonzero(steps)
+    back = moved[steps[moved] != steps[moved[:1]]]
+    return int(back[0]) + 1 if len(back) else 0
 
 
 def described(header: Dataset) -> dict[str, Any]:
@@ -125,3 +146,26 @@ def described(header: Dataset) -> dict[str, Any]:
         "view": f"{side or ''}{position}".lower(),
         "pixel_spacing": dicom.pixel_spacing(attributes),
     }
+
+
+def plane_of(attributes: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
+    """([2, 3] unit vectors of rows and columns, [3] position in mm) of an image; None if it has no usable position."""
+    position = finite(attributes.get("ImagePositionPatient"), 3)
+    axes = finite(attributes.get("ImageOrientationPatient"), 6)
+    if position is None or axes is None:
+        return None
+    rows, columns = axes.reshape(2, 3)
+    if np.linalg.norm(np.cross(rows, columns)) <= PARALLEL:
+        return None
+    return np.stack([one / np.linalg.norm(one) for one in (rows, columns)]), position
+
+
+def finite(value: Any, count: int) -> Any:
+    """`count` finite numbers (if one: not an array), or None: unusable values count as missing."""
+    try:
+        numbers = np.atleast_1d(np.array(value, float))
+    except (TypeError, ValueError):
+        return None
+    if numbers.shape != (count,) or not np.isfinite(numbers).all():
+        return None
+    return numbers if count > 1 else float(numbers[0])

@@ -175,12 +175,16 @@ def blank_slices(
 
 
 def slice_folder(folder: Path, spec: SourceSpec, paths: Sequence[Path]) -> Volume:
-    """A folder of image files, one per slice, sorted by name (digits are compared as numbers).
+    """A folder of image files, one per slice, sorted by name (digits are compared as numbers, case is ignored).
 
-    paths: of at least two slices, in any order. UserError for files that differ in size, or in bits per pixel (found
-    when a slice is read): the volume needs a common window.
+    paths: of at least two slices, in any order. UserError for two files of one name, which may be one slice, and for
+    files that differ in size, or in bits per pixel (found when a slice is read): the volume needs a common window.
     """
-    paths = sorted(paths, key=lambda path: _natural(path.name))
+    paths = sorted(paths, key=lambda path: (_natural(path.stem), path.name))
+    for one, other in itertools.pairwise(paths):
+        if _natural(one.stem) == _natural(other.stem):
+            what = f"{one.name} and {other.name} may be one slice: their names differ only in case, zeros or ending"
+            raise UserError(what, where=folder, todo="keep one of them, or give them different names")
     sizes = [image_size(path) for path in paths]
     if odd := next((path for path, size in zip(paths, sizes) if size != sizes[0]), None):
         what = f"slices of different sizes: {paths[0].name} and {odd.name}"
@@ -270,5 +274,6 @@ def _read_slice(
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A sort key that places 2 before 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name) if part]
+    """A sort key that places 2 before 10, and names that differ in case or in zeros before a number alike."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts if part]

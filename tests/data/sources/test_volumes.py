@@ -171,6 +171,31 @@ def test_files_that_are_no_volume_are_refused(tmp_path, data, words):
         dicom_volume(path)
 
 
+@pytest.mark.parametrize(
+    "heights, turn",
+    [
+        ([0, 1, 2, 3], None),
+        ([6, 4, 2, 0], None),
+        ([0, 0, 0, 0], None),
+        ([0, 1, 1, 2], None),
+        ([0, None, 5, 1], None),  # without a position nothing is known
+        ([0, 2, 1, 3], 2),
+        ([3, 2, 2, 4], 3),
+    ],
+)
+def test_frames_whose_positions_run_back_and_forth_are_refused(tmp_path, heights, turn):
+    """Findings are grouped along the frames as they are stored."""
+    placed = lambda k: item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0], ImagePositionPatient=[0, 0, k])
+    own = [item() if k is None else item(PlanePositionSequence=[placed(k)]) for k in heights]
+    path = tmp_path / "a.dcm"
+    path.write_bytes(volume_bytes(np.zeros((4, 4, 4), np.uint16), PerFrameFunctionalGroupsSequence=own))
+    if turn is None:
+        assert len(dicom_volume(path)) == 4
+    else:
+        with refused("order", turn, where=path):
+            dicom_volume(path)
+
+
 def test_a_window_at_the_top_level_or_repeated_by_frame_is_one_window(tmp_path):
     frames = pixels(next(iter(VOLUMES)))
     ways = [
@@ -272,6 +297,21 @@ def test_a_folder_of_slices_is_ordered_by_number(tmp_path):
     assert [round(float(volume.read(k).max() * 255)) for k in range(3)] == [10, 20, 100]
     cv2.imwrite(str(tmp_path / "slice_3.png"), np.zeros((7, 5), np.uint8))
     with refused("sizes", "slice_3.png", where=tmp_path):
+        slice_folder(tmp_path, SourceSpec(), list(tmp_path.iterdir()))
+
+
+def test_slices_are_ordered_whatever_the_case_of_their_names(tmp_path):
+    for k, name in enumerate(("Slice1.png", "slice2.png", "slice3.PNG", "SLICE10.png"), 1):
+        cv2.imwrite(str(tmp_path / name), np.full((6, 5), k, np.uint8))
+    volume = slice_folder(tmp_path, SourceSpec(bit_depth=8), list(tmp_path.iterdir()))
+    assert [round(float(volume.read(k).max() * 255)) for k in range(4)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["slice_1.tif", "slice_01.png", "Slice_1.png"])
+def test_two_files_that_may_be_one_slice_are_refused(tmp_path, name):
+    for one in ("slice_0.png", "slice_1.png", name):
+        cv2.imwrite(str(tmp_path / one), np.zeros((6, 5), np.uint8))
+    with refused("slice_1.png", name, where=tmp_path):
         slice_folder(tmp_path, SourceSpec(), list(tmp_path.iterdir()))
 
 
