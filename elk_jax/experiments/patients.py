@@ -12,6 +12,7 @@ from pathlib import Path
 
 from elk_jax.data.sources import patients
 from elk_jax.data.sources.open import drawn
+from elk_jax.data.sources.source import check_fewshot
 from elk_jax.errors import UserError
 from elk_jax.experiments.parse import kind_of
 from elk_jax.tasks import folds, origins, private
@@ -45,6 +46,8 @@ def look(run: Run, source: str, split: str) -> Listed:
     phantom = drawn(spec)
     if phantom and not spec.patient_pattern:
         split_of = phantom.patients(spec.place, split)
+        if spec.patients and split == "train":
+            check_fewshot(spec.patients, len(split_of), f"config.data.{source}.patients")
         return Listed(phantom.classes, frozenset(split_of.items()), frozenset(split_of), None)
     listed = run.list(source, split)
     lesions = sum(int((~info.ignore).sum()) for info in listed.infos)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from configs import cem_mixed, cem_real, inpaint_cem
+from configs import cem_mixed, cem_real, comoto, inpaint_cem
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.experiments.experiment import run_experiment
@@ -36,6 +36,9 @@ def test_data_of_every_stage_is_looked_at_first(ran, coco, tmp_path):
     config = cem_real.get_config("tiny")
     config.stages.evaluate.split = "tset"
     assert_refused(config, tmp_path / "run", "phantom", "'tset'")
+    config = comoto.get_config("tiny")  # its second stage reads them
+    config.data.dbt.patients, config.data.dbt.train_share = 999, 1.0
+    assert_refused(config, tmp_path / "run", 999, 4, where="config.data.dbt.patients")
     assert not ran
 
 

@@ -88,15 +88,17 @@ def reread(
 def fewshot(source: ImageSource, patients: int, seed: int = 0) -> ImageSource:
     """All images of `patients` random patients. With one seed, fewer patients are a subset of more."""
     names = sorted({info.patient_id for info in source.infos})
-    if not 1 <= patients <= len(names):
-        raise UserError(
-            f"{patients} patients requested, but the source has {len(names)}",
-            where=source.name,
-            todo=f"choose a number from 1 to {len(names)}",
-        )
+    check_fewshot(patients, len(names), source.name)
     order = random_order(len(names), seed, Purpose.PATIENTS)
     chosen = {names[position] for position in order[:patients]}
     return subset(source, [i for i, info in enumerate(source.infos) if info.patient_id in chosen])
+
+
+def check_fewshot(patients: int, there: int, where: object) -> None:
+    """UserError unless `patients` can be drawn from those that are there."""
+    if not 1 <= patients <= there:
+        what = f"{patients} patients requested, but the source has {there}"
+        raise UserError(what, where=where, todo=f"choose a number from 1 to {there}")
 
 
 def share_of(source: ImageSource, share: float, of: Literal["patients", "images"], seed: int = 0) -> ImageSource:
