@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -50,12 +51,14 @@ def write_tfds(
       on_image: called after each image, for a progress bar.
 
     Raises:
-      UserError: the disk is full, the folder is not writable, the size of an image differs from its info, or two images
-        have the same id.
+      UserError: the disk is full, the folder is not writable, the size of an image differs from its info, two images
+        have the same id, a split has a name that TFDS cannot have, or a field of an image has the name of a feature.
     """
     import tensorflow_datasets as tfds
 
     check_unique((info.image_id for info in infos), "image id", folder)
+    for info in infos:
+        _check_names(info)
     metas, extra = meta_features([info.meta for info in infos])
     features = layout.features(classes, bits, **extra)
     splits: dict[str, list[ImageInfo]] = {}
@@ -102,11 +105,22 @@ def write_tfds(
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+def _check_names(info: ImageInfo) -> None:
+    """UserError for a split or a field of an image that a record cannot have under its name."""
+    where = f"image {info.image_id} ({info.file_name})"
+    if info.split == "all" or not re.fullmatch(r"[\w-]*", info.split):
+        todo = "use letters, digits, _ and -; `all` means all splits"
+        raise UserError(f"the split '{info.split}' cannot be one of TFDS", where=where, todo=todo)
+    if taken := sorted(info.meta.keys() & layout.FIXED):
+        what = f"the field '{taken[0]}' has the name of a feature of every record"
+        raise UserError(what, where=where, todo="rename the field, or remove it")
+
+
 def meta_features(metas: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """`metas` completed so that every field occurs in all of them, and the TFDS features of the fields.
 
-    Booleans, integers and floats keep their type if all images have one; `pixel_spacing` is two numbers, NaN if
-    unknown; everything else becomes text (lists and objects as JSON, "" if missing).
+    Booleans, integers (of 64 bits) and floats keep their type if all images have one; `pixel_spacing` is two numbers,
+    NaN if unknown; everything else becomes text (lists and objects as JSON, "" if missing).
     """
     import tensorflow_datasets as tfds
 
@@ -114,18 +128,32 @@ def meta_features(metas: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]]
     features: dict[str, Any] = {}
     for key in sorted({key for meta in metas for key in meta}):
         values = [meta.get(key) for meta in metas]
-        if key == "pixel_spacing":
+        if key == "pixel_spacing" and all(value is None or _are_two(value) for value in values):
             columns[key] = [np.asarray(value or (math.nan, math.nan), np.float32) for value in values]
             features[key] = tfds.features.Tensor(shape=(2,), dtype=np.float32)
             continue
-        for kinds, feature in ((bool, np.bool_), (int, np.int64), (int | float, np.float64)):
-            if all(isinstance(value, kinds) and isinstance(value, bool) == (kinds is bool) for value in values):
+        exactly = tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")  # else float32 in the file
+        for kinds, feature in ((bool, np.bool_), (int, np.int64), (int | float, exactly)):
+            if all(_is(value, kinds) and _fits(value, kinds) for value in values):
                 columns[key], features[key] = values, feature
                 break
         else:
             columns[key] = [_as_text(value) for value in values]
             features[key] = tfds.features.Text()
     return [{key: columns[key][i] for key in columns} for i in range(len(metas))], features
+
+
+def _is(value: Any, kinds: Any) -> bool:
+    return isinstance(value, kinds) and isinstance(value, bool) == (kinds is bool)
+
+
+def _fits(value: float, kinds: Any) -> bool:
+    """Whether a number is kept as it is: as an integer of 64 bits, or in float64."""
+    return abs(value) < 1 << 63 if kinds is int else value == float(value) or math.isnan(value)
+
+
+def _are_two(value: Any) -> bool:
+    return isinstance(value, list | tuple | np.ndarray) and len(value) == 2 and all(_is(v, int | float) for v in value)
 
 
 def _as_text(value: Any) -> str:

@@ -73,12 +73,59 @@ def test_meta_features_keep_kinds():
     metas, features = tfds_writer.meta_features(
         [{"a": True, "b": 1, "c": 1, "d": "x", "e": 1}, {"a": False, "b": 2, "c": 0.5}]
     )
-    assert (features["a"], features["b"], features["c"]) == (np.bool_, np.int64, np.float64)
+    assert (features["a"], features["b"], features["c"].np_dtype) == (np.bool_, np.int64, np.float64)
     assert isinstance(features["d"], tfds.features.Text) and isinstance(features["e"], tfds.features.Text)
     assert metas == [{"a": True, "b": 1, "c": 1, "d": "x", "e": "1"}, {"a": False, "b": 2, "c": 0.5, "d": "", "e": ""}]
     assert tfds_writer.meta_features([]) == ([], {})
     mixed, features = tfds_writer.meta_features([{"a": True}, {"a": 3}])
     assert isinstance(features["a"], tfds.features.Text) and mixed == [{"a": "true"}, {"a": "3"}]
+
+
+FIELDS = [
+    {"score": 0.1, "uid": 10**30, "pixel_spacing": "0.1", "count": 2**62 + 1, "odd": 1},
+    {"score": 1 / 3, "uid": 7, "pixel_spacing": None, "count": 3, "odd": 0.5},
+    {"score": 2, "uid": 8, "pixel_spacing": [0.1, 0.2], "count": 4, "odd": 2**53 + 1},
+]
+
+
+def test_fields_survive_exactly(tmp_path):
+    """TFDS stores floats in 32 bits, and integers beyond 64 not at all; a list by box is one again."""
+    infos = [replace(one, meta=meta) for one, meta in zip(INFOS, FIELDS)]
+    infos[1] = replace(infos[1], volume="v", slice=4, boxes=INFOS[0].boxes, labels=INFOS[0].labels)
+    infos[1] = replace(infos[1], ignore=INFOS[0].ignore, meta=FIELDS[1] | {"lesion_slices": [4, 5]})
+    read = lambda one: PIXELS[one.image_id]
+    tfds_writer.write_tfds(tmp_path / "set", "toy", infos, ("mass", "other"), read, bits=16)
+    found = {info.image_id: info.meta for info in open_source(SourceSpec(f"tfds:{tmp_path / 'set'}")).infos}
+    assert [found[f"i{n}"]["score"] for n in range(3)] == [0.1, 1 / 3, 2]
+    assert [found[f"i{n}"]["uid"] for n in range(3)] == [str(10**30), "7", "8"]
+    assert [found[f"i{n}"]["count"] for n in range(3)] == [2**62 + 1, 3, 4]
+    assert [found[f"i{n}"]["pixel_spacing"] for n in range(3)] == ["0.1", "", "[0.1, 0.2]"]
+    assert found["i2"]["odd"] == str(2**53 + 1)
+    assert found["i1"]["lesion_slices"] == [4, 5] and "lesion_slices" not in found["i0"]
+
+
+@pytest.mark.parametrize("name", ["image_id", "image", "objects"])
+def test_a_field_with_the_name_of_a_feature_is_refused(tmp_path, name):
+    """It took the place of the feature: images had other ids, or could not be read."""
+    infos = [INFOS[0], replace(INFOS[1], meta={name: 7})]
+    with refused(f"'{name}'", where="image i1 (i1.png)"):
+        tfds_writer.write_tfds(tmp_path / "set", "toy", infos, ("a", "b"), lambda i: PIXELS[i.image_id], bits=16)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("split", ["fold 1", "a/b", "all"])
+def test_a_split_that_tfds_cannot_have_is_refused(tmp_path, split):
+    with refused(f"'{split}'", where="image i1 (i1.png)"):
+        infos = [INFOS[0], replace(INFOS[1], split=split)]
+        tfds_writer.write_tfds(tmp_path / "set", "toy", infos, ("a", "b"), lambda i: PIXELS[i.image_id], bits=16)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_split_may_have_a_dash(tmp_path):
+    infos = [replace(INFOS[0], split="fold-1_ä")]
+    tfds_writer.write_tfds(tmp_path / "set", "toy", infos, ("a", "b"), lambda i: PIXELS[i.image_id], bits=16)
+    (found,) = open_source(SourceSpec(f"tfds:{tmp_path / 'set'}"), "fold-1_ä").infos
+    assert found.image_id == "i0"
 
 
 def test_eight_bit_images_are_widened_in_a_sixteen_bit_set(tmp_path):

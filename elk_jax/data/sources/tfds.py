@@ -5,6 +5,7 @@ Images [H, W, 1] float32 in [0, 1]; boxes xyxy, px.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from elk_jax.data.sources.checks import check_unique, checked_box, checked_lists
 from elk_jax.data.sources.decode import decode_as
 from elk_jax.data.sources.patients import unnamed
+from elk_jax.data.sources.slices import OF_BOXES
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.splits import SPLITS
@@ -23,7 +25,8 @@ from elk_jax.images.names import checked_text
 from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, no_bar
 
-_FIXED = ("image", "image_id", "patient_id", "split", "file_name", "width", "height", "volume", "slice", "objects")
+FIXED = ("image", "image_id", "patient_id", "split", "file_name", "width", "height", "volume", "slice", "objects")
+"""The features of every record; others are fields of the image."""
 
 
 def features(classes: Sequence[str], bits: int = 8, **extra: Any) -> Any:
@@ -129,8 +132,19 @@ def _info(record: dict[str, Any], split: str, folder: str, classes: int) -> Imag
         file_name=_plain(record.get("file_name", "")),
         volume=volume,
         slice=int(record.get("slice", -1)),
-        meta=checked_lists({k: _plain(value) for k, value in record.items() if k not in _FIXED}, len(boxes), where),
+        meta=checked_lists({k: _field(k, value) for k, value in record.items() if k not in FIXED}, len(boxes), where),
     )
+
+
+def _field(name: str, value: Any) -> Any:
+    """A field of an image; lists with an entry for each box are written as JSON."""
+    plain = _plain(value)
+    if name not in OF_BOXES or not isinstance(plain, str):
+        return plain
+    try:
+        return json.loads(plain) if plain else None
+    except ValueError:
+        return plain
 
 
 def _read(
