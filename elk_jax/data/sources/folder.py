@@ -47,6 +47,15 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     return list(dict.fromkeys(found)), list(dict.fromkeys(skipped))
 
 
+def check_apart(inputs: Sequence[str | Path], output: Path) -> None:
+    """UserError if the images written to `output` would be among the images of an input folder in the next run."""
+    place = output.resolve()
+    for entry in map(Path, inputs):
+        if entry.is_dir() and place.is_relative_to(entry.resolve()):
+            what = f"the output lies in the input folder {entry}, which the next run would read with the pictures in it"
+            raise UserError(what, where=output, todo="choose an output folder elsewhere")
+
+
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 

@@ -302,6 +302,8 @@ def predict_files(
 ) -> list[ImageResult]:
     """Write findings.json, findings.csv and (pictures) one PNG an image into `output`. See launch/predict.py."""
     paths, not_images = image_files.find_images(inputs)
+    if settings.pictures:
+        image_files.check_apart(inputs, output)
     trained = load(model)
     description = trained.description
     classes = description.classes

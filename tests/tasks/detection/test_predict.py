@@ -24,6 +24,7 @@ from elk_jax.tasks.detection import predict
 from elk_jax.tasks.detection.model import Ensemble, Input, Trained
 from elk_jax.tasks.detection.predict import PredictSettings
 from tests.data.sources.dicom_files import make as dicom_file
+from tests.refusals import refused
 
 BREAST = np.array([30, 10, 60, 40])  # x0, y0, x1, y1 of the bright part of a 100 x 60 px image
 
@@ -191,8 +192,9 @@ def found(tmp_path, monkeypatch):
     """Runs the prediction of a.png with a detector that finds the breast, and a corner with a lower score."""
     image = np.zeros((60, 100), np.uint8)
     image[10:40, 30:60] = 128
-    cv2.imwrite(str(tmp_path / "a.png"), image)
-    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), image)
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
     description = SimpleNamespace(classes=("lesion",), operating_points=(OperatingPoint(1.0, 0.5),), learned_maps="")
     monkeypatch.setattr(predict, "load", lambda folder: Trained(None, None, description))
 
@@ -204,11 +206,11 @@ def found(tmp_path, monkeypatch):
 
     monkeypatch.setattr(predict, "detect_with", detect_with)
 
-    def run(**settings) -> tuple[list, list]:
-        output = tmp_path / "out"
+    def run(to="out", **settings) -> tuple[list, list]:
+        output = tmp_path / to
         shutil.rmtree(output, ignore_errors=True)
         predict.predict_files(
-            model=tmp_path, inputs=[str(tmp_path)], decoding=SourceSpec(), on_error="stop", output=output,
+            model=tmp_path, inputs=[str(tmp_path / "in")], decoding=SourceSpec(), on_error="stop", output=output,
             settings=predict.PredictSettings(**settings),
         )  # fmt: skip
         pictures = [cv2.imread(str(path)) for path in sorted(output.glob("pictures/*.png"))]
@@ -243,11 +245,23 @@ def test_a_model_without_a_threshold_is_said_to_have_none(found, monkeypatch, ca
     assert "no threshold" not in capsys.readouterr().out
 
 
+def test_pictures_are_not_written_where_the_next_run_would_read_them(found, tmp_path):
+    with refused("input", where="in/found"):
+        found("in/found")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    with refused("input", where="link/found"):
+        found("link/found")
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["a.png", "notes.txt"]
+    assert len(found("in/found", pictures=False)[0]) == 2
+
+
 def test_findings_name_the_frame_of_a_volume(found, tmp_path):
-    (tmp_path / "a.png").unlink()
-    (tmp_path / "volume.dcm").write_bytes(dicom_file(np.stack([np.full((60, 100), 9, np.uint16)] * 2)))
+    (tmp_path / "in" / "a.png").unlink()
+    (tmp_path / "in" / "volume.dcm").write_bytes(dicom_file(np.stack([np.full((60, 100), 9, np.uint16)] * 2)))
     entries, pictures = found()
-    assert [(e["file"], e["frame"]) for e in entries] == [(str(tmp_path / "volume.dcm"), 0)] * 2 and len(pictures) == 2
+    assert [(e["file"], e["frame"]) for e in entries] == [(str(tmp_path / "in" / "volume.dcm"), 0)] * 2 and len(
+        pictures
+    ) == 2
     assert (tmp_path / "out" / "findings.csv").read_text().startswith("file,frame,class,")
 
 
