@@ -42,6 +42,23 @@ def required(flag: flags.FlagHolder, example: str = "") -> Any:
     return flag.value
 
 
+RESULTS_OF = {
+    "versions.json": "a run",
+    "finished.json": "a stage of a run",
+    "sweep.json": "a sweep",
+    "model.json": "a model",
+}
+"""Files that tell what a folder belongs to."""
+
+
+def results_folder(path: str) -> Path:
+    """A folder for results. UserError for a folder of a training, whose report they would replace."""
+    for name, what in RESULTS_OF.items():
+        if (Path(path) / name).is_file():
+            raise UserError(f"the folder is that of {what}", where=path, todo="give another --output for the results")
+    return Path(path)
+
+
 def numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
     """The value of a flag that is a list of numbers."""
     try:

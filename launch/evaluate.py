@@ -68,6 +68,7 @@ def main() -> None:
     output = OUTPUT.value or (WORKDIR.value and f"{WORKDIR.value}/evaluation-{SPLIT.value or 'all'}")
     if not output:
         raise command_line.UserError("no --output given", todo="give a folder for the results")
+    folder = command_line.results_folder(output)
     from elk_jax.tasks import TASKS, find_model
 
     model, task = None, TASKS["detection"]
@@ -79,7 +80,7 @@ def main() -> None:
         data=data,
         split=SPLIT.value,
         on_error=ON_ERROR.value,
-        output=Path(output),
+        output=folder,
         settings=command_line.settings(task.evaluate.settings, OF_DETECTORS, task.model),
     )
 

@@ -269,6 +269,18 @@ def test_sets_are_compared(quick_start, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"comparison.json", "report.html"}
 
 
+@pytest.mark.parametrize("script", ["evaluate", "predict", "translate", "compare_sets"])
+@pytest.mark.parametrize("name", ["versions.json", "finished.json", "sweep.json", "model.json"])
+def test_results_do_not_go_where_a_training_keeps_its_own(quick_start, tmp_path, script, name):
+    """Its report was replaced."""
+    (tmp_path / name).write_text("{}")
+    sources = {"evaluate": ["--data=phantom:"], "compare_sets": ["--real=phantom:", "--synthetic=phantom:"]}
+    given = sources.get(script, ["--input=a.png"]) + ([] if script == "compare_sets" else [f"--workdir={tmp_path}"])
+    done = quick_start(script, *given, f"--output={tmp_path}")
+    assert_one_line(done, f"({tmp_path})", "--output")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_failed_evaluation_leaves_no_folder(quick_start, tmp_path):
     common = ("evaluate", "--data=phantom:size=64,count=12", f"--output={tmp_path / 'out'}")
     assert_one_line(quick_start(*common, f"--predictions={tmp_path / 'none.json'}"), "none.json")

@@ -316,6 +316,7 @@ def predict_files(
     infos = source.infos
     with files.locked(files.make_folder(output)):
         entries = [entry for r, info in zip(results, infos) for entry in _entries(r, info, classes, threshold)]
+        _remove_pictures(output)
         files.write_json(output / "findings.json", entries)
         files.write_text(output / "findings.csv", _csv(results, infos, classes, threshold))
         for index, result in enumerate(results) if settings.pictures else ():
@@ -334,6 +335,13 @@ def predict_files(
 def _picture_name(index: int, info: ImageInfo) -> str:
     frame = f"_{info.slice}" if info.volume else ""
     return f"{index:04d}_{Path(info.file_name).stem}{frame}.png"
+
+
+def _remove_pictures(output: Path) -> None:
+    """Remove the pictures of an earlier prediction: beside new findings they would be taken for theirs."""
+    if (output / "findings.json").is_file():
+        for path in (output / "pictures").glob("[0-9][0-9][0-9][0-9]*_*.png"):
+            path.unlink()
 
 
 def chosen_threshold(points: Sequence[OperatingPoint]) -> float:

@@ -206,9 +206,10 @@ def found(tmp_path, monkeypatch):
 
     monkeypatch.setattr(predict, "detect_with", detect_with)
 
-    def run(to="out", **settings) -> tuple[list, list]:
+    def run(to="out", anew=True, **settings) -> tuple[list, list]:
         output = tmp_path / to
-        shutil.rmtree(output, ignore_errors=True)
+        if anew:
+            shutil.rmtree(output, ignore_errors=True)
         predict.predict_files(
             model=tmp_path, inputs=[str(tmp_path / "in")], decoding=SourceSpec(), on_error="stop", output=output,
             settings=predict.PredictSettings(**settings),
@@ -243,6 +244,18 @@ def test_a_model_without_a_threshold_is_said_to_have_none(found, monkeypatch, ca
     assert "no threshold" in (printed := capsys.readouterr().out) and "0.5" in printed
     found(threshold=0.3)
     assert "no threshold" not in capsys.readouterr().out
+
+
+def test_pictures_of_an_earlier_prediction_are_replaced(found, tmp_path):
+    found()
+    kept = [tmp_path / "out" / "pictures" / name for name in ("mine.png", "0000_mine.jpg")]
+    for path in kept:
+        path.write_text("")
+    (tmp_path / "in" / "a.png").rename(tmp_path / "in" / "b.png")
+    found(anew=False)
+    assert sorted(path.name for path in kept[0].parent.iterdir()) == ["0000_b.png", *sorted(one.name for one in kept)]
+    found(anew=False, pictures=False)
+    assert sorted(kept[0].parent.iterdir()) == sorted(kept)
 
 
 def test_pictures_are_not_written_where_the_next_run_would_read_them(found, tmp_path):
