@@ -270,6 +270,8 @@ def read_table(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[tupl
     names = [name.strip() for name in lines[0][1]] if lines else []
     if missing := [name for name in columns if name not in names]:
         todo = f"give a table with the columns {', '.join(columns)}"
+        if len(names) == 1 and any(between in names[0] for between in ";\t"):
+            todo = "separate the columns by commas"
         raise UserError(f"no column {', '.join(missing)}", where=path, todo=todo)
     if twice := next((name for name in columns if names.count(name) > 1), None):
         raise UserError(f"two columns are called {twice}", where=path, todo="keep one of them")

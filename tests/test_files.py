@@ -271,3 +271,11 @@ def test_of_a_folder_that_cannot_be_written_nothing_remains(tmp_path, monkeypatc
     with refused("disk is full", where=folder):
         write_two(folder)
     assert list(folder.iterdir()) == [] if there else not folder.exists()
+
+
+@pytest.mark.parametrize("between", [";", "\t"])
+def test_a_table_with_other_separators_says_so(tmp_path, between):
+    path = tmp_path / "a.csv"
+    path.write_text(between.join(("a", "b")) + "\n")
+    with refused("a, b", "commas", where=path):
+        list(files.read_table(path, ("a", "b")))

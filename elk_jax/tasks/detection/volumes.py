@@ -199,6 +199,7 @@ def evaluated(results: Sequence[VolumeResult], volumes: Sequence[Volume], resamp
     """The content of evaluation.json. volumes: their slices, if available, with findings by `rule`."""
     truths = [result.truth for result in results]
     notes = [*size_notes(volumes), *end_notes(volumes, RULES[rule].margin), *outside_notes(truths, volumes)]
+    notes += repeated_notes([result.found for result in results])
     return evaluate_volumes(results, resamples=resamples) | {"notes": notes}
 
 
@@ -293,6 +294,13 @@ def outside_notes(truths: Sequence[VolumeTruth], volumes: Sequence[Volume]) -> l
     line = checks.boxes_outside((" ".join(one.key), one.boxes, sizes.get(one.key, UNKNOWN)) for one in truths)
     unread = "the slices were not read, so boxes that extend beyond their right or lower edge go unnoticed"
     return [note for note in (line, "" if volumes else unread) if note]
+
+
+def repeated_notes(found: Sequence[VolumeDetections]) -> list[str]:
+    """A note if findings occur more than once: each of them that hits nothing is a false positive."""
+    rows = [np.column_stack([one.boxes, one.first, one.depth, one.scores]) for one in found if len(one.scores)]
+    again = sum(len(one) - len(np.unique(one, axis=0)) for one in rows)
+    return [f"{again} of {sum(map(len, rows))} findings are duplicates; each counts"] if again else []
 
 
 def _opened(data: SourceSpec, split: str, on_error: OnError, seed: int = 0) -> ImageSource:

@@ -221,6 +221,14 @@ def test_volumes_whose_tables_name_no_split_are_refused_for_a_model_and_for_a_fi
     assert run(folder, tmp_path / "out", split="", predictions=str(rows))["volumes"] == 6
 
 
+def test_findings_that_occur_twice_are_noted(tmp_path):
+    folder = dbt_files.write_one(tmp_path / "dbt", np.zeros((2, 16, 64), np.uint16), [(0, 20, 2, 10, 8)])
+    rows = [f"DBT-P1,DBT-S1,lcc,{x},10,2,8,0,0,0.5" for x in (20, 20, 20, 30)]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join([",".join((*submission.KEY, *submission.NUMBERS)), *rows]))
+    assert any("2 of 4" in note for note in run(folder, tmp_path / "out", predictions=str(path), split="test")["notes"])
+
+
 def test_small_slices_are_said_to_be_small_for_a_file_too_where_they_are_at_hand(tmp_path, folder, model):
     """The tables of BCS-DBT do not say how large slices are."""
     data = SourceSpec("phantom_volumes:size=64,count=12,slices=3")
