@@ -36,6 +36,7 @@ from elk_jax.evaluation.volumes import (
     VolumeTruth,
     evaluate_volumes,
 )
+from elk_jax.images import boxes as box_ops
 from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.tasks.detection import predict
@@ -51,6 +52,8 @@ SLICES_STEP, DETECTIONS_STEP = 16, 16
 RESULTS = "volumes.json"
 UNKNOWN = (math.inf, math.inf)
 """(width, height) for slices that were not read."""
+SAME_LESION = 0.5
+"""IoU from which boxes in neighbouring slices seem to mark one lesion."""
 FULL_HEIGHT = 1000
 """Height of a slice from which the distances of the DBTex metric, which are in pixels, are small relative to it."""
 
@@ -199,7 +202,7 @@ def evaluated(results: Sequence[VolumeResult], volumes: Sequence[Volume], resamp
     """The content of evaluation.json. volumes: their slices, if available, with findings by `rule`."""
     truths = [result.truth for result in results]
     notes = [*size_notes(volumes), *end_notes(volumes, RULES[rule].margin), *outside_notes(truths, volumes)]
-    notes += repeated_notes([result.found for result in results])
+    notes += [*repeated_notes([result.found for result in results]), *marked_again_notes(truths)]
     return evaluate_volumes(results, resamples=resamples) | {"notes": notes}
 
 
@@ -294,6 +297,19 @@ def outside_notes(truths: Sequence[VolumeTruth], volumes: Sequence[Volume]) -> l
     line = checks.boxes_outside((" ".join(one.key), one.boxes, sizes.get(one.key, UNKNOWN)) for one in truths)
     unread = "the slices were not read, so boxes that extend beyond their right or lower edge go unnoticed"
     return [note for note in (line, "" if volumes else unread) if note]
+
+
+def marked_again_notes(truths: Sequence[VolumeTruth]) -> list[str]:
+    """A note if boxes in neighbouring slices overlap: one lesion that is marked in several slices counts several
+    times."""
+    again = 0
+    for one in truths:
+        same = (box_ops.iou(one.boxes, one.boxes) >= SAME_LESION) & (np.abs(one.at[:, None] - one.at[None]) == 1)
+        again += int(same.any(axis=1).sum())
+    if not again:
+        return []
+    what = f"{again} of {sum(len(one.boxes) for one in truths)} lesions overlap one in the next slice"
+    return [f"{what}: a lesion that is marked in several slices counts in each, unless `lesion_slices` names its own"]
 
 
 def repeated_notes(found: Sequence[VolumeDetections]) -> list[str]:

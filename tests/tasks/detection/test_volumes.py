@@ -19,6 +19,7 @@ from elk_jax.data import half_precision
 from elk_jax.data.augment import Resize
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.slice_greys import SliceGreys, slices_in
+from elk_jax.data.sources.coco import write_coco
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.volumes import volumes_of
@@ -29,6 +30,7 @@ from elk_jax.evaluation.detections import Detections, join
 from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
 from elk_jax.evaluation.volumes import evaluate_volumes
 from elk_jax.experiments.needs import check_needs
+from elk_jax.images.schema import ImageInfo
 from elk_jax.sweeps import results as sweeps
 from elk_jax.tasks.detection import evaluate, predict, report, volumes
 from elk_jax.tasks.detection.model import Trained, describe
@@ -219,6 +221,26 @@ def test_volumes_whose_tables_name_no_split_are_refused_for_a_model_and_for_a_fi
         with refused("no split", where=f"bcs_dbt:{folder}" if "predictions" in way else ""):
             run(folder, tmp_path / "out", split="test", **way)
     assert run(folder, tmp_path / "out", split="", predictions=str(rows))["volumes"] == 6
+
+
+@pytest.mark.parametrize("marked, noted", [((3, 4, 5), "3 of 3"), ((3, 5), ""), ((4,), "")])
+def test_a_lesion_that_is_marked_in_several_slices_is_noted(tmp_path, marked, noted):
+    """It counts in each: of three boxes one finding hits one."""
+    infos, meta = [], {"study_uid": "s", "view": "lcc", "volume_slices": 9}
+    for k in range(9):
+        count = int(k in marked)
+        lesions = np.array([[10, 10, 40, 40]] * count, np.float32).reshape(-1, 4), np.zeros(count, np.int32)
+        place = {"split": "test", "file_name": f"{k}.png", "meta": meta, "volume": "v", "slice": k}
+        infos.append(ImageInfo(str(k + 1), "p", 64, 64, *lesions, np.zeros(count, bool), **place))
+        cv2.imwrite(str(tmp_path / f"{k}.png"), np.full((64, 64), k, np.uint8))
+    write_coco(tmp_path / "a.json", infos, ("lesion",))
+    rows = tmp_path / "a.csv"
+    rows.write_text(",".join((*submission.KEY, *submission.NUMBERS)) + "\np,s,lcc,10,30,10,30,4,0,0.5\n")
+    data = SourceSpec(f"coco:{tmp_path / 'a.json'}")
+    found = run(None, tmp_path / "out", data=data, predictions=str(rows), split="test")
+    assert found["metrics"]["mean_sensitivity_positive"]["value"] == pytest.approx(1 / len(marked))
+    notes = [note for note in found["notes"] if "next slice" in note]
+    assert len(notes) == bool(noted) and all(noted in note for note in notes)
 
 
 def test_findings_that_occur_twice_are_noted(tmp_path):
