@@ -58,6 +58,8 @@ LEAST_PATIENTS = 20
 """With fewer, intervals are reported as doubtful: the spread of so few patients is itself too narrow (measured for
 thresholds of detectors, docs/results.md)."""
 LEVEL = 0.95
+LEAST_RESAMPLES = 40
+"""With fewer, less than one resample lies beyond either end of an interval: these are the smallest and largest value."""
 CHUNK = 250  # resamples processed at once: limits the memory for large data sets
 
 
@@ -83,6 +85,15 @@ def evaluate(statistic: Statistic, weights: np.ndarray) -> dict[str, np.ndarray]
     """The statistic for all rows of `weights`, in chunks of rows; values [R] or [R, ...] by name."""
     chunks = [statistic(weights[start : start + CHUNK]) for start in range(0, len(weights), CHUNK)]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def doubts(resamples: int, patients: int) -> list[str]:
+    """A note where intervals cannot be given, or have too few resamples for their ends; for none asked for, no note."""
+    if resamples and patients < 2:
+        return ["fewer than two patients: no intervals"]
+    if 0 < resamples < LEAST_RESAMPLES:
+        return [f"{resamples} resamples: the ends of a 95 % interval take at least {LEAST_RESAMPLES}, and better 2000"]
+    return []
 
 
 def estimate(statistic: Statistic, patients: int, *, resamples: int = 2000, seed: int = 0) -> dict[str, Estimate]:

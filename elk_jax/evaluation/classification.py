@@ -263,9 +263,7 @@ def _counts(predictions: Predictions) -> dict[str, Any]:
 def _notes(
     predictions: Predictions, estimates: Mapping[str, bootstrap.Estimate], resamples: int, patients: int
 ) -> list[str]:
-    notes = []
-    if resamples and patients < 2:
-        notes.append("fewer than two patients: no intervals")
+    notes = bootstrap.doubts(resamples, patients)
     if estimates["calibration_slope"]["value"] is None:
         notes.append("the calibration slope is not defined: the scores are all equal, or separate the classes")
     if len(np.unique(predictions.probabilities, axis=0)) == 1:

@@ -334,8 +334,7 @@ def _notes(results: Sequence[ImageResult], statistic: DetectionStatistic, resamp
         notes.append("no predictions at or above the score floor")
     if not any(result.is_lesion_free for result in results):
         notes.append("no lesion-free images: false positives on lesion-free images are undefined")
-    if resamples and len(statistic.patients) < 2:
-        notes.append("fewer than two patients: no intervals")
+    notes += bootstrap.doubts(resamples, len(statistic.patients))
     missing = [f"{r:g}" for r, t in zip(RATES, statistic.thresholds, strict=True) if t is None]
     if missing and statistic.froc.counts.total_lesions:
         notes.append(f"no threshold at {', '.join(missing)} false positives per image: no lesion is found at that rate")

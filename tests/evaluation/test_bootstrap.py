@@ -133,3 +133,12 @@ def test_p_value_is_uniform_enough_under_no_difference():
         )
     assert 0.01 <= np.mean(np.array(p_values) <= 0.05) <= 0.12
     assert 0.4 <= np.mean(p_values) <= 0.6
+
+
+@pytest.mark.parametrize(
+    "resamples, patients, word",
+    [(0, 9, ""), (40, 9, ""), (2000, 1, "no intervals"), (0, 1, ""), (1, 9, "40"), (39, 2, "40")],
+)
+def test_too_few_patients_or_resamples_for_an_interval_are_noted(resamples, patients, word):
+    notes = bootstrap.doubts(resamples, patients)
+    assert len(notes) == bool(word) and all(word in note for note in notes)

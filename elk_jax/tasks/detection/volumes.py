@@ -202,6 +202,7 @@ def evaluated(results: Sequence[VolumeResult], volumes: Sequence[Volume], resamp
     """The content of evaluation.json. volumes: their slices, if available, with findings by `rule`."""
     truths = [result.truth for result in results]
     notes = [*size_notes(volumes), *end_notes(volumes, RULES[rule].margin), *outside_notes(truths, volumes)]
+    notes += bootstrap.doubts(resamples, len({truth.patient_id for truth in truths}))
     notes += [*repeated_notes([result.found for result in results]), *marked_again_notes(truths)]
     return evaluate_volumes(results, resamples=resamples) | {"notes": notes}
 
