@@ -59,7 +59,7 @@ LEAST_PATIENTS = 20
 thresholds of detectors, docs/results.md)."""
 LEVEL = 0.95
 LEAST_RESAMPLES = 40
-"""With fewer, less than one resample lies beyond either end of an interval: these are the smallest and largest value."""
+"""With fewer, less than one resample lies beyond either end of an interval: its ends are the extremes."""
 CHUNK = 250  # resamples processed at once: limits the memory for large data sets
 
 
