@@ -147,7 +147,7 @@ def _is(value: Any, kinds: Any) -> bool:
     return isinstance(value, kinds) and isinstance(value, bool) == (kinds is bool)
 
 
-def _fits(value: float, kinds: Any) -> bool:
+def _fits(value: Any, kinds: Any) -> bool:
     """Whether a number is kept as it is: as an integer of 64 bits, or in float64."""
     return abs(value) < 1 << 63 if kinds is int else value == float(value) or math.isnan(value)
 
