@@ -224,10 +224,11 @@ def _entry(
     boxes: list[tuple[str, Mapping[str, str]]],
     path: tuple[str, str, Mapping[str, str]] | None,
 ) -> Entry:
-    kinds = [name.lower() for name in LABELS if files.number(label, name, where) == 1]
-    if len(kinds) != 1:
-        what = f"of {', '.join(LABELS)}, {' and '.join(kinds) or 'none'} is 1; exactly one must be"
-        raise UserError(what, where=where, todo="set one of them to 1")
+    values = {name.lower(): files.number(label, name, where) for name in LABELS}
+    kinds = [name for name, value in values.items() if value]
+    if len(kinds) != 1 or values[kinds[0]] != 1:
+        what = f"of {', '.join(LABELS)}, {' and '.join(kinds) or 'none'} is not 0; exactly one must be 1"
+        raise UserError(what, where=where, todo="set one of them to 1, the others to 0")
     if boxes and kinds == ["normal"]:
         what = f"the volume {' '.join(key)} is Normal, but has a box in {boxes[0][0]}"
         raise UserError(what, where=where, todo="label it by what the box shows, or remove the box")
@@ -236,7 +237,8 @@ def _entry(
     counts: list[int] = []
     for place, row in boxes:
         position, x, y, width, height, count = (files.number(row, name, place) for name in BOX)
-        if min(width, height) <= 0 or not 0 <= position < count or int(position) != position:
+        are_whole = int(position) == position and int(count) == count
+        if min(width, height) <= 0 or not 0 <= position < count or not are_whole:
             what = f"a box of {width:g} x {height:g} px in slice {position:g} of {count:g}"
             raise UserError(what, where=place, todo="correct the row")
         corners.append([x, y, x + width, y + height])
