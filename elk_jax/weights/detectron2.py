@@ -55,14 +55,18 @@ def interpret(tensors: Tensors) -> Foreign:
     settings = {} if backbone_only else _detector_settings(tensors)
     folded = caffe2 and not any(name.endswith(".running_mean") for name in tensors)
     constants = ((r".*/norm/mean", 0.0), (r".*/norm/var", 1.0 - EPS)) if folded else ()
-    depth, size = settings.get("rpn_conv_depth", 1), settings.get("roi_size", 7)
-    return Foreign(tensors, format_of(depth, size, constants), "detectron2", resnet, settings, backbone_only)
+    fmt = format_of(
+        settings.get("rpn_conv_depth", 1), settings.get("roi_size", 7), settings.get("box_fcs", 2), constants
+    )
+    return Foreign(tensors, fmt, "detectron2", resnet, settings, backbone_only)
 
 
-def format_of(rpn_conv_depth: int, roi_size: int, constants: tuple[tuple[str, float], ...] = ()) -> Format:
-    """The rules for a Faster R-CNN with this number of convolutions in its RPN, and pooled regions of this side, and
-    for ResNets. constants: as in `Format`."""
-    return Format((*_body_rules(), *_detector_rules(rpn_conv_depth, roi_size)), IGNORED, constants)
+def format_of(
+    rpn_conv_depth: int, roi_size: int, box_fcs: int, constants: tuple[tuple[str, float], ...] = ()
+) -> Format:
+    """The rules for a Faster R-CNN with this number of convolutions in its RPN, pooled regions of this side and this
+    number of dense layers in its box head, and for ResNets. constants: as in `Format`."""
+    return Format((*_body_rules(), *_detector_rules(rpn_conv_depth, roi_size, box_fcs)), IGNORED, constants)
 
 
 def _backbone_settings(tensors: Tensors, caffe2: bool) -> dict[str, Any]:
@@ -93,10 +97,10 @@ def _detector_settings(tensors: Tensors) -> dict[str, Any]:
     }
     if convs:
         channels = settings["box_conv_channels"] = sizes(tensors, f"roi_heads.box_head.conv{len(convs)}.weight", 4)[0]
+    first = f"roi_heads.{'box_head.fc1' if fcs else 'box_predictor.cls_score'}.weight"
+    settings["roi_size"] = pooled_size(tensors, first, channels)
     if fcs:
-        first = "roi_heads.box_head.fc1.weight"
         settings["box_fc_width"] = sizes(tensors, first, 2)[0]
-        settings["roi_size"] = pooled_size(tensors, first, channels)
     return settings
 
 
@@ -131,7 +135,9 @@ def _body_rules() -> tuple[Rule, ...]:
     )
 
 
-def _detector_rules(rpn_conv_depth: int, roi_size: int) -> tuple[Rule, ...]:
+def _detector_rules(rpn_conv_depth: int, roi_size: int, box_fcs: int) -> tuple[Rule, ...]:
+    pooled = chw_to_hwc(roi_size)
+    last = out_in_to_in_out if box_fcs else pooled  # without dense layers, the last layers read the region
     conv, several = r"proposal_generator\.rpn_head\.conv", range(rpn_conv_depth if rpn_conv_depth > 1 else 0)
     return (
         *layer(r"backbone\.fpn_(lateral|output)(\d)", r"fpn/\1\2", oihw_to_hwio),
@@ -142,8 +148,8 @@ def _detector_rules(rpn_conv_depth: int, roi_size: int) -> tuple[Rule, ...]:
         *layer(r"proposal_generator\.rpn_head\.anchor_deltas", "rpn/deltas", oihw_to_hwio),
         *layer(r"roi_heads\.box_head\.conv(\d)", r"box_head/conv\1", oihw_to_hwio),
         *norm(r"roi_heads\.box_head\.conv(\d)\.norm", r"box_head/conv\1"),
-        *layer(r"roi_heads\.box_head\.fc1", "box_head/fc1", chw_to_hwc(roi_size)),
+        *layer(r"roi_heads\.box_head\.fc1", "box_head/fc1", pooled),
         *layer(r"roi_heads\.box_head\.fc(\d)", r"box_head/fc\1", out_in_to_in_out),
-        *layer(r"roi_heads\.box_predictor\.cls_score", "box_head/class_logits", out_in_to_in_out),
-        *layer(r"roi_heads\.box_predictor\.bbox_pred", "box_head/box_deltas", out_in_to_in_out),
+        *layer(r"roi_heads\.box_predictor\.cls_score", "box_head/class_logits", last),
+        *layer(r"roi_heads\.box_predictor\.bbox_pred", "box_head/box_deltas", last),
     )

@@ -234,6 +234,21 @@ def test_a_faster_rcnn_of_its_own_is_described_for_detectron2():
     np.testing.assert_allclose(found["MODEL.PIXEL_MEAN"] + found["MODEL.PIXEL_STD"], [51.0, 25.5])
 
 
+def test_the_last_layers_of_detectron2_read_the_region_where_no_dense_layer_does():
+    network = resnet.detectron2(depth=18)
+    config = faster_rcnn.detectron2(
+        backbone=network, fpn_channels=8, box_convs=1, box_conv_channels=4, box_fcs=0, roi_size=3, num_classes=2
+    )
+    made = to_detectron2(config)
+    ours = numbered(parameter_shapes(config))["box_head"]
+    for name, theirs in (("class_logits", "cls_score"), ("box_deltas", "bbox_pred")):
+        region = made.tensors[f"roi_heads.box_predictor.{theirs}.weight"].reshape(-1, 4, 3, 3)  # out, C, h, w
+        np.testing.assert_array_equal(region.transpose(2, 3, 1, 0).reshape(36, -1), ours[name]["kernel"])
+    imported = convert_foreign(detectron2.interpret(made.tensors))
+    assert (imported.model.roi_size, imported.model.box_fcs) == (3, 0)
+    np.testing.assert_array_equal(imported.params["box_head"]["box_deltas"]["kernel"], ours["box_deltas"]["kernel"])
+
+
 def test_an_efficientdet_of_its_own_is_described():
     sizes = efficientdet_config.octaves(2**0.5, 5)
     rounded = tuple(tuple(size * (1 + 1e-9) for size in level) for level in sizes)
@@ -302,7 +317,11 @@ def test_settings_that_torchvision_does_not_have_are_named(config, where, words)
         ({"anchor_rounded": True}, "anchor_rounded", ["anchor_rounded=False"]),
         ({"fpn_norm": "gn", "norm_groups": 16}, "norm_groups", ["norm_groups=32"]),
         ({"norm_eps": 1e-3}, "norm_eps", ["norm_eps=1e-05"]),
-        ({"box_fcs": 0, "box_convs": 1}, "box_fcs", ["box_fcs=2"]),
+        ({"box_fcs": 0}, "box_fcs", ["box_fcs=2"]),
+        ({"box_norm": "affine_bn"}, "box_norm", ["box_norm=none"]),
+        ({"anchor_offset": 1.0}, "anchor_offset", ["anchor_offset=0.0"]),
+        ({"rpn_low": 0.0}, "rpn_low", ["rpn_low=0.3"]),
+        ({"roi_iou": 0.0}, "roi_iou", ["roi_iou=0.5"]),
         ({"rpn_conv_depth": 10}, "rpn_conv_depth", ["rpn_conv_depth=1"]),
         ({"detection_min_size": 1.0}, "detection_min_size", ["detection_min_size=0.0"]),
         ({"backbone": dataclasses.replace(RESNET, norm="none")}, "backbone.norm", ["backbone.norm=frozen_bn"]),

@@ -47,7 +47,6 @@ _FASTER_RCNN = Kind(
         **dict.fromkeys(("roi_max_samples", "detection_candidates")),  # limits that detectron2 does not have
         "rpn_conv_depth": range(1, 10),
         "box_convs": range(10),
-        "box_fcs": range(1, 10),
     },
 )
 _GROUPS = 32  # of every group norm
@@ -61,6 +60,7 @@ def to_detectron2(config: Any, params: model_folder.Params, where: object) -> Re
     if type(preset) is not type(config):
         what = f"a detector of kind '{config.name}' cannot be exported for detectron2"
         raise UserError(what, where=where, todo="export a Faster R-CNN")
+    over_zero = {name: None if getattr(config, name) else (getattr(preset, name),) for name in ("rpn_low", "roi_iou")}
     basic = not has_bottlenecks(getattr(config.backbone, "depth", 50))
     norms = ("none", "gn", *BATCH_NORMS)
     network: Choices = {
@@ -72,13 +72,16 @@ def to_detectron2(config: Any, params: model_folder.Params, where: object) -> Re
     }
     choices: Choices = {
         **_FASTER_RCNN.free(),
+        **over_zero,
+        "anchor_offset": None if config.anchor_offset < 1 else (preset.anchor_offset,),
         "fpn_norm": norms,
-        "box_norm": norms,
+        "box_norm": norms if config.box_convs else ("none",),
+        "box_fcs": range(0 if config.box_convs else 1, 10),
         "norm_groups": (_GROUPS,) if "gn" in (config.fpn_norm, config.box_norm) else None,
     }
     refuse_others(config.backbone, preset.backbone, network, "backbone.", "detectron2", where)
     refuse_others(config, preset, choices, "", "detectron2", where)
-    tensors = convert.rename(params, detectron2.format_of(config.rpn_conv_depth, config.roi_size))
+    tensors = convert.rename(params, detectron2.format_of(config.rpn_conv_depth, config.roi_size, config.box_fcs))
     foreign = detectron2.interpret(tensors)
     check_same(convert_foreign(foreign, not_in(foreign, config)), config, params, where)
     entries = {
