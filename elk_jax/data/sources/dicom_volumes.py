@@ -38,6 +38,8 @@ FRAMES_THAT_DECIDE = 3
 """Number of middle frames that determine the side of the breast."""
 PARALLEL = 1e-3
 """Largest difference between the direction cosines of the rows and columns of two slices."""
+UNMOVED = 0.01
+"""Largest difference between the positions of two frames, in mm, that is a matter of rounding."""
 NEAR_TIE = 0.1
 """Difference between the sums at both edges, as a share of the larger, below which the side is doubtful."""
 
@@ -128,10 +130,9 @@ def _turn(of_frames: Sequence[Dataset]) -> int:
     planes = [plane for attributes in of_frames if (plane := plane_of(attributes)) is not None]
     if len(planes) < len(of_frames):
         return 0
-    along = np.round([position @ np.cross(*planes[0][0]) for _, position in planes], 4)
-    steps = np.sign(np.diff(along))
-    moved = np.flatnonzero(steps)
-    back = moved[steps[moved] != steps[moved[:1]]]
+    steps = np.diff([position @ np.cross(*planes[0][0]) for _, position in planes])
+    moved = np.flatnonzero(np.abs(steps) > UNMOVED)
+    back = moved[np.sign(steps[moved]) != np.sign(steps[moved[:1]])]
     return int(back[0]) + 1 if len(back) else 0
 
 

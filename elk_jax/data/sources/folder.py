@@ -48,11 +48,12 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
 
 
 def check_apart(inputs: Sequence[str | Path], output: Path) -> None:
-    """UserError if the images written to `output` would be among the images of an input folder in the next run."""
+    """UserError if images written to `output` would be among the images of an input folder in the next run."""
     place = output.resolve()
     for entry in map(Path, inputs):
-        if entry.is_dir() and place.is_relative_to(entry.resolve()):
-            what = f"the output lies in the input folder {entry}, which the next run would read with the pictures in it"
+        whole = entry.resolve()
+        if entry.is_dir() and place.is_relative_to(whole) and not _is_hidden(place.relative_to(whole)):
+            what = f"the pictures would lie in the input folder {entry}, and the next run would read them"
             raise UserError(what, where=output, todo="choose an output folder elsewhere")
 
 

@@ -49,6 +49,8 @@ from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder
 
 COLOUR = (64, 196, 255)  # BGR
+PICTURES = "pictures"
+"""The folder of the pictures in the output."""
 
 Predictor = Callable[[Params, Mapping[str, jax.Array]], dict[str, Any]]
 
@@ -303,7 +305,7 @@ def predict_files(
     """Write findings.json, findings.csv and (pictures) one PNG an image into `output`. See launch/predict.py."""
     paths, not_images = image_files.find_images(inputs)
     if settings.pictures:
-        image_files.check_apart(inputs, output)
+        image_files.check_apart(inputs, output / PICTURES)
     trained = load(model)
     description = trained.description
     classes = description.classes
@@ -316,12 +318,12 @@ def predict_files(
     infos = source.infos
     with files.locked(files.make_folder(output)):
         entries = [entry for r, info in zip(results, infos) for entry in _entries(r, info, classes, threshold)]
-        _remove_pictures(output)
+        _remove_pictures(output, paths)
         files.write_json(output / "findings.json", entries)
         files.write_text(output / "findings.csv", _csv(results, infos, classes, threshold))
         for index, result in enumerate(results) if settings.pictures else ():
             drawn = draw(source[index].image, result, threshold)
-            path = files.make_folder(output / "pictures") / _picture_name(index, infos[index])
+            path = files.make_folder(output / PICTURES) / _picture_name(index, infos[index])
             files.write_bytes(path, cv2.imencode(".png", drawn)[1].tobytes())
     report_skipped(not_images, source.skipped)
     count = sum(int((r.scores >= threshold).sum()) for r in results)
@@ -337,11 +339,14 @@ def _picture_name(index: int, info: ImageInfo) -> str:
     return f"{index:04d}_{Path(info.file_name).stem}{frame}.png"
 
 
-def _remove_pictures(output: Path) -> None:
-    """Remove the pictures of an earlier prediction: beside new findings they would be taken for theirs."""
+def _remove_pictures(output: Path, inputs: Sequence[Path]) -> None:
+    """Remove the pictures of an earlier prediction: beside new findings they would be taken for theirs. inputs: files
+    that stay, even if they are called like such pictures."""
+    kept = {path.resolve() for path in inputs}
     if (output / "findings.json").is_file():
-        for path in (output / "pictures").glob("[0-9][0-9][0-9][0-9]*_*.png"):
-            path.unlink()
+        for path in (output / PICTURES).glob("[0-9][0-9][0-9][0-9]*_*.png"):
+            if path.resolve() not in kept:
+                path.unlink()
 
 
 def chosen_threshold(points: Sequence[OperatingPoint]) -> float:

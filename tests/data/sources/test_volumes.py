@@ -178,6 +178,7 @@ def test_files_that_are_no_volume_are_refused(tmp_path, data, words):
         ([6, 4, 2, 0], None),
         ([0, 0, 0, 0], None),
         ([0, 1, 1, 2], None),
+        ([0, 0.004, 0, 0.004], None),  # one position, rounded
         ([0, None, 5, 1], None),  # without a position nothing is known
         ([0, 2, 1, 3], 2),
         ([3, 2, 2, 4], 3),

@@ -206,12 +206,12 @@ def found(tmp_path, monkeypatch):
 
     monkeypatch.setattr(predict, "detect_with", detect_with)
 
-    def run(to="out", anew=True, **settings) -> tuple[list, list]:
+    def run(to="out", anew=True, of="in", **settings) -> tuple[list, list]:
         output = tmp_path / to
         if anew:
             shutil.rmtree(output, ignore_errors=True)
         predict.predict_files(
-            model=tmp_path, inputs=[str(tmp_path / "in")], decoding=SourceSpec(), on_error="stop", output=output,
+            model=tmp_path, inputs=[str(tmp_path / of)], decoding=SourceSpec(), on_error="stop", output=output,
             settings=predict.PredictSettings(**settings),
         )  # fmt: skip
         pictures = [cv2.imread(str(path)) for path in sorted(output.glob("pictures/*.png"))]
@@ -258,13 +258,28 @@ def test_pictures_of_an_earlier_prediction_are_replaced(found, tmp_path):
     assert sorted(kept[0].parent.iterdir()) == sorted(kept)
 
 
+def test_images_in_the_folder_of_the_pictures_stay(found, tmp_path):
+    """They were removed, being called like pictures of an earlier prediction."""
+    own = tmp_path / "out" / "pictures" / "2020_mine.png"
+    own.parent.mkdir(parents=True)
+    (tmp_path / "in" / "a.png").rename(own)
+    with refused("input", where="out/pictures"):
+        found(anew=False, of="out/pictures")
+    for _ in range(2):
+        found(anew=False, of="out/pictures", pictures=False)
+    assert sorted(own.parent.iterdir()) == [own]
+    found(anew=False, of="out/pictures/2020_mine.png")
+    assert sorted(own.parent.iterdir()) == [own.with_name("0000_2020_mine.png"), own]
+
+
 def test_pictures_are_not_written_where_the_next_run_would_read_them(found, tmp_path):
-    with refused("input", where="in/found"):
+    with refused("input", where="in/found/pictures"):
         found("in/found")
     (tmp_path / "link").symlink_to(tmp_path / "in")
-    with refused("input", where="link/found"):
+    with refused("input", where="link/found/pictures"):
         found("link/found")
     assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["a.png", "notes.txt"]
+    assert len(found("in/.found")[1]) == 1, "images of hidden folders are not read"
     assert len(found("in/found", pictures=False)[0]) == 2
 
 
