@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +127,16 @@ def meta_features(metas: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]]
 
     columns: dict[str, list[Any]] = {}
     features: dict[str, Any] = {}
+    floats = partial(tfds.features.Tensor, dtype=np.float64, encoding="bytes")  # others are written in 32 bits
     for key in sorted({key for meta in metas for key in meta}):
         values = [meta.get(key) for meta in metas]
         if key == "pixel_spacing" and all(value is None or _are_two(value) for value in values):
-            columns[key] = [np.asarray(value or (math.nan, math.nan), np.float32) for value in values]
-            features[key] = tfds.features.Tensor(shape=(2,), dtype=np.float32)
+            columns[key] = [
+                np.asarray((math.nan, math.nan) if value is None else value, np.float64) for value in values
+            ]
+            features[key] = floats(shape=(2,))
             continue
-        exactly = tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")  # else float32 in the file
-        for kinds, feature in ((bool, np.bool_), (int, np.int64), (int | float, exactly)):
+        for kinds, feature in ((bool, np.bool_), (int, np.int64), (int | float, floats(shape=()))):
             if all(_is(value, kinds) and _fits(value, kinds) for value in values):
                 columns[key], features[key] = values, feature
                 break
