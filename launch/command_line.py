@@ -42,18 +42,18 @@ def required(flag: flags.FlagHolder, example: str = "") -> Any:
     return flag.value
 
 
-RESULTS_OF = {
+OF_TRAININGS = {
     "versions.json": "a run",
     "finished.json": "a stage of a run",
     "sweep.json": "a sweep",
     "model.json": "a model",
 }
-"""Files that tell what a folder belongs to."""
+"""File -> what a folder that has it is."""
 
 
 def results_folder(path: str) -> Path:
     """A folder for results. UserError for a folder of a training, whose report they would replace."""
-    for name, what in RESULTS_OF.items():
+    for name, what in OF_TRAININGS.items():
         if (Path(path) / name).is_file():
             raise UserError(f"the folder is that of {what}", where=path, todo="give another --output for the results")
     return Path(path)

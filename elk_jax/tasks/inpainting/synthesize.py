@@ -67,8 +67,8 @@ class Planned:
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans lesions in canvases. positions: of the canvases with room for a window of `window` pixels. side: of the
-    model's images. rule: the sizes of the lesions."""
+    """Plans lesions in canvases. positions: of the canvases with room for a window of `window` pixels. margin: of the
+    painted region (`Description`). side: of the model's images. rule: the sizes of the lesions."""
 
     canvases: ImageSource
     positions: tuple[int, ...]
