@@ -317,7 +317,7 @@ def repeated_notes(found: Sequence[VolumeDetections]) -> list[str]:
     """A note if findings occur more than once: each of them that hits nothing is a false positive."""
     rows = [np.column_stack([one.boxes, one.first, one.depth, one.scores]) for one in found if len(one.scores)]
     again = sum(len(one) - len(np.unique(one, axis=0)) for one in rows)
-    return [f"{again} of {sum(map(len, rows))} findings are duplicates; each counts"] if again else []
+    return [f"duplicates among the findings: {again} of {sum(map(len, rows))}; each counts"] if again else []
 
 
 def _opened(data: SourceSpec, split: str, on_error: OnError, seed: int = 0) -> ImageSource:
@@ -349,7 +349,7 @@ def _truths(data: SourceSpec, split: str, on_error: OnError) -> tuple[list[Volum
     if not entries:
         raise UserError(f"no volume in split '{split}'", where=data.spec, todo="choose another split")
     if split and (unplaced := [one.name for one in entries if not one.split]):
-        what = f"{len(unplaced)} volumes have no split, for example {unplaced[0]}"
+        what = f"volumes without a split: {len(unplaced)}, for example {unplaced[0]}"
         todo = "write train, validation or test in the name of their table, or evaluate all volumes with --split="
         raise UserError(what, where=data.spec, todo=todo)
     truths = [VolumeTruth(one.patient_id, one.study, one.view, one.slices, one.boxes, one.at) for one in entries]

@@ -218,7 +218,7 @@ def test_volumes_whose_tables_name_no_split_are_refused_for_a_model_and_for_a_fi
     rows = tmp_path / "none.csv"
     rows.write_text(",".join((*submission.KEY, *submission.NUMBERS)) + "\n")
     for way in ({"model": model}, {"predictions": str(rows)}):
-        with refused("no split", where=f"bcs_dbt:{folder}" if "predictions" in way else ""):
+        with refused("split", where=f"bcs_dbt:{folder}" if "predictions" in way else ""):
             run(folder, tmp_path / "out", split="test", **way)
     assert run(folder, tmp_path / "out", split="", predictions=str(rows))["volumes"] == 6
 
