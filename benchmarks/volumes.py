@@ -81,7 +81,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "volume.dcm"
         job = (path, options.slices, options.size, options.syntax)
-        # in a process of its own, so that the memory of the writer is not counted
+        # in its own process, so that the memory of the writer is not counted
         writer = multiprocessing.get_context("spawn").Process(target=write, args=job)
         writer.start()
         writer.join()

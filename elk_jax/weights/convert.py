@@ -313,7 +313,7 @@ def pooled_size(tensors: Tensors, name: str, channels: int) -> int:
     _, inputs = sizes(tensors, name, 2)
     side = math.isqrt(inputs // channels)
     if channels * side**2 != inputs or not side:
-        what = f"{name} reads {inputs} numbers, which are no square region of {channels} channels"
+        what = f"{name} reads {inputs} numbers, which is not a square region of {channels} channels"
         raise UserError(what, todo="use a detector that pools square regions")
     return side
 

@@ -93,7 +93,7 @@ def notes(trained: Trained, settings: ExportSettings) -> list[str]:
     if settings.format == "stablehlo":
         return found
     strides = sorted(trained.detector.strides)
-    step = strides[-2 if settings.format == "detectron2" else -1]  # detectron2 pads for P5, from which it takes P6
+    step = strides[PADDED_FOR[settings.format]]
     uneven = [f"{height}x{width}" for height, width in entry.buckets if height % step or width % step]
     if uneven and not trained.detector.config.anchor_rounded:
         what = f"canvases of {', '.join(uneven)} px are padded to multiples of {step} px"
@@ -142,6 +142,11 @@ FORMATS: dict[str, Callable[[Trained, Path, Path, ExportSettings], dict[str, Any
     "torchvision": write_torchvision,
     "effdet": write_effdet,
 }
+
+
+PADDED_FOR = {"detectron2": -2, "torchvision": -1, "effdet": -1}
+"""Format of a state dict -> the level, from the finest, to whose stride the library pads images. detectron2 takes its
+last level from the one before, and pads for that."""
 
 
 def torchvision_resizing(resize: Resize) -> dict[str, Any]:
