@@ -58,7 +58,8 @@ th, td { text-align: left; padding: 8px 14px 8px 0; border-bottom: 1px solid var
 thead th { font-size: .82rem; font-weight: 600; color: var(--soft); vertical-align: bottom; }
 tbody th { font-weight: 500; } tbody tr:last-child > * { border-bottom: 0; }
 th.n, td.n { text-align: right; } td.n:last-child, th.n:last-child { padding-right: 0; }
-td .range { color: var(--soft); font-size: .84rem; white-space: nowrap; } td b { font-weight: 640; }
+td .range, th .range { color: var(--soft); font-size: .84rem; } td .range { white-space: nowrap; }
+th .range { font-weight: 400; overflow-wrap: anywhere; } td b { font-weight: 640; }
 tr.main > * { background: var(--shade); } tr.main > :first-child { box-shadow: inset 3px 0 var(--accent);
   padding-left: 12px; }
 tr.group th { padding-top: 18px; font-weight: 650; border-bottom-color: var(--soft); }
@@ -68,7 +69,8 @@ tr.group th { padding-top: 18px; font-weight: 650; border-bottom-color: var(--so
   padding-right: 26px;
   font-weight: 500; vertical-align: top; color: var(--soft); }
 
-svg { display: block; max-width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
+svg { display: block; max-width: 100%; height: auto; } td svg { max-width: none; }
+svg text { fill: var(--soft); font-size: 12px; }
 svg .axis { stroke: var(--soft); stroke-width: 1; } svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .rule { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 4; }
 svg .title { fill: var(--ink); font-weight: 600; font-size: 13px; }

@@ -18,6 +18,7 @@ from elk_jax.reporting.report import Report, Section
 from elk_jax.reporting.sections import config_section, plain_label
 from elk_jax.reporting.tables import difference_cell, estimate_cell, name_cell, named_table
 from elk_jax.sweeps.results import Entry, Place, Results
+from elk_jax.sweeps.settings import Row
 
 COLUMNS = (
     *("setting", "evaluation", "model", "metric", "seeds", "mean", "deviation", "low", "high", "interval_over"),
@@ -39,6 +40,9 @@ class RunState:
     report: str
     log: str
 
+
+BAR = 100
+"""Width of the bar of an interval, px."""
 
 Gain = tuple[str, Entry]
 """("MODEL - OTHER", the difference between the two in one setting)."""
@@ -68,14 +72,19 @@ def chosen_metrics(results: Results, wanted: Sequence[str]) -> dict[Place, list[
 
 
 def terminal_table(results: Results, shown: Mapping[Place, Sequence[str]], title: str) -> Table:
+    """Sections of settings for each evaluated model and metric, then for each difference of two models."""
+    single = len({stage for stage, _ in results.metrics}) == 1
+
+    def heading(place: Place) -> str:
+        return place[1] if single and place[1] else titled(place)
+
     table = named_table(title, "setting")
     for column in ("seeds", "mean", "deviation", "difference", "published"):
         table.add_column(column)
-    table.add_column("note")
     for place, name, entries in _listed(results.metrics, shown):
         table.add_section()
-        table.add_row(name_cell(f"{titled(place)}: {plain_label(name)}"), *[""] * 6)
-        for entry in entries:
+        table.add_row(name_cell(f"{heading(place)}: {plain_label(name)}"), *[""] * 5)
+        for entry in _with_numbers(entries, name):
             mean, published = entry.mean or {}, entry.published(name)
             table.add_row(
                 name_cell(f"  {entry.row.name}"),
@@ -84,23 +93,29 @@ def terminal_table(results: Results, shown: Mapping[Place, Sequence[str]], title
                 html.number(mean.get("deviation")) if entry.mean else "",
                 difference_cell(entry.difference_entry, 0) if entry.difference else "",
                 "" if published is None else html.number(published),
-                name_cell(said(entry)),
             )
     for stage, name, gains in _listed_gains(results, shown):
-        table.add_section()
-        table.add_row(name_cell(f"{_of_gains(stage)}: {plain_label(name)}"), *[""] * 6)
-        for models, entry in gains:
-            mean = entry.mean or {}
-            cells = [str(mean.get("seeds", "")), "", html.number(mean.get("deviation")) if entry.mean else ""]
-            table.add_row(
-                name_cell(f"  {entry.row.name}: {models}"), *cells, difference_cell(entry.gain_entry, 0), "", ""
-            )
+        for models in dict.fromkeys(models for models, _ in gains):
+            table.add_section()
+            table.add_row(name_cell(f"{heading((stage, models))}: {plain_label(name)}"), *[""] * 5)
+            for entry in (entry for own, entry in gains if own == models):
+                mean = entry.mean or {}
+                cells = [str(mean.get("seeds", "")), "", html.number(mean.get("deviation")) if entry.mean else ""]
+                table.add_row(name_cell(f"  {entry.row.name}"), *cells, difference_cell(entry.gain_entry, 0), "")
     return table
 
 
-def said(entry: Entry) -> str:
+def row_notes(rows: Sequence[Row]) -> list[str]:
+    """A line for each note, with the names of its rows, and for each reason why rows were not run."""
+    by_note: dict[str, list[str]] = {}
+    for row in rows:
+        if row.not_run or row.note:
+            by_note.setdefault(said(row), []).append(row.name)
+    return [f"{', '.join(names)}: {note}" for note, names in by_note.items()]
+
+
+def said(row: Row) -> str:
     """The note of a row, and why it was not run."""
-    row = entry.row
     return "; ".join(filter(None, (f"not run: {row.not_run}" if row.not_run else "", row.note)))
 
 
@@ -120,7 +135,7 @@ def records(results: Results) -> list[dict[str, Any]]:
                     mean.get("p_value") if place in results.gains else None,
                     *(entry.baseline if entry.difference else "", difference.get("value"), difference.get("low")),
                     *(difference.get("high"), difference.get("p_value"), difference.get("over", "")),
-                    *(entry.published(name), said(entry), entry.row.line, entry.row.at, entry.row.axis),
+                    *(entry.published(name), said(entry.row), entry.row.line, entry.row.at, entry.row.axis),
                 )
                 by_seed = dict(zip(map(str, results.seeds), entry.by_seed))
                 found.append(dict(zip(COLUMNS, values, strict=True)) | {"by_seed": by_seed})
@@ -162,7 +177,8 @@ def report(
         if others:
             blocks = (html.folded(plain_label(metric), _gain_block(metric, gains)) for _, metric, gains in others)
             sections.append(Section(f"{_of_gains(stage)}: other metrics", "".join(blocks)))
-    sections += [_runs_section(runs), config_section(config)]
+    rows = list({entry.row.name: entry.row for _, _, entries in _every(results) for entry in entries}.values())
+    sections += [_runs_section(runs, [row for row in rows if row.not_run]), config_section(config)]
     failed = [run for run in runs if run.error]
     finished = f"{len(runs) - len(failed)} of {len(runs)} runs are finished."
     return Report(
@@ -170,7 +186,7 @@ def report(
         kicker=f"Sweep · {name}",
         summary=" ".join([*([finished] if failed else []), *results.notes]),
         facts={
-            "Settings": str(len({entry.row.name for _, _, entries in _every(results) for entry in entries})),
+            "Settings": str(len([row for row in rows if not row.not_run])),
             "Seeds": str(len(results.seeds)),
             "Time of all runs": html.duration(seconds),
         },
@@ -219,15 +235,18 @@ def _chart(label: str, axis: str, entries: Sequence[Entry]) -> str:
 
 
 def _metric_table(metric: str, entries: Sequence[Entry]) -> str:
+    entries = _with_numbers(entries, metric)
     bounds, differences = _bounds(entries), [entry.difference for entry in entries if entry.difference]
+    baselines = {entry.baseline for entry in entries if entry.difference}
+    compared = f"Difference from {html.text(*baselines)}" if len(baselines) == 1 else "Difference"
     has_published = any(entry.published(metric) is not None for entry in entries)
-    head = ["Setting", "Seeds", "Mean", "", "Deviation", *(["Difference", ""] if differences else [])]
+    head = ["Setting", "Seeds", "Mean", "", "Deviation", *([compared, ""] if differences else [])]
     head += ["Published"] if has_published else []
     rows = []
     for index, entry in enumerate(entries):
         cells = [_named(entry), *_own_cells(entry, bounds, index)]
-        cells += _difference_cells(entry, _reach(differences), index) if differences else []
-        cells += [html.number(entry.published(metric))] if has_published else []
+        cells += _difference_cells(entry, _reach(differences), index, len(baselines) > 1) if differences else []
+        cells += [_published_cell(entry.published(metric))] if has_published else []
         rows.append(html.row(cells))
     return html.table(head, rows)
 
@@ -256,7 +275,7 @@ def _gain_block(metric: str, gains: Sequence[Gain]) -> str:
     rows = []
     for index, (models, entry) in enumerate(gains):
         mean = entry.mean or {}
-        bar = interval_bar(mean, index, (-reach, reach), 160) if mean.get("value") is not None else ""
+        bar = interval_bar(mean, index, (-reach, reach), BAR) if mean.get("value") is not None else ""
         cells = [
             f'{html.text(models)}<br><span class="range">{html.text(entry.row.name)}</span>',
             str(mean.get("seeds", "")),
@@ -270,32 +289,37 @@ def _gain_block(metric: str, gains: Sequence[Gain]) -> str:
 
 
 def _named(entry: Entry) -> str:
-    note = said(entry)
+    note = said(entry.row)
     return html.text(entry.row.name) + (f'<br><span class="range">{html.text(note)}</span>' if note else "")
+
+
+def _published_cell(value: float | None) -> str:
+    return "" if value is None else html.number(value)
 
 
 def _own_cells(entry: Entry, bounds: tuple[float, float], index: int) -> list[str]:
     if entry.mean is None:
         return ["", "", "", ""]
     mean = entry.mean
-    bar = interval_bar(mean, index, bounds, 160) if mean["value"] is not None else ""
+    bar = interval_bar(mean, index, bounds, BAR) if mean["value"] is not None else ""
     deviation = html.number(mean["deviation"]) if mean["deviation"] is not None else ""
     return [str(mean["seeds"]), html.estimate_cell(mean), f'<span class="{html.colour(index)}">{bar}</span>', deviation]
 
 
-def _difference_cells(entry: Entry, reach: float, index: int) -> list[str]:
+def _difference_cells(entry: Entry, reach: float, index: int, named: bool = True) -> list[str]:
+    """named: whether the cell names the baseline."""
     if entry.difference is None:
         return ["", ""]
     shown = entry.difference
-    bar = interval_bar(shown, index, (-reach, reach), 160) if shown["value"] is not None else ""
-    to = f'<br><span class="range">from {html.text(entry.baseline)}</span>'
+    bar = interval_bar(shown, index, (-reach, reach), BAR) if shown["value"] is not None else ""
+    to = f'<br><span class="range">from {html.text(entry.baseline)}</span>' if named else ""
     return [
         difference_html(entry.difference_entry, better=0) + to,
         f'<span class="{html.colour(index)}">{bar}</span>',
     ]
 
 
-def _runs_section(runs: Sequence[RunState]) -> Section:
+def _runs_section(runs: Sequence[RunState], not_run: Sequence[Row]) -> Section:
     rows = []
     for run in runs:
         link = f'<a href="{html.text(run.log)}">log</a>'
@@ -304,11 +328,12 @@ def _runs_section(runs: Sequence[RunState]) -> Section:
         time = "" if run.seconds is None else html.duration(run.seconds)
         state = html.text(run.error) if run.error else "finished"
         rows.append(html.row([html.text(run.name), state, time, link], numeric_from=2))
+    rows += [html.row([html.text(row.name), html.text(said(row)), "", ""], numeric_from=2) for row in not_run]
     return Section("Runs", html.table(["Run", "State", "Time", ""], rows, 2))
 
 
 def _bounds(entries: Sequence[Entry]) -> tuple[float, float]:
-    """The ends of the bars: [0, 1] where all values lie in it."""
+    """The ends of the bars, which hold all intervals."""
     numbers = [
         entry.mean[key]
         for entry in entries
@@ -317,8 +342,6 @@ def _bounds(entries: Sequence[Entry]) -> tuple[float, float]:
         if entry.mean[key] is not None
     ]
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)
-    if low >= 0 and high <= 1:
-        return 0.0, 1.0
     margin = 0.05 * (high - low) or 1.0
     return low - margin, high + margin
 
@@ -351,11 +374,16 @@ def _listed_gains(
                 (models, entry)
                 for (own, models), by_metric in results.gains.items()
                 if own == stage
-                for entry in by_metric.get(name, ())
+                for entry in _with_numbers(by_metric.get(name, ()), name)
             ]
             if gains and name not in left_out:
                 found.append((stage, name, gains))
     return found
+
+
+def _with_numbers(entries: Sequence[Entry], metric: str) -> list[Entry]:
+    """The rows that have this metric, measured or published: not every row has every model."""
+    return [entry for entry in entries if entry.mean is not None or entry.published(metric) is not None]
 
 
 def _of_gains(stage: str) -> str:

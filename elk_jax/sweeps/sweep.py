@@ -56,7 +56,7 @@ def run_sweep(
         path = plan.folder / plans.REPORT
         write_report(path, page.report(plan.base.name, results, shown, states, plain(plan.base), _seconds(plan)))
     console.print(page.terminal_table(results, shown, ""))
-    for note in results.notes:
+    for note in (*page.row_notes(plan.rows), *results.notes):
         console.print(f"note: {note}")
     for run, error in errors.items():
         console.print(f"failed: {run.name}: {error} ({run.log})")

@@ -149,6 +149,24 @@ def test_the_files_and_the_page_say_the_same(sweep):
         assert text in html, text
     assert "<better>" not in html and 'href="r.html"' in html and "1 of 2 runs" in html
     assert page.terminal_table(found, shown, "").row_count == 4
+    assert page.row_notes(sweep.rows) == ["plain: per image", "theirs: not run: needs a GPU"]
+
+
+def test_rows_without_a_metric_are_not_in_its_table(sweep):
+    """A row that is not run stands where it has a published value, and among the runs."""
+    write(sweep)
+    found = collect(sweep, BASELINES, 100)
+    shown = page.chosen_metrics(found, ["train/score"])
+    body = page._metric_table("train/other", found.metrics["evaluate", ""]["train/score"])
+    assert "theirs" not in body and "&lt;better&gt;" in body
+    html = build_report(page.report("toys", found, shown, [], {"seed": 42}, 3.0))
+    runs = next(part for part in html.split("<h2>") if part.startswith("Runs"))
+    assert "theirs" in runs and "needs a GPU" in runs and "plain" not in runs
+
+
+def test_equal_notes_are_one_line():
+    rows = [Row("a", note="x"), Row("b", not_run="y"), Row("c", note="x"), Row("d"), Row("e", not_run="y")]
+    assert page.row_notes(rows) == ["a, c: x", "b, e: not run: y"]
 
 
 def drawn(sweep, metric="train/score", **at):
@@ -324,7 +342,9 @@ def test_gains_stand_in_the_files_in_the_terminal_and_on_the_page(compared):
     for text in ("second - first", "third - first", "+0.150", "+0.350", "+0.200", "&lt;better&gt;", "from plain"):
         assert text in body, text
     table = page.terminal_table(found, shown, "")
-    assert table.row_count == 3 * 4 + 5  # three models with a title and three rows each; a title and four gains
+    assert (
+        table.row_count == 3 * 4 + 2 * 3
+    )  # three models of a title and three rows; two gains of two rows
 
 
 def test_a_page_of_one_setting_has_no_column_of_changes(compared):
