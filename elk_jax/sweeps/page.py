@@ -48,8 +48,10 @@ Gain = tuple[str, Entry]
 """("MODEL - OTHER", the difference between the two in one setting)."""
 
 
-def titled(place: Place) -> str:
-    return " · ".join(filter(None, place))
+def titled(results: Results, place: Place) -> str:
+    """The model of a place, with its stage where there are several."""
+    single = len({stage for stage, _ in results.metrics}) == 1
+    return place[1] if single and place[1] else " · ".join(filter(None, place))
 
 
 def chosen_metrics(results: Results, wanted: Sequence[str]) -> dict[Place, list[str]]:
@@ -73,17 +75,12 @@ def chosen_metrics(results: Results, wanted: Sequence[str]) -> dict[Place, list[
 
 def terminal_table(results: Results, shown: Mapping[Place, Sequence[str]], title: str) -> Table:
     """Sections of settings for each evaluated model and metric, then for each difference of two models."""
-    single = len({stage for stage, _ in results.metrics}) == 1
-
-    def heading(place: Place) -> str:
-        return place[1] if single and place[1] else titled(place)
-
     table = named_table(title, "setting")
     for column in ("seeds", "mean", "deviation", "difference", "published"):
         table.add_column(column)
     for place, name, entries in _listed(results.metrics, shown):
         table.add_section()
-        table.add_row(name_cell(f"{heading(place)}: {plain_label(name)}"), *[""] * 5)
+        table.add_row(name_cell(f"{titled(results, place)}: {plain_label(name)}"), *[""] * 5)
         for entry in _with_numbers(entries, name):
             mean, published = entry.mean or {}, entry.published(name)
             table.add_row(
@@ -97,7 +94,7 @@ def terminal_table(results: Results, shown: Mapping[Place, Sequence[str]], title
     for stage, name, gains in _listed_gains(results, shown):
         for models in dict.fromkeys(models for models, _ in gains):
             table.add_section()
-            table.add_row(name_cell(f"{heading((stage, models))}: {plain_label(name)}"), *[""] * 5)
+            table.add_row(name_cell(f"{titled(results, (stage, models))}: {plain_label(name)}"), *[""] * 5)
             for entry in (entry for own, entry in gains if own == models):
                 mean = entry.mean or {}
                 cells = [str(mean.get("seeds", "")), "", html.number(mean.get("deviation")) if entry.mean else ""]
@@ -164,13 +161,16 @@ def report(
     seconds: float,
 ) -> Report:
     """config: the settings that all runs have in common. seconds: of all stages; shared ones count once."""
-    sections = [_metric_section(*one) for one in _listed(results.metrics, shown)]
+    sections = [
+        Section(f"{titled(results, place)}: {plain_label(metric)}", _metric_block(metric, entries))
+        for place, metric, entries in _listed(results.metrics, shown)
+    ]
     sections += [_gain_section(*one) for one in _listed_gains(results, shown)]
     for place, by_metric in results.metrics.items():
         rest = [metric for metric in by_metric if metric not in shown[place]]
         if rest:
             blocks = (html.folded(plain_label(metric), _metric_block(metric, by_metric[metric])) for metric in rest)
-            sections.append(Section(f"{titled(place)}: other metrics", "".join(blocks)))
+            sections.append(Section(f"{titled(results, place)}: other metrics", "".join(blocks)))
     for stage in {stage: None for stage, _ in results.gains}:
         everything = {place: list(by_metric) for place, by_metric in results.metrics.items()}
         others = [gain for gain in _listed_gains(results, everything, but=shown) if gain[0] == stage]
@@ -193,10 +193,6 @@ def report(
         sections=sections,
         footer="elk_jax",
     )
-
-
-def _metric_section(place: Place, metric: str, entries: Sequence[Entry]) -> Section:
-    return Section(f"{titled(place)}: {plain_label(metric)}", _metric_block(metric, entries))
 
 
 def _metric_block(metric: str, entries: Sequence[Entry]) -> str:

@@ -342,9 +342,7 @@ def test_gains_stand_in_the_files_in_the_terminal_and_on_the_page(compared):
     for text in ("second - first", "third - first", "+0.150", "+0.350", "+0.200", "&lt;better&gt;", "from plain"):
         assert text in body, text
     table = page.terminal_table(found, shown, "")
-    assert (
-        table.row_count == 3 * 4 + 2 * 3
-    )  # three models of a title and three rows; two gains of two rows
+    assert table.row_count == 3 * 4 + 2 * 3  # three models of a title and three rows; two gains of two rows
 
 
 def test_a_page_of_one_setting_has_no_column_of_changes(compared):
