@@ -1,5 +1,12 @@
 """Detect memorised training lesions: compare every synthetic patch with every real one.
 
+A copy is more similar to one training patch than to those of all other patients, even if it is noisy, blurred, shifted,
+turned or scaled a little. Similarity alone does not tell: smooth lesions of different patients are alike, and a noisy
+copy is less similar to its original than these are to each other. What tells is the margin: how much more similar a
+patch is to its nearest training patch than to the next ones, of other patients. Margins of real patches of other
+patients say which values occur by chance. The idea of comparing the nearest distance with those to the next neighbours
+is that of Carlini et al. 2023 (arXiv:2301.13188).
+
 Shapes: N training patches, K synthetic ones, S side of a patch in pixels. Patches are [S, S], all of one size, and
 should show little except the painted lesion (`synthesis/closeups.box_patch`), since a canvas may share tissue with
 training images.
@@ -9,13 +16,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 
-SIDE = 32
+from elk_jax.errors import UserError
+
+SIDE = 64
+"""A sufficient side of patches in pixels."""
+
+GRID = 32
+"""Side in pixels of the maps of a patch that are compared."""
+
 SHIFT = 4
-CHUNK = 32  # training patches processed at once: limits the memory
+"""Largest shift along each axis, in pixels of the maps: an eighth of the patch."""
+
+ANGLES = (0, -12, -6, 6, 12)
+"""Rotations in degrees, of each of the eight views. Copies are also found some degrees beside and beyond them."""
+
+SMOOTHING, NEIGHBOURHOOD = 1.25, 4.0
+"""Standard deviations, in pixels of the maps, of what is smoothed away and of the area for local contrast."""
+
+FLOOR = 0.05
+"""Local contrast below this share of a patch's contrast is not amplified fully: such regions are noise."""
+
+RIVALS = 10
+"""Number of training patches of other patients that the nearest one is compared with."""
+
+RATE = 0.005
+"""Share of patches of other patients that may count as copies by chance, if there are enough training patches."""
+
+CHUNK = 16  # training patches processed at once: limits the memory
+QUERIES = 64  # synthetic patches processed at once
 
 FLIPS = ("", "horizontal", "vertical", "both")
 """Mirrors of a patch. With the transpose of each they are the eight views of a square, in any of which a generator may
@@ -27,95 +60,170 @@ class Nearest:
     """For each of K patches, the most similar training patch."""
 
     similarity: np.ndarray  # [K] normalised correlation, at most 1
+    margin: np.ndarray  # [K] similarity minus the mean of that to the next patches of other patients; NaN without them
     index: np.ndarray  # [K] of the training patch; -1 if there is none to compare with
     flip: np.ndarray  # [K] index into FLIPS: the flip of the patch
     transposed: np.ndarray  # [K] bool, whether it is transposed then
 
 
 def nearest(
-    patches: np.ndarray,
-    training: np.ndarray,
-    groups: Sequence[str] | None = None,
-    training_groups: Sequence[str] | None = None,
-    *,
-    side: int = SIDE,
-    shift: int = SHIFT,
+    patches: np.ndarray, training: np.ndarray, patients: Sequence[str], own: Sequence[str] | None = None
 ) -> Nearest:
-    """Search patches [K, S, S] in training [N, S, S] by normalised correlation, over shifts and the eight views.
+    """Search patches [K, S, S] in training [N, S, S], over shifts, the eight views of a square and small rotations.
 
-    Patches are resized to `side` pixels. Their centre, cropped by `shift` pixels at each edge, is compared with every
-    position of the training patch. Contrast and brightness do not matter. A uniform patch has similarity 0 to all.
-    groups, training_groups: patches of the same group (patient) are not compared, since they may show the same lesion.
+    Patches become maps of their local structure (`_maps`), which brightness and contrast do not change. The centre of a
+    map is compared with every position in that of the training patch. A uniform patch has similarity 0 to all.
+    patients: of the training patches. own: of the patches, which are not compared with those of the same patient, since
+    they may show the same lesion. UserError for pixels that are not finite.
     """
-    inner = side - 2 * shift
-    if inner < 2:
-        raise ValueError(f"a shift of {shift} is too large for {side} pixels")
-    small = _reduce(patches, side)[:, shift : shift + inner, shift : shift + inner]
-    flipped = np.stack([small, small[:, :, ::-1], small[:, ::-1], small[:, ::-1, ::-1]], 1)
-    turned = np.concatenate([flipped, flipped.swapaxes(2, 3)], 1)
-    count = turned.shape[1]
-    queries = _normalised(turned.reshape(-1, inner * inner))
-    own, theirs = np.asarray(groups if groups is not None else []), np.asarray(training_groups)
-    positions = 2 * shift + 1
-    best = np.full(len(patches), -np.inf)
-    where = np.zeros((len(patches), 2), int)  # training patch, view
-    for start in range(0, len(training), CHUNK):
-        reduced = _reduce(training[start : start + CHUNK], side)
-        views = np.lib.stride_tricks.sliding_window_view(reduced, (inner, inner), axis=(1, 2))
-        keys = _normalised(views.reshape(-1, inner * inner))
-        found = (queries @ keys.T).reshape(len(patches), count, len(reduced), positions * positions)
-        if groups is not None:
-            same = own[:, None] == theirs[None, start : start + CHUNK]
-            found = np.where(same[:, None, :, None], -np.inf, found)
-        flat = found.reshape(len(patches), count * len(reduced) * positions * positions)
-        top = flat.argmax(1)
-        value = flat[np.arange(len(patches)), top]
-        view, image, _ = np.unravel_index(top, found.shape[1:])
-        better = value > best
-        best = np.where(better, value, best)
-        where[better] = np.stack([image + start, view], 1)[better]
+    patches, training = _checked(patches, "patches"), _checked(training, "training patches")
+    theirs = np.asarray(patients)
+    found, views = _similarities(patches, training)
+    if own is not None:
+        found[np.asarray(own)[:, None] == theirs[None]] = -np.inf
+    if not found.size:
+        nothing = np.zeros(len(patches), int)
+        none = np.zeros(len(patches))
+        return Nearest(none, np.full(len(patches), np.nan), nothing - 1, nothing, nothing.astype(bool))
+    index = found.argmax(1)
+    rows = np.arange(len(patches))
+    best, view = found[rows, index], views[rows, index]
+    found[theirs[index][:, None] == theirs[None]] = -np.inf
+    rivals = -np.sort(-found, axis=1)[:, :RIVALS]
+    counted = np.isfinite(rivals)
+    number = counted.sum(1)
+    mean = np.divide(np.where(counted, rivals, 0).sum(1), number, out=np.full(len(rows), np.nan), where=number > 0)
     compared = np.isfinite(best)
-    transposed, flip = np.divmod(where[:, 1], len(FLIPS))
-    return Nearest(np.where(compared, best, 0.0), np.where(compared, where[:, 0], -1), flip, transposed.astype(bool))
+    similarity = np.where(compared, best, 0.0)
+    transposed, flip = np.divmod(view, len(FLIPS))
+    return Nearest(similarity, similarity - mean, np.where(compared, index, -1), flip, transposed.astype(bool))
 
 
-def memorised_report(synthetic: np.ndarray, training: np.ndarray, patients: Sequence[str]) -> dict:
-    """Similarity of synthetic patches [K, S, S] to their nearest training patch [N, S, S], beside that of training
-    patches of different patients.
+def memorised_report(synthetic: np.ndarray, training: np.ndarray, patients: Sequence[str]) -> dict[str, Any]:
+    """Margins of synthetic patches [K, S, S] to their nearest training patch [N, S, S], beside those of training
+    patches to patches of other patients.
 
-    Returns `threshold`: the highest similarity between lesions of two patients; `memorised`: positions of the synthetic
-    patches above it, most similar first; `share` of them; `synthetic` and `real`: medians; `nearest` and `similarity`:
-    per synthetic patch, for a gallery. With a single patient there is no reference, and threshold is None.
+    Returns `threshold`: the margin above which a patch counts as a copy; `rate`: the share of patches of other patients
+    above it, by chance: k / (M + 1) for the k-th largest of M margins of training patches, with the largest k for RATE;
+    `expected`: such synthetic patches; `memorised`: positions of the synthetic patches above it, largest margin first;
+    `share` of them; `synthetic` and `real`: median similarities; `nearest`, `similarity` and `margin`: per synthetic
+    patch, for a gallery. With fewer than three patients there is no reference: threshold, rate, expected are None.
     """
     among = nearest(training, training, patients, patients)
-    reference = among.similarity[among.index >= 0]
-    found = nearest(synthetic, training)
-    threshold = float(reference.max()) if len(reference) else None
-    above = np.flatnonzero(found.similarity > threshold) if threshold is not None else np.zeros(0, int)
-    above = above[np.argsort(-found.similarity[above], kind="stable")]
+    found = nearest(synthetic, training, patients)
+    reference = np.sort(among.margin[np.isfinite(among.margin)])[::-1]
+    threshold = rate = None
+    above = np.zeros(0, int)
+    if len(reference):
+        position = max(1, int(RATE * (len(reference) + 1)))
+        threshold, rate = float(reference[position - 1]), position / (len(reference) + 1)
+        above = np.flatnonzero(found.margin > threshold)
+        above = above[np.argsort(-found.margin[above], kind="stable")]
+    compared = among.similarity[among.index >= 0]
     return {
         "threshold": threshold,
+        "rate": rate,
+        "expected": rate * len(synthetic) if rate is not None else None,
         "memorised": [int(position) for position in above],
         "share": len(above) / len(synthetic) if threshold is not None and len(synthetic) else None,
         "synthetic": float(np.median(found.similarity)) if len(synthetic) else None,
-        "real": float(np.median(reference)) if len(reference) else None,
+        "real": float(np.median(compared)) if len(compared) else None,
         "nearest": found.index.tolist(),
-        "similarity": [float(value) for value in found.similarity],
+        "similarity": found.similarity.tolist(),
+        "margin": [float(value) if np.isfinite(value) else None for value in found.margin],
     }
 
 
-def _reduce(patches: np.ndarray, side: int) -> np.ndarray:
-    """[N, S, S] -> [N, side, side] float32."""
-    patches = np.asarray(patches, np.float32)
-    if patches.shape[1:] == (side, side):
+def _similarities(patches: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest correlation of every patch with every training patch, [K, N], and the view in which it is [K, N]."""
+    inner = GRID - 2 * SHIFT
+    keys = _maps(training)
+    found = np.zeros((len(patches), len(training)), np.float32)
+    views = np.zeros((len(patches), len(training)), np.int8)
+    for first in range(0, len(patches), QUERIES):
+        rows = slice(first, first + QUERIES)
+        queries = _normalised(_templates(patches[rows]))  # [K', T, inner * inner]
+        number, count = queries.shape[:2]
+        for start in range(0, len(training), CHUNK):
+            columns = slice(start, start + CHUNK)
+            windows = np.lib.stride_tricks.sliding_window_view(keys[columns], (inner, inner), axis=(1, 2))
+            positions = _normalised(windows.reshape(-1, inner * inner))
+            values = queries.reshape(-1, inner * inner) @ positions.T
+            best = values.reshape(number, count, len(windows), -1).max(-1)
+            found[rows, columns], views[rows, columns] = best.max(1), best.argmax(1) % (2 * len(FLIPS))
+    return found, views
+
+
+def _templates(patches: np.ndarray) -> np.ndarray:
+    """The centre of the maps of patches [K, S, S] at every angle (outer) and in every view (inner):
+    [K, T, inner * inner]."""
+    turned = [_views(_maps(_rotated(patches, angle))[:, SHIFT : GRID - SHIFT, SHIFT : GRID - SHIFT]) for angle in ANGLES]
+    return np.concatenate(turned, 1).reshape(len(patches), len(ANGLES) * 2 * len(FLIPS), -1)
+
+
+def _views(maps: np.ndarray) -> np.ndarray:
+    """[K, s, s] -> [K, 8, s, s]: FLIPS, then the transpose of each."""
+    flipped = np.stack([maps, maps[:, :, ::-1], maps[:, ::-1], maps[:, ::-1, ::-1]], 1)
+    return np.concatenate([flipped, flipped.swapaxes(2, 3)], 1)
+
+
+def _rotated(patches: np.ndarray, angle: float) -> np.ndarray:
+    """Patches [K, S, S] rotated about their centre; what comes from outside is mirrored."""
+    if not angle:
         return patches
-    method = cv2.INTER_AREA if patches.shape[1] > side else cv2.INTER_LINEAR
-    small = [cv2.resize(patch, (side, side), interpolation=method) for patch in patches]
-    return np.array(small, np.float32).reshape(-1, side, side)
+    side = patches.shape[1]
+    matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), angle, 1.0)
+    how = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REFLECT}
+    return np.array([cv2.warpAffine(patch, matrix, (side, side), **how) for patch in patches]).reshape(patches.shape)
+
+
+def _maps(patches: np.ndarray) -> np.ndarray:
+    """[N, S, S] -> [N, GRID, GRID] float32: the Laplacian of the smoothed patch, divided by its local contrast.
+
+    Shades across a patch, brightness and contrast do not remain, and neither do noise, sharpness and the traces of
+    compression, which are finer than SMOOTHING. Dividing by local contrast gives weak structures the weight of strong
+    ones, of which few patches have many. Maps of uniform patches are 0.
+    """
+    return np.array([_map(patch) for patch in patches], np.float32).reshape(-1, GRID, GRID)
+
+
+def _map(patch: np.ndarray) -> np.ndarray:
+    scale = float(np.abs(patch).max())
+    centred = patch - patch.mean()
+    if len(patch) < GRID:
+        centred = _resized(centred)
+    smooth = _smoothed(centred, SMOOTHING * len(centred) / GRID)
+    per_pixel = cv2.Laplacian(smooth, cv2.CV_64F, borderType=cv2.BORDER_REFLECT)
+    detail = _resized(per_pixel) * (len(centred) / GRID) ** 2  # after the Laplacian, so that shades leave no errors
+    contrast = float(np.sqrt((detail**2).mean()))
+    if contrast <= 1e-7 * scale:  # rounding of a uniform patch
+        return np.zeros_like(detail)
+    local = np.maximum(_smoothed(detail**2, NEIGHBOURHOOD), 0)
+    return detail / np.sqrt(local + (FLOOR * contrast) ** 2)
+
+
+def _smoothed(image: np.ndarray, sigma: float) -> np.ndarray:
+    return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+
+
+def _resized(image: np.ndarray) -> np.ndarray:
+    """To GRID pixels. A smoothed image has no waves that means over areas would have to remove."""
+    return cv2.resize(image, (GRID, GRID), interpolation=cv2.INTER_LINEAR)
+
+
+def _checked(patches: np.ndarray, what: str) -> np.ndarray:
+    """As float64; UserError for pixels that are not finite."""
+    patches = np.asarray(patches, np.float64)
+    bad = np.flatnonzero(~np.isfinite(patches).all(axis=(1, 2)))
+    if len(bad):
+        raise UserError(
+            f"patch {bad[0]} has pixels that are not finite", where=what, todo="inspect its image, or leave it out"
+        )
+    return patches
 
 
 def _normalised(rows: np.ndarray) -> np.ndarray:
-    """Rows with mean 0 and norm 1; uniform rows become 0."""
-    centred = rows - rows.mean(1, keepdims=True)
-    norm = np.linalg.norm(centred, axis=1, keepdims=True)
+    """Rows [..., D] with mean 0 and norm 1; uniform rows become 0."""
+    centred = rows - rows.mean(-1, keepdims=True)
+    norm = np.linalg.norm(centred, axis=-1, keepdims=True)
     return np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 1e-4)

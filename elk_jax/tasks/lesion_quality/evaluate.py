@@ -247,20 +247,25 @@ def _row(pixels: np.ndarray, breast: np.ndarray, info: ImageInfo, position: int,
 
 
 def most_alike(synthetic: Lesions, training: Lesions, report: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """The `count` synthetic lesions most similar to a training lesion, each with that lesion and its orientation."""
-    order = np.argsort(-np.array(report["similarity"]), kind="stable")
+    """The `count` synthetic lesions with the largest margins to a training lesion, each with that lesion and its
+    orientation; by similarity where lesions of too few patients leave no margin."""
+    margins = [-np.inf if margin is None else margin for margin in report["margin"]]
+    order = np.lexsort((-np.array(report["similarity"]), -np.array(margins)))
     pairs = []
     for k in order[:count]:
         j = report["nearest"][k]
         if j < 0:
             continue
-        again = memorised.nearest(synthetic.patches[k : k + 1], training.patches[j : j + 1])
+        again = memorised.nearest(
+            synthetic.patches[k : k + 1], training.patches[j : j + 1], training.patients[j : j + 1]
+        )
         pairs.append(
             {
                 "synthetic": synthetic.names[k],
                 "training": training.names[j],
                 "lesion": training.places[j][1],
-                "similarity": float(report["similarity"][k]),
+                "similarity": report["similarity"][k],
+                "margin": report["margin"][k],
                 "flip": memorised.FLIPS[int(again.flip[0])],
                 "transposed": bool(again.transposed[0]),
             }
@@ -291,7 +296,7 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     if (evaluation["real_or_synthetic"] or {"auc": None})["auc"] is None:
         notes.append("lesions of only one patient: the AUC of real against synthetic is undefined")
     if evaluation["memorised"] is not None and evaluation["memorised"]["threshold"] is None:
-        notes.append("only one training patient: there is no reference for a repeated lesion")
+        notes.append("fewer than three training patients: there is no reference for a repeated lesion")
     return notes
 
 

@@ -33,9 +33,8 @@ STATISTICS = {  # name in evaluation.json -> (words, digits)
 }
 
 GOOD = (
-    "Good results are: distances no larger than between real lesions, an AUC whose interval includes 0.5, at most one "
-    "or two lesions more similar to a training lesion than lesions of different patients are to each other, and gaps "
-    "within chance."
+    "Good results are: distances no larger than between real lesions, an AUC whose interval includes 0.5, no more "
+    "lesions too similar to a training lesion than by chance, and gaps within chance."
 )
 
 
@@ -105,14 +104,14 @@ def measures(evaluation: Evaluation) -> list[Measure]:
             "median; 1: identical; reference: training lesions of different patients",
         )
     )
-    count, limit = len(found["similarity"]), found["threshold"]
+    limit, known = _limit(found), html.ABSENT
     rows.append(
         Measure(
             "Too similar to a training lesion",
-            f"{len(found['memorised'])} of {count}" if limit is not None else html.ABSENT,
-            f"similarity above {html.number(limit, 2)}" if limit is not None else html.ABSENT,
-            "0, or 1 by chance",
-            "more similar than any two training lesions of different patients",
+            f"{len(found['memorised'])} of {len(found['similarity'])}" if limit is not None else known,
+            f"margin above {html.number(limit, 2)}" if limit is not None else known,
+            f"about {html.number(found['expected'], 1)}, by chance" if limit is not None else known,
+            "margin: similarity to the nearest training lesion minus that to the next ones, of other patients",
         )
     )
     return rows
@@ -144,9 +143,10 @@ def verdict(evaluation: Evaluation) -> str:
     if auc["value"] is not None:
         found.append(f"distinguished from real lesions with an AUC of {_with_interval(auc)}")
     memorised = evaluation["memorised"]
-    if memorised is not None and memorised["threshold"] is not None:
+    if memorised is not None and _limit(memorised) is not None:
         similar, count = len(memorised["memorised"]), len(memorised["similarity"])
-        found.append(f"{similar} of {count} too similar to a training lesion")
+        chance = html.number(memorised["expected"], 1)
+        found.append(f"{similar} of {count} too similar to a training lesion ({chance} expected by chance)")
     return f"Synthetic lesions: {'; '.join(found)}." if found else ""
 
 
@@ -158,7 +158,9 @@ def quality_section(quality: Quality, where: str = "") -> Section:
     similar, compared = html.ABSENT, "not compared"
     if found is not None:
         compared = f"of {len(found['similarity'])}"
-        similar = similar if found["threshold"] is None else str(len(found["memorised"]))
+        if _limit(found) is not None:
+            similar = str(len(found["memorised"]))
+            compared += f"; by chance: {html.number(found['expected'], 1)}"
     cards = [
         _card(
             0,
@@ -228,10 +230,14 @@ def _how(distance: Mapping[str, Any]) -> str:
 
 def pairs_section(quality: Quality, where: str = "") -> Section:
     """The synthetic lesions most similar to a training lesion."""
-    limit = quality.evaluation["memorised"]["threshold"]
+    found = quality.evaluation["memorised"]
+    limit = _limit(found)
     note = "Synthetic lesions (left) and the most similar training lesion (right), each with its own contrast."
     if limit is not None:
-        note += f" Lesions of different patients reach a similarity of {html.number(limit, 2)}."
+        note += (
+            " Margin: how much more similar it is than the next ones, of other patients. Of real lesions of other "
+            f"patients, {html.number(100 * found['rate'], 1)} % have a margin above {html.number(limit, 2)}."
+        )
     return Section(_titled("Most similar to a training lesion", where), strips(quality.pairs), note)
 
 
@@ -248,6 +254,12 @@ def quality_table(evaluation: Evaluation, title: str = "") -> Table:
         gap = Text(f"gap {html.number(one.gap, 2)}, chance {html.number(one.chance, 2)}", "dim")
         table.add_row(one.name, html.number(one.synthetic, one.digits), html.number(one.real, one.digits), gap)
     return table
+
+
+def _limit(found: Mapping[str, Any]) -> float | None:
+    """The margin above which a lesion counts as a copy. None if it is unknown, as in evaluations of earlier versions,
+    which compared similarities."""
+    return found["threshold"] if "rate" in found else None
 
 
 def _distance(name: str, found: Mapping[str, Any]) -> Measure:

@@ -66,7 +66,8 @@ def pair_strips(pairs: Sequence[Mapping[str, Any]], painted: ImageSource, traini
         right = TURNS[view[0]](right.T if view[1] else right)
         turned = f", {WORDS[view]}" if view in WORDS else ""
         lesion = f"lesion {pair['lesion'] + 1} of {training.infos[position].title}"
-        caption = f"and {lesion}{turned}; similarity {pair['similarity']:.2f}"
+        margin = f", margin {pair['margin']:.2f}" if pair.get("margin") is not None else ""  # new in later versions
+        caption = f"and {lesion}{turned}; similarity {pair['similarity']:.2f}{margin}"
         strips.append(Strip([Closeup(left), Closeup(right)], f"Synthetic {pair['synthetic']}", caption))
     return strips
 

@@ -159,7 +159,7 @@ def test_faint_lesions_and_repeated_ones_are_seen(real):
     first = repeated["pairs"][0]
     assert first["synthetic"] == "synthetic2" and first["training"] == "real5" and first["lesion"] == 0
     assert first["similarity"] == pytest.approx(1, abs=1e-4) and repeated["nearest"][2] == 5
-    assert [pair["similarity"] for pair in repeated["pairs"]] == sorted(repeated["similarity"], reverse=True)
+    assert [pair["margin"] for pair in repeated["pairs"]] == sorted(repeated["margin"], reverse=True)
 
 
 def test_real_lesions_that_are_all_alike_are_refused(real):

@@ -39,8 +39,8 @@ EVALUATION = {
     },
     "real_or_synthetic": {"auc": 0.625, "low": 0.5, "high": 0.75},
     "memorised": {
-        "threshold": 0.91, "memorised": [3], "share": 0.025, "synthetic": 0.6, "real": 0.7, "nearest": [0] * 40,
-        "similarity": [0.5] * 40, "pairs": [],
+        "threshold": 0.21, "rate": 0.005, "expected": 0.2, "memorised": [3], "share": 0.025, "synthetic": 0.6,
+        "real": 0.7, "nearest": [0] * 40, "similarity": [0.5] * 40, "margin": [0.1] * 40, "pairs": [],
     },
     "statistics": {
         "width": statistic(20.0, 22.0, 0.2),
@@ -81,7 +81,8 @@ def test_every_measure_has_its_reference(page):
     auc = rows["Real or synthetic, AUC by radiomics"]
     assert (auc.found, auc.bounds, auc.reference) == ("0.62", "0.50 – 0.75", "0.50")
     assert rows["Too similar to a training lesion"].found == "1 of 40"
-    assert rows["Too similar to a training lesion"].reference == "similarity above 0.91"
+    assert rows["Too similar to a training lesion"].reference == "margin above 0.21"
+    assert "0.2" in rows["Too similar to a training lesion"].good
     text = plain(page)
     for row in rows.values():
         assert f"{row.name} {row.note} {row.found}".replace("  ", " ") in text
@@ -100,8 +101,18 @@ def test_a_gap_above_chance_is_marked(page):
 def test_verdict_in_words():
     assert verdict(EVALUATION) == (
         "Synthetic lesions: radiomics distance of 12.5 from real lesions, 10.2 between real lesions; distinguished "
-        "from real lesions with an AUC of 0.62 (0.50 – 0.75); 1 of 40 too similar to a training lesion."
+        "from real lesions with an AUC of 0.62 (0.50 – 0.75); 1 of 40 too similar to a training lesion (0.2 expected by "
+        "chance)."
     )
+
+
+def test_a_similarity_of_an_earlier_version_is_no_margin():
+    earlier = {k: v for k, v in EVALUATION["memorised"].items() if k not in ("rate", "expected", "margin")}
+    older = {**EVALUATION, "memorised": {**earlier, "threshold": 0.91}}
+    (row,) = [row for row in measures(older) if row.name == "Too similar to a training lesion"]
+    assert (row.found, row.reference, row.good) == ("–", "–", "–")
+    assert "too similar" not in verdict(older)
+    assert "0.91" not in build_report(run_report(RunRecord("x"), [quality_part([Quality("here", older, [PAIR])])]))
 
 
 def test_what_is_not_defined_is_a_dash():
@@ -110,7 +121,9 @@ def test_what_is_not_defined_is_a_dash():
         "radiomics": {**DISTANCE, "real_to_real": None, "synthetic_to_real": None},
         "detector_features": None,
         "real_or_synthetic": None,
-        "memorised": {**EVALUATION["memorised"], "threshold": None, "real": None, "memorised": []},
+        "memorised": {
+            **EVALUATION["memorised"], "threshold": None, "rate": None, "expected": None, "real": None, "memorised": [],
+        },
     }
     assert verdict(unknown) == ""
     found = {row.name: row for row in measures(unknown)}

@@ -32,6 +32,8 @@ def test_the_training_lesion_is_turned_as_the_synthetic_one_is(painted_run):
     assert lesion.image[0, 0] == 0 and lesion.image[0, -1] == 1, "the grey of image 1 rises to the right"
     np.testing.assert_array_equal(turned.closeups[1].image, lesion.image[:, ::-1])
     np.testing.assert_array_equal(turned.closeups[0].image, as_it_is.closeups[0].image)
+    (with_margin,) = report.pair_strips([{**pair, "margin": 0.31}], painted, training)
+    assert "margin 0.31" in with_margin.caption and "margin" not in as_it_is.caption, "earlier versions had none"
     assert "mirrored" not in as_it_is.caption and "mirrored horizontally" in turned.caption
     (quarter,) = report.pair_strips([{**pair, "flip": "horizontal", "transposed": True}], painted, training)
     np.testing.assert_array_equal(quarter.closeups[1].image, np.rot90(lesion.image, -1))
