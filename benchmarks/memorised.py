@@ -3,8 +3,8 @@
     python benchmarks/memorised.py --data=folders:/data/patches "--patient_pattern=P_(\\d+)" [--synthetic=folders:DIR]
 
 Copies of patches of the split train are changed in known ways, and searched as synthetic patches are. The patches of
-the other splits, whose patients are others, are searched too: those that are found are found by chance. The last line of
-the output is one JSON object.
+the other splits, which are of other patients, are searched too: these are found by chance. The last line of the output
+is one JSON object.
 
 Shapes: N patches, S side of a patch in pixels.
 """
@@ -42,7 +42,7 @@ WHOLE = 128
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="patches with the splits train and, of other patients, val or test")
+    parser.add_argument("--data", required=True, help="patches with a split train, and others of other patients")
     parser.add_argument("--patient_pattern", default="", help="the patient in a file name, if the data do not tell")
     parser.add_argument("--synthetic", default="", help="a set of synthetic patches to search as well")
     parser.add_argument("--copies", type=int, default=100, help="number of copies that are planted for each change")
@@ -119,7 +119,7 @@ def moved(patch: np.ndarray, angle: float = 0.0, zoom: float = 1.0, x: float = 0
     """A patch that is rotated by degrees and scaled about its centre, then shifted by pixels; borders are mirrored."""
     side = patch.shape[0]
     matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), angle, zoom)
-    matrix[:, 2] += [x, y]
+    matrix[:, 2] += np.array([x, y])
     return cv2.warpAffine(patch, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 

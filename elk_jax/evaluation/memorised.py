@@ -20,6 +20,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from scipy.fft import dct
 
 from elk_jax.errors import UserError
 
@@ -40,6 +41,10 @@ SMOOTHING, NEIGHBOURHOOD = 1.25, 4.0
 
 FLOOR = 0.05
 """Local contrast below this share of a patch's contrast is not amplified fully: such regions are noise."""
+
+WAVES = 16
+"""Number of cosine waves along each side of a map's centre that are compared; finer ones have been smoothed away, and
+half as many numbers take half the time."""
 
 RIVALS = 10
 """Number of training patches of other patients that the nearest one is compared with."""
@@ -142,23 +147,32 @@ def _similarities(patches: np.ndarray, training: np.ndarray) -> tuple[np.ndarray
     views = np.zeros((len(patches), len(training)), np.int8)
     for first in range(0, len(patches), QUERIES):
         rows = slice(first, first + QUERIES)
-        queries = _normalised(_templates(patches[rows]))  # [K', T, inner * inner]
-        number, count = queries.shape[:2]
+        templates = _templates(patches[rows])
+        queries = _waves(templates)
         for start in range(0, len(training), CHUNK):
             columns = slice(start, start + CHUNK)
             windows = np.lib.stride_tricks.sliding_window_view(keys[columns], (inner, inner), axis=(1, 2))
-            positions = _normalised(windows.reshape(-1, inner * inner))
-            values = queries.reshape(-1, inner * inner) @ positions.T
-            best = values.reshape(number, count, len(windows), -1).max(-1)
+            values = queries @ _waves(windows).T
+            best = values.reshape(*templates.shape[:2], len(windows), -1).max(-1)
             found[rows, columns], views[rows, columns] = best.max(1), best.argmax(1) % (2 * len(FLIPS))
     return found, views
 
 
 def _templates(patches: np.ndarray) -> np.ndarray:
-    """The centre of the maps of patches [K, S, S] at every angle (outer) and in every view (inner):
-    [K, T, inner * inner]."""
-    turned = [_views(_maps(_rotated(patches, angle))[:, SHIFT : GRID - SHIFT, SHIFT : GRID - SHIFT]) for angle in ANGLES]
-    return np.concatenate(turned, 1).reshape(len(patches), len(ANGLES) * 2 * len(FLIPS), -1)
+    """The centres of the maps of patches [K, S, S], [K, T, s, s]: at every angle (outer) in every view (inner)."""
+    centre = slice(SHIFT, GRID - SHIFT)
+    return np.concatenate([_views(_maps(_rotated(patches, angle))[:, centre, centre]) for angle in ANGLES], 1)
+
+
+def _waves(windows: np.ndarray) -> np.ndarray:
+    """The longest cosine waves of windows [..., s, s] without their mean, as rows of norm 1, [windows, WAVES² - 1].
+
+    Products of rows are correlations of the windows. Rows of uniform windows are 0.
+    """
+    basis = dct(np.eye(windows.shape[-1]), axis=0, norm="ortho")[:WAVES].astype(np.float32)
+    rows = (basis @ windows @ basis.T).reshape(-1, WAVES * WAVES)[:, 1:]
+    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, norm, out=np.zeros_like(rows), where=norm > 1e-4)
 
 
 def _views(maps: np.ndarray) -> np.ndarray:
@@ -173,8 +187,8 @@ def _rotated(patches: np.ndarray, angle: float) -> np.ndarray:
         return patches
     side = patches.shape[1]
     matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), angle, 1.0)
-    how = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REFLECT}
-    return np.array([cv2.warpAffine(patch, matrix, (side, side), **how) for patch in patches]).reshape(patches.shape)
+    turned = [cv2.warpAffine(patch, matrix, (side, side), borderMode=cv2.BORDER_REFLECT) for patch in patches]
+    return np.array(turned).reshape(patches.shape)
 
 
 def _maps(patches: np.ndarray) -> np.ndarray:
@@ -220,10 +234,3 @@ def _checked(patches: np.ndarray, what: str) -> np.ndarray:
             f"patch {bad[0]} has pixels that are not finite", where=what, todo="inspect its image, or leave it out"
         )
     return patches
-
-
-def _normalised(rows: np.ndarray) -> np.ndarray:
-    """Rows [..., D] with mean 0 and norm 1; uniform rows become 0."""
-    centred = rows - rows.mean(-1, keepdims=True)
-    norm = np.linalg.norm(centred, axis=-1, keepdims=True)
-    return np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 1e-4)

@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+from scipy.fft import dctn, idctn
 
 from elk_jax.evaluation import memorised
 from elk_jax.evaluation.memorised import FLIPS, GRID, RIVALS, SHIFT, memorised_report, nearest
@@ -107,24 +108,28 @@ def test_brightness_contrast_and_size_do_not_matter(training):
     np.testing.assert_array_equal(nearest(small, training, PATIENTS).index, [7, 8])
 
 
+def long_waves(window: np.ndarray) -> np.ndarray:
+    """A window [s, s] without its finer waves, flat."""
+    waves = dctn(window, norm="ortho")
+    waves[memorised.WAVES :], waves[:, memorised.WAVES :] = 0, 0
+    return idctn(waves, norm="ortho").ravel()
+
+
 def test_equals_the_slow_way(training):
     queries, keys, patients = training[:2], training[2:16], PATIENTS[2:16]
     found = nearest(queries, keys, patients)
-    maps, inner = memorised._maps(keys.astype(float)), GRID - 2 * SHIFT
+    maps, inner, places = memorised._maps(keys.astype(float)), GRID - 2 * SHIFT, range(2 * SHIFT + 1)
     for k, query in enumerate(queries.astype(float)):
-        turned = [
-            np.rot90(view, turn)
+        rows = [
+            long_waves(np.rot90(view, turn))
             for angle in memorised.ANGLES
             for centre in [memorised._maps(memorised._rotated(query[None], angle))[0, SHIFT:-SHIFT, SHIFT:-SHIFT]]
             for view in (centre, centre.T)
             for turn in range(4)
         ]
-        rows = np.array([view.ravel() for view in turned])
         similar = []
         for key in maps:
-            columns = [
-                key[y : y + inner, x : x + inner].ravel() for y in range(2 * SHIFT + 1) for x in range(2 * SHIFT + 1)
-            ]
+            columns = [long_waves(key[y : y + inner, x : x + inner]) for y in places for x in places]
             similar.append(np.corrcoef(rows, columns)[: len(rows), len(rows) :].max())
         best = int(np.argmax(similar))
         others = sorted((s for s, patient in zip(similar, patients) if patient != patients[best]), reverse=True)

@@ -101,8 +101,8 @@ def test_a_gap_above_chance_is_marked(page):
 def test_verdict_in_words():
     assert verdict(EVALUATION) == (
         "Synthetic lesions: radiomics distance of 12.5 from real lesions, 10.2 between real lesions; distinguished "
-        "from real lesions with an AUC of 0.62 (0.50 – 0.75); 1 of 40 too similar to a training lesion (0.2 expected by "
-        "chance)."
+        "from real lesions with an AUC of 0.62 (0.50 – 0.75); 1 of 40 too similar to a training lesion (0.2 expected "
+        "by chance)."
     )
 
 
@@ -122,7 +122,12 @@ def test_what_is_not_defined_is_a_dash():
         "detector_features": None,
         "real_or_synthetic": None,
         "memorised": {
-            **EVALUATION["memorised"], "threshold": None, "rate": None, "expected": None, "real": None, "memorised": [],
+            **EVALUATION["memorised"],
+            "threshold": None,
+            "rate": None,
+            "expected": None,
+            "real": None,
+            "memorised": [],
         },
     }
     assert verdict(unknown) == ""
