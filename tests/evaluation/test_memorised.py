@@ -83,6 +83,12 @@ def test_changed_copies_are_found_and_other_patches_are_not(training, change):
     assert sorted(found["memorised"]) == [3, 4, 5] and found["nearest"][3:] == copied
 
 
+@pytest.mark.parametrize("angle", [-12, -6, 6, 12])
+def test_rotations_are_searched(training, angle):
+    found = nearest(moved(training[9], angle)[None], training, PATIENTS)
+    assert found.index[0] == 9 and found.similarity[0] > 0.9
+
+
 def test_a_noisy_copy_is_found_although_others_are_more_alike():
     """Similarity alone would miss it: patches of two patients are nearly the same, and more alike than a noisy copy."""
     training = blobs(np.random.default_rng(4), 40)
