@@ -16,6 +16,7 @@ import numpy as np
 
 from elk_jax.data.sources.patients import named, patient_key
 from elk_jax.data.sources.slices import OF_BOXES
+from elk_jax.data.sources.splits import SPLITS, UNUSED, meant
 from elk_jax.errors import UserError
 from elk_jax.images.boxes import area, within_a_pixel
 from elk_jax.images.names import look, whole_number
@@ -134,19 +135,37 @@ def check_no_patient_in_two_splits(infos: Sequence[ImageInfo], where: object = "
         )
 
 
-def check_split_names(infos: Sequence[ImageInfo], where: object = "") -> None:
-    """UserError if images would be silently left out: they name no split, or one that looks like another."""
+def check_split_names(infos: Sequence[ImageInfo], where: object = "", split: str = "") -> None:
+    """UserError if images would be silently left out: they name no split, or one that looks like another, or probably
+    means another (`splits.meant`).
+
+    split: the one that is read. If it has a name of its own ("Train"), another case is no error.
+    """
     names: dict[str, str] = {}
-    for info in infos:
-        other = names.setdefault(look(info.split), info.split)
-        if other != info.split:
+    counts = Counter(info.split for info in infos)
+    for name in counts:
+        other = names.setdefault(look(name), name)
+        if other != name:
             todo = "write the name of each split in one way"
-            what = f"the splits '{other}' and '{info.split}' differ only in case, blanks or invisible characters"
+            what = f"the splits '{other}' and '{name}' differ only in case, blanks or invisible characters"
             raise UserError(what, where=where, todo=todo)
+    for name in sorted(counts.keys() - {*SPLITS, split}):
+        if (probable := meant(name)) and (split in SPLITS or look(name) != probable):
+            what = f"{counts[name]} images have the split '{name}', which probably means '{probable}'"
+            raise UserError(what, where=where, todo=f"correct it, or call the split {UNUSED}")
     unused = [info.image_id for info in infos if not info.split]
     if unused and len(unused) < len(infos):
         what = f"{len(unused)} of {len(infos)} images have no split, for example image {unused[0]}, and would be unused"
-        raise UserError(what, where=where, todo="give every image a split, for example 'unused', or remove them")
+        raise UserError(what, where=where, todo=f"give every image a split, for example '{UNUSED}', or remove them")
+
+
+def other_splits(infos: Iterable[ImageInfo]) -> str:
+    """A line about images whose split is none of SPLITS and not UNUSED; "" if there are none."""
+    counts = Counter(info.split for info in infos if info.split not in (*SPLITS, UNUSED, ""))
+    if not counts:
+        return ""
+    named = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+    return f"{counts.total()} images are in none of the splits {', '.join(SPLITS)} and are not used: {named}"
 
 
 def no_lesions(split: str, where: object) -> UserError:

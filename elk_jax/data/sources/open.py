@@ -6,6 +6,8 @@ does both.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -28,7 +30,7 @@ from elk_jax.data.sources.source import (
     without_unreadable,
 )
 from elk_jax.data.sources.spec import CENTRAL, OnError, SourceSpec
-from elk_jax.data.sources.splits import draw_splits
+from elk_jax.data.sources.splits import SPLITS, draw_splits
 from elk_jax.data.sources.tfds import open_tfds
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
@@ -137,8 +139,10 @@ def list_source(
     cache_bytes: memory for decoded images that are read again (`cached`); 0: none.
     progress: shows the reading of TFDS records and the drawing of phantoms.
 
+    A line is logged, once, for images whose split is none of train, val, test and unused, if one of these is read.
+
     UserError: an empty spec, an unknown kind of source, split or field; no image left; a patient in two splits; some
-    images without a split although others have the requested one; any bad annotation.
+    images without a split although others have the requested one; a misspelt split; any bad annotation.
     """
     setting = f"config.data.{name}.spec" if name else ""
     if not spec.spec:
@@ -163,7 +167,10 @@ def list_source(
     checks.check_no_patient_in_two_splits(source.infos, where=source.name)
     conditions = spec.conditions(split)
     if split:
-        checks.check_split_names([info for info in source.infos if _fulfils(info, conditions)], source.name)
+        chosen = [info for info in source.infos if _fulfils(info, conditions)]
+        checks.check_split_names(chosen, source.name, split)
+        if split in SPLITS and (line := checks.other_splits(chosen)):
+            _note(f"{source.name}: {line}")
     source = _fulfilling(_in_split(source, split), conditions)
     if spec.ignore_over:
         source = replace(source, infos=tuple(ignore_large(info, spec.ignore_over) for info in source.infos))
@@ -219,6 +226,12 @@ def check_readable(
             named = coco.partners(source.infos, spec.partner, source.name)
             checks.check_files(named, image_folder(spec.place), source.name)
     return source
+
+
+@functools.cache
+def _note(line: str) -> None:
+    """Log a line once: a source is listed for every split that is read."""
+    logging.getLogger(__name__).warning(line)
 
 
 def _in_split(source: ImageSource, split: str) -> ImageSource:

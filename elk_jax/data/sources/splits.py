@@ -9,10 +9,38 @@ from dataclasses import replace
 import numpy as np
 
 from elk_jax.errors import UserError
+from elk_jax.images.names import look
 from elk_jax.images.schema import ImageInfo
 from elk_jax.randomness import Purpose, random_order
 
 SPLITS = ("train", "val", "test")
+UNUSED = "unused"
+"""A split for images that are left out on purpose."""
+
+
+def meant(name: str) -> str:
+    """The one of SPLITS that a name differs from by a slip of the pen; "" if there is none.
+
+    A slip is another case, two letters exchanged (tarin), one too many or too few within (tesst, tran), or a wrong one
+    (tesr). Names that contain a split (test2, valid, eval), that begin with another letter (rest) or that are only
+    three letters with a wrong one (vae) may be meant as they are.
+    """
+    text = look(name)
+    return next((split for split in SPLITS if text == split or (split not in text and _is_slip(text, split))), "")
+
+
+def _is_slip(text: str, split: str) -> bool:
+    head = _same(text, split)
+    tail = _same(text[head:][::-1], split[head:][::-1])
+    own, its = text[head : len(text) - tail], split[head : len(split) - tail]
+    if len(own) == 2 and own == its[::-1]:
+        return True
+    return head > 0 and len(text) > 2 and len(own) <= 1 and len(its) <= 1 and (len(own) != len(its) or len(split) > 3)
+
+
+def _same(one: str, other: str) -> int:
+    """Letters that two texts have in common at their beginning."""
+    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
 def draw_splits(infos: Sequence[ImageInfo], shares: Sequence[float], where: object = "") -> tuple[ImageInfo, ...]:

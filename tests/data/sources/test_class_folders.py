@@ -46,6 +46,11 @@ def test_every_image_is_one_box_of_the_class_of_its_folder(at):
     assert last.image.shape == (4, 8, 1) and last.image.max() == pytest.approx(20 / 255)
 
 
+def test_a_folder_of_a_misspelt_split_is_refused(at):
+    with refused("'tarin'", "'train'", 1):
+        list_source(at((*NAMES, "tarin/benign/P_9.png")), "train")
+
+
 def test_what_is_behind_drawn_images_goes_with_them(tmp_path):
     """Read as folders, a drawn set has still seen the patients of its generator, and promises what that promised."""
     for folder in ("images/benign", "images/malignant", "images/other/benign"):

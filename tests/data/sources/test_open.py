@@ -178,6 +178,33 @@ def test_images_are_not_left_out_unseen(at):
     assert len(list_source(at(lambda content: content["images"][1].update(split="train ")), "train")) == 4
 
 
+@pytest.mark.parametrize(
+    ("name", "probable", "read"),
+    [("tarin", "train", "train"), ("trai", "train", "test"), ("vla", "val", "val"), ("Test", "test", "train")],
+)
+def test_a_split_that_is_written_wrongly_in_all_images_of_a_patient_is_refused(at, name, probable, read):
+    spec = at(lambda content: [one.update(split=name) for one in content["images"] if one["patient_id"] in "BD"])
+    with refused(f"'{name}'", f"'{probable}'", 3, where="data.json"):
+        list_source(spec, read)
+    assert len(list_source(spec, name)) == 3, "who asks for it by name gets it"
+    assert len(list_source(spec)) == 6
+
+
+def test_splits_of_other_names_may_be_there_and_are_named_once(at, caplog):
+    names = ["train", "train", "external", "external", "valid", "unused"]
+    spec = at(lambda content: [one.update(split=name) for one, name in zip(content["images"], names)])
+    assert len(list_source(spec, "external")) == 2 and not caplog.records
+    assert len(list_source(spec, "train")) == len(list_source(spec, "train")) == 2
+    (record,) = caplog.records
+    assert "external (2), valid (1)" in record.getMessage() and "data.json" in record.getMessage()
+    assert "3 images" in record.getMessage(), "none that is unused on purpose"
+
+
+def test_capital_letters_are_a_way_to_write_splits(at, caplog):
+    spec = at(lambda content: [one.update(split=one["split"].title()) for one in content["images"]])
+    assert len(list_source(spec, "Train")) == 4 and not caplog.records
+
+
 def test_twelve_bits_of_a_source_and_of_an_image(at, tmp_path):
     spec = at(lambda content: content["images"][1].update(bit_depth=14), bit_depth=12)
     for number, brightest in ((1, 4095), (2, 16383)):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from elk_jax.data.sources.checks import check_no_patient_in_two_splits
-from elk_jax.data.sources.splits import largest_remainder, split_patients
+from elk_jax.data.sources.splits import largest_remainder, meant, split_patients
 from tests.refusals import refused
 
 
@@ -61,3 +61,16 @@ def test_a_patient_written_otherwise_in_another_split(make_info, other):
     check_no_patient_in_two_splits([infos[0], unnamed])
     for different in ("P33", "Q3", "P3a", "B-3"):
         check_no_patient_in_two_splits([infos[0], make_info(11, [], split="test", patient_id=different)])
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *(("tarin", "train"), ("tran", "train"), ("traiin", "train"), ("traun", "train"), ("TRAIN", "train")),
+        *(("vla", "val"), ("vaal", "val"), ("Val", "val"), ("tset", "test"), ("tes", "test"), ("tesr", "test")),
+        *((name, "") for name in ("unused", "rest", "eval", "valid", "validation", "training", "test2", "testA")),
+        *((name, "") for name in ("vae", "va", "external", "fold1", "", "train_small", "pretrain")),
+    ],
+)
+def test_slips_of_the_pen_and_other_names(name, split):
+    assert meant(name) == split
