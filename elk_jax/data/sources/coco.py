@@ -133,7 +133,8 @@ def read_coco(path: str | Path) -> CocoFile:
     Entries for one image file that differ only in their ids are merged into one image, with the annotations of all.
     UserError names the file, the image id and the annotation id of the first error: fields that are missing or have the
     wrong type, duplicate ids, differing entries for one image file, an unknown category or image, a box that is
-    inverted, empty, NaN, outside the image or within its first pixel. Image files are not opened.
+    inverted, empty, NaN, outside the image or within its first pixel, and boxes whose `area` shows that they are given
+    by their corners. Image files are not opened.
     """
     path = Path(path)
     content = _read(path)
@@ -158,6 +159,7 @@ def read_coco(path: str | Path) -> CocoFile:
                 todo=f"use one of: {known}",
             )
         annotations[image_of[image_id]].append(annotation)
+    _check_not_corners(content["annotations"], path)
     for image_id, count in Counter(image_of.values()).items():
         if count > 1:
             annotations[image_id] = _not_repeated(annotations[image_id])
@@ -336,7 +338,7 @@ def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where:
     boxes, ignore = np.zeros((len(annotations), 4), np.float32), np.zeros(len(annotations), bool)
     for row, annotation in enumerate(annotations):
         entry = f"{where} ({image['file_name']}), annotation {annotation['id']}"
-        boxes[row] = checked_box(_xyxy(annotation, entry), width, height, entry)
+        boxes[row] = _box(annotation, width, height, entry)
         ignore[row] = _flag(annotation, "iscrowd", entry) | _flag(annotation, "ignore", entry)
     image_id, place = _id(image, "id", where), _place_in_volume(image, where)
     own = unnamed(image_id, place.get("volume", ""), image["file_name"], image.get("frame"))
@@ -378,13 +380,63 @@ def _xyxy(annotation: dict, where: str) -> list[float]:
     if mode not in (None, 1, "XYWH_ABS"):
         todo = "write boxes as left, top, width, height in pixels, and leave bbox_mode out"
         raise UserError(f"bbox_mode is {mode!r}, which is not COCO's", where=where, todo=todo)
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
+    if not _are_four(bbox):
         todo = "give four numbers: left, top, width, height"
         raise UserError(f"bbox is {bbox!r:.60}", where=where, todo=todo)
     if not all(abs(value) < math.inf for value in bbox):
         raise UserError(f"bbox has a coordinate that is NaN or infinite: {bbox}", where=where, todo="correct it")
     x, y, width, height = map(float, bbox)
     return [x, y, x + width, y + height]
+
+
+def _are_four(bbox: Any) -> bool:
+    return isinstance(bbox, list) and len(bbox) == 4 and all(type(value) in (int, float) for value in bbox)
+
+
+def _box(annotation: dict, width: int, height: int, where: str) -> np.ndarray:
+    """The corners of an annotation's box in its image; an error tells if its numbers would fit as corners."""
+    corners = _xyxy(annotation, where)
+    try:
+        return checked_box(corners, width, height, where)
+    except UserError as error:
+        left, top, right, bottom = annotation["bbox"]
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+            raise
+        todo = f"{error.todo}; if bbox is left, top, right, bottom, write left, top, width, height"
+        raise UserError(error.what, where=error.where, todo=todo) from error
+
+
+def _check_not_corners(annotations: Sequence[dict], path: Path) -> None:
+    """UserError if `area` is that of a rectangle for all boxes, but for some only of one whose corners are in `bbox`.
+
+    Areas of outlines are smaller than those of their rectangles, and show nothing.
+    """
+    readings = [(annotation, _reading(annotation)) for annotation in annotations]
+    corners = [annotation for annotation, reading in readings if reading == "corners"]
+    if corners and all(reading != "neither" for _, reading in readings):
+        first = corners[0]
+        left, top, right, bottom = first["bbox"]
+        what = f"{len(corners)} boxes are given by their corners: the area of the first, {first['bbox']}, is "
+        raise UserError(
+            f"{what}{first['area']}, as from {left}, {top} to {right}, {bottom}, and not {right} x {bottom}",
+            where=f"{path}, image {first['image_id']}, annotation {first['id']}",
+            todo="write boxes as left, top, width, height; if they are, correct or remove `area`",
+        )
+
+
+def _reading(annotation: dict) -> str:
+    """The reading of a box that agrees with its `area`: "size" (COCO's), only "corners" (edges, or the last pixel
+    inside) or "neither"; "" without a usable area."""
+    area: Any = annotation.get("area")
+    bbox: Any = annotation.get("bbox")
+    if type(area) not in (int, float) or not 0 < area < math.inf or not _are_four(bbox):
+        return ""
+    left, top, right, bottom = map(float, bbox)
+    fits = lambda width, height: min(width, height) > 0 and abs(area - width * height) <= 0.5 + 1e-3 * area
+    if fits(right, bottom):
+        return "size"
+    width, height = right - left, bottom - top
+    return "corners" if fits(width, height) or fits(width + 1, height + 1) else "neither"
 
 
 def _field(entry: dict, name: str, where: object) -> Any:

@@ -130,6 +130,50 @@ def test_bad_annotations(coco_folder, change, words):
     assert "\n" not in line
 
 
+def corners(number: int, pixel: int = 0) -> dict:
+    """A box of 20 + number x 10 px at (5, 6), given by its corners; pixel: of the last pixel inside, not the edge."""
+    area = (20 + number) * 10
+    return {"bbox": [5, 6, 25 + number - pixel, 16 - pixel], "area": area}
+
+
+@pytest.mark.parametrize("of", [range(6), range(3, 4)], ids=["all", "one"])
+@pytest.mark.parametrize("pixel", [0, 1])
+def test_areas_tell_of_boxes_that_are_given_by_their_corners(coco_folder, of, pixel):
+    def change(content):
+        for number, annotation in enumerate(content["annotations"]):
+            width, height = annotation["bbox"][2:]
+            annotation |= corners(number, pixel) if number in of else {"area": width * height}
+
+    with refused(len(of), "corners", "width", where=f"image {of[0] + 1}, annotation {11 + of[0]}"):
+        read_coco(coco_folder(change))
+
+
+@pytest.mark.parametrize(
+    "area",
+    [lambda w, h: w * h, lambda w, h: w * h * 0.7, lambda w, h: None, lambda w, h: str(w * h), lambda w, h: -1],
+    ids=["rectangle", "outline", "unknown", "text", "negative"],
+)
+def test_areas_that_show_no_corners(coco_folder, area):
+    """Among them are those of outlines: one that happens to fit corners shows nothing."""
+
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation["area"] = area(*annotation["bbox"][2:])
+        if area(10, 10) == 70:
+            content["annotations"][0] |= {"bbox": [5, 6, 21, 10], "area": 16 * 4}
+
+    plain, read = read_coco(coco_folder()), read_coco(coco_folder(change))
+    np.testing.assert_array_equal(read.infos[3].boxes, plain.infos[3].boxes)
+
+
+def test_a_box_outside_that_would_fit_as_corners_says_so(coco_folder):
+    with refused("outside", "right", where="annotation 13"):
+        read_coco(coco_folder(set_box([30, 6, 50, 26])))
+    with refused("outside", where="annotation 13") as raised:
+        read_coco(coco_folder(set_box([30, 6, 20, 36])))
+    assert "right, bottom" not in raised.value.todo
+
+
 @pytest.mark.parametrize("field", ["iscrowd", "ignore"])
 def test_what_is_ignored_is_said_by_true_or_false_alone(coco_folder, field):
     flagged = lambda value: coco_folder(lambda content: content["annotations"][2].update({field: value}))
