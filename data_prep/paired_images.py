@@ -30,7 +30,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from pairing import Matched
 
 from elk_jax.data import registration
 from elk_jax.data.registration import Agreement, Alignment
+from elk_jax.data.sources.checks import checked_spacing
 from elk_jax.data.sources.coco import write_coco
 from elk_jax.data.sources.decode import DECODING, encode_png
 from elk_jax.data.sources.open import open_source
@@ -201,24 +201,16 @@ def unregistered(moving: np.ndarray, fixed: np.ndarray, infos: tuple[ImageInfo, 
 
 def pixels_for_one(infos: tuple[ImageInfo, ImageInfo]) -> np.ndarray | None:
     """(rows, columns): pixels of the moving image per pixel of the fixed image; None if unknown."""
-    moving, fixed = (spacing(info) for info in infos)
-    return None if moving is None or fixed is None else fixed / moving
+    moving, fixed = (
+        checked_spacing(info.meta.get("pixel_spacing"), f"image {info.image_id} ({info.file_name})") for info in infos
+    )
+    return None if moving is None or fixed is None else np.divide(fixed, moving)
 
 
 def scale_of(infos: tuple[ImageInfo, ImageInfo]) -> float:
     """As `pixels_for_one`, averaged over both axes; 1 if unknown."""
     factor = pixels_for_one(infos)
     return 1.0 if factor is None else float(factor.mean())
-
-
-def spacing(info: ImageInfo) -> np.ndarray | None:
-    """(row, column) size of a pixel in mm; None if unknown."""
-    value = info.meta.get("pixel_spacing")
-    if not isinstance(value, Sequence) or len(value) != 2:
-        return None
-    if not all(isinstance(one, int | float) and 0 < one < np.inf for one in value):
-        return None
-    return np.array(value, float)
 
 
 ALIGN = {

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from elk_jax.data.sources import tfds as layout
-from elk_jax.data.sources.checks import check_unique
+from elk_jax.data.sources.checks import check_unique, checked_spacing
 from elk_jax.data.sources.decode import encode_png
 from elk_jax.errors import UserError, from_os_error
 from elk_jax.images.schema import ImageInfo
@@ -53,13 +53,14 @@ def write_tfds(
 
     Raises:
       UserError: the disk is full, the folder is not writable, the size of an image differs from its info, two images
-        have the same id, a split has a name that TFDS cannot have, or a field of an image has the name of a feature.
+        have the same id, a split has a name that TFDS cannot have, a field of an image has the name of a feature, or
+        `pixel_spacing` is not two numbers.
     """
     import tensorflow_datasets as tfds
 
     check_unique((info.image_id for info in infos), "image id", folder)
     for info in infos:
-        _check_names(info)
+        _check_fields(info)
     metas, extra = meta_features([info.meta for info in infos])
     features = layout.features(classes, bits, **extra)
     splits: dict[str, list[ImageInfo]] = {}
@@ -106,8 +107,9 @@ def write_tfds(
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _check_names(info: ImageInfo) -> None:
-    """UserError for a split or a field of an image that a record cannot have under its name."""
+def _check_fields(info: ImageInfo) -> None:
+    """UserError for a split or a field of an image that a record cannot have under its name, and for a `pixel_spacing`
+    that is not one."""
     where = f"image {info.image_id} ({info.file_name})"
     if info.split == "all" or not re.fullmatch(r"[\w-]*", info.split):
         todo = "use letters, digits, _ and -; `all` means all splits"
@@ -115,6 +117,7 @@ def _check_names(info: ImageInfo) -> None:
     if taken := sorted(info.meta.keys() & layout.FIXED):
         what = f"the field '{taken[0]}' has the name of a feature of every record"
         raise UserError(what, where=where, todo="rename the field, or remove it")
+    checked_spacing(info.meta.get("pixel_spacing"), where)
 
 
 def meta_features(metas: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -130,10 +133,9 @@ def meta_features(metas: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]]
     floats = partial(tfds.features.Tensor, dtype=np.float64, encoding="bytes")  # others are written in 32 bits
     for key in sorted({key for meta in metas for key in meta}):
         values = [meta.get(key) for meta in metas]
-        if key == "pixel_spacing" and all(value is None or _are_two(value) for value in values):
-            columns[key] = [
-                np.asarray((math.nan, math.nan) if value is None else value, np.float64) for value in values
-            ]
+        if key == "pixel_spacing":
+            pairs = (checked_spacing(value, "") for value in values)
+            columns[key] = [np.array(pair or (math.nan, math.nan)) for pair in pairs]
             features[key] = floats(shape=(2,))
             continue
         for kinds, feature in ((bool, np.bool_), (int, np.int64), (int | float, floats(shape=()))):
@@ -153,10 +155,6 @@ def _is(value: Any, kinds: Any) -> bool:
 def _fits(value: Any, kinds: Any) -> bool:
     """Whether a number is kept as it is: as an integer of 64 bits, or in float64."""
     return abs(value) < 1 << 63 if kinds is int else value == float(value) or math.isnan(value)
-
-
-def _are_two(value: Any) -> bool:
-    return isinstance(value, list | tuple | np.ndarray) and len(value) == 2 and all(_is(v, int | float) for v in value)
 
 
 def _as_text(value: Any) -> str:

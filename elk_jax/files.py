@@ -240,6 +240,11 @@ def open_regular(path: str | os.PathLike) -> BufferedReader:
     raise UserError(f"{kind}, not a file", where=path, todo="give a regular file")
 
 
+def empty(path: object) -> UserError:
+    """The error for a file without content."""
+    return UserError("the file is empty", where=path, todo="fetch it again, or leave it out")
+
+
 def read_bytes(path: str | os.PathLike) -> bytes:
     """The content of a file. UserError as in `open_regular`."""
     with open_regular(path) as file:
@@ -260,14 +265,16 @@ def read_text(path: str | os.PathLike) -> str:
 def read_table(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """(place for errors, row) of a CSV file with at least these columns; blanks around values are stripped.
 
-    UserError for a missing or duplicate column, a truncated row, and a file that is not such a table.
+    UserError for a missing or duplicate column, a truncated row, and a file that is empty or not such a table.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""))
     try:
         lines = [(reader.line_num, line) for line in reader if line]
     except csv.Error as error:
         raise UserError(f"not a CSV file: {error}", where=path, todo="save it as CSV") from error
-    names = [name.strip() for name in lines[0][1]] if lines else []
+    if not lines:
+        raise empty(path)
+    names = [name.strip() for name in lines[0][1]]
     if missing := [name for name in columns if name not in names]:
         todo = f"give a table with the columns {', '.join(columns)}"
         if len(names) == 1 and any(between in names[0] for between in ";\t"):
@@ -296,7 +303,7 @@ def number(row: Mapping[str, str], name: str, where: str) -> float:
 def read_json(path: str | os.PathLike) -> Any:
     """Read JSON in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark; NaN and Infinity are numbers.
 
-    UserError for a missing, unreadable or malformed file, and for one beyond the limits above.
+    UserError for a missing, unreadable, empty or malformed file, and for one beyond the limits above.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -320,6 +327,8 @@ def read_object(path: str | os.PathLike, *keys: str) -> dict[str, Any]:
 
 def parse_json(content: str | bytes, where: object) -> Any:
     """The value of a JSON text. UserError, with `where`, as in `read_json`."""
+    if not content.strip():
+        raise empty(where)
     try:
         value = json.loads(content, parse_int=_whole, object_pairs_hook=_object)
     except RecursionError as error:

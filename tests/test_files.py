@@ -51,6 +51,8 @@ def test_nan_is_not_json(tmp_path):
     "content, word",
     [
         (None, "no such file"),
+        (b"", "empty"),
+        (b" \n", "empty"),
         (b"{", "JSON"),
         (b"\xff\xfe\xfd[1]", "JSON"),
         (b"[" * 100_000, files.MOST_NESTED),
@@ -59,7 +61,7 @@ def test_nan_is_not_json(tmp_path):
         (b"1" * 5000, "5000 digits"),
         (b'{"images": [{"id": 1, "file\\u005fname": "a", "file_name": "b"}]}', "'file_name' occurs twice"),
     ],
-    ids=["absent", "broken", "bytes", "brackets", "deep", "402 digits", "5000 digits", "twice"],
+    ids=["absent", "empty", "blank", "broken", "bytes", "brackets", "deep", "402 digits", "5000 digits", "twice"],
 )
 def test_unreadable_json_is_named(tmp_path, content, word):
     path = tmp_path / "a.json"
@@ -278,4 +280,11 @@ def test_a_table_with_other_separators_says_so(tmp_path, between):
     path = tmp_path / "a.csv"
     path.write_text(between.join(("a", "b")) + "\n")
     with refused("a, b", "commas", where=path):
+        list(files.read_table(path, ("a", "b")))
+
+
+def test_an_empty_table_is_called_empty(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("\n")
+    with refused("empty", where=path):
         list(files.read_table(path, ("a", "b")))

@@ -175,7 +175,7 @@ def _checked(tensors: Mapping[Any, Any], key: str, path: object) -> Tensors:
 
 def _refuse_other_kinds(head: bytes, path: Path) -> None:
     if not head:
-        raise UserError("the file is empty", where=path, todo="download or copy it again")
+        raise files.empty(path)
     if head.startswith(b"version https://git-lfs"):
         raise UserError("a Git LFS pointer, not the weights", where=path, todo="fetch them: git lfs pull")
     if head.lstrip()[:1] == b"<":

@@ -119,6 +119,8 @@ def test_sizes_that_differ_need_the_size_of_a_pixel(tmp_path):
     ):
         with refused(f"{SIDE // 2} x {SIDE // 2}", word):
             prepare(first, second(name, **changes), tmp_path / name / "out", "--register=none")
+    with refused("'0.4 mm'", "mm", where="image 1 (0_subtracted.png)"):
+        prepare(first, second("text", pixel_spacing="0.4 mm"), tmp_path / "text" / "out", "--register=none")
 
 
 def test_a_misplacement_is_random_known_and_repeated(sets, tmp_path):

@@ -84,7 +84,7 @@ def test_meta_features_keep_kinds():
 
 
 FIELDS = [
-    {"score": 0.1, "uid": 10**30, "pixel_spacing": "0.1", "count": 2**62 + 1, "odd": 1},
+    {"score": 0.1, "uid": 10**30, "pixel_spacing": [None, None], "count": 2**62 + 1, "odd": 1},
     {"score": 1 / 3, "uid": 7, "pixel_spacing": None, "count": 3, "odd": 0.5},
     {"score": 2, "uid": 8, "pixel_spacing": [0.1, 0.2], "count": 4, "odd": 2**53 + 1},
 ]
@@ -101,9 +101,18 @@ def test_fields_survive_exactly(tmp_path):
     assert [found[f"i{n}"]["score"] for n in range(3)] == [0.1, 1 / 3, 2]
     assert [found[f"i{n}"]["uid"] for n in range(3)] == [str(10**30), "7", "8"]
     assert [found[f"i{n}"]["count"] for n in range(3)] == [2**62 + 1, 3, 4]
-    assert [found[f"i{n}"]["pixel_spacing"] for n in range(3)] == ["0.1", "", "[0.1, 0.2]"]
+    assert [found[f"i{n}"]["pixel_spacing"] for n in range(3)] == [None, None, [0.1, 0.2]]
     assert found["i2"]["odd"] == str(2**53 + 1)
     assert found["i1"]["lesion_slices"] == [4, 5] and "lesion_slices" not in found["i0"]
+
+
+@pytest.mark.parametrize("value", ["0.1 mm", 0.1, [0.1], ["0.1", "0.1"], [0.1, None], [0, 0.1], [True, np.inf]])
+def test_a_pixel_spacing_that_is_not_two_numbers_is_refused(tmp_path, value):
+    """One text made texts of those of all images."""
+    infos = [INFOS[1], replace(INFOS[0], meta={"pixel_spacing": value})]
+    with refused("pixel_spacing", str(value)[:5], "mm", where="image i0 (i0.png)"):
+        tfds_writer.write_tfds(tmp_path / "set", "toy", infos, ("a", "b"), lambda i: PIXELS[i.image_id], bits=16)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["image_id", "image", "objects"])

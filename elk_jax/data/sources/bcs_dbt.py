@@ -181,7 +181,7 @@ def _tables(folder: Path) -> dict[Path, set[str]]:
     column that identifies volumes: its rows would be missed."""
     headers = {path: files.read_text(path).lstrip("\r\n").partition("\n")[0] for path in sorted(folder.glob("*.csv"))}
     if empty := next((path for path, header in headers.items() if not header.strip()), None):
-        raise UserError("the table is empty", where=empty, todo="fetch it again, or remove it")
+        raise files.empty(empty)
     tables = {}
     for path, header in headers.items():
         names = _names(header, ",")

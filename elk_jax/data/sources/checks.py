@@ -182,6 +182,22 @@ def lacking_lesion(infos: Sequence[ImageInfo]) -> str:
     return "" if any((~info.ignore).any() for info in infos) else "a lesion"
 
 
+def checked_spacing(value: Any, where: object) -> tuple[float, float] | None:
+    """The field `pixel_spacing` of an image: (row, column) mm; None if unknown (null, "", or two of null or NaN).
+
+    UserError for anything else than two numbers above 0, such as a text with a unit.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    pair = list(value) if isinstance(value, list | tuple | np.ndarray) else []
+    if len(pair) == 2 and all(one is None or one != one for one in pair):
+        return None
+    if len(pair) != 2 or not all(isinstance(one, int | float) and 0 < one < math.inf for one in pair):
+        todo = "write [row, column], two numbers in mm, or leave it out"
+        raise UserError(f"pixel_spacing is {value!r:.60}", where=where, todo=todo)
+    return float(pair[0]), float(pair[1])
+
+
 def checked_lists(meta: dict[str, Any], boxes: int, where: str) -> dict[str, Any]:
     """The other fields of an image, without those of `slices.OF_BOXES` that are None (unknown).
 

@@ -169,8 +169,6 @@ def _stored(source: str | os.PathLike | bytes, name: object, frame: int | None, 
         except OSError as error:
             raise from_os_error(error, source) from error
     data = source if isinstance(source, bytes) else files.read_bytes(source)
-    if not data:
-        raise UserError("empty image file", where=where, todo="fetch the file again, or leave it out")
     if _is_dicom(data, where):
         return Stored(*dicom.decode(data, name=where, frame=frame, bit_depth=bit_depth))
     if frame:

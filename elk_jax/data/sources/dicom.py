@@ -31,6 +31,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from elk_jax import files
 from elk_jax.budget import Budget, budget_for
 from elk_jax.data.sources import dicom_pixels
 from elk_jax.data.sources.dicom_grey import attributes_of_frame, first_number, high_bit, presented
@@ -121,6 +122,9 @@ def size(file: BinaryIO, name: object) -> tuple[int, int]:
     """(width, height) of the frames of a DICOM file, from its header."""
     with errors_of(name):
         dataset = header(file, name)
+        what, todo = problem(dataset, attributes_of_frame(dataset, 0))
+        if what:
+            raise UserError(what, todo=todo)
         return int(dataset.Columns), int(dataset.Rows)
 
 
@@ -129,7 +133,8 @@ def header(file: BinaryIO, name: object) -> Dataset:
     with errors_of(name):
         size = file.seek(0, io.SEEK_END)
         dataset = _read(file, budget_for(size, name), stop_before_pixels=True)
-        _check_object(dataset, True)
+        has_size = "Rows" in dataset and "Columns" in dataset
+        _check_object(dataset, has_size or dicom_pixels.begin_at(file.tell(), file))
         if (frames := first_number(dataset, "NumberOfFrames") or 1) > max(1, size // _LEAST_FRAME):
             what = f"the header declares {frames:.0f} frames, for which a file of {size} bytes has no room"
             raise UserError(what, todo="fetch the file again, or repair NumberOfFrames")
@@ -170,7 +175,9 @@ def errors_of(name: object) -> Iterator[None]:
 
 
 def _read(file: BinaryIO, budget: Budget, stop_before_pixels: bool = False) -> Dataset:
-    """The dataset of a file; the file's position is then after the part that was read."""
+    """The dataset of a file; the file's position is then after the part that was read. UserError for an empty file."""
+    if not file.seek(0, io.SEEK_END):
+        raise files.empty("")
     file.seek(128)
     meta_start = PREFIX if file.read(4) == b"DICM" else 0
     file.seek(meta_start)

@@ -29,6 +29,14 @@ _RLE_MOST = 64
 """Largest compression factor of RLE: 2 bytes stand for 128."""
 
 
+def begin_at(start: int, file: BinaryIO) -> bool:
+    """Whether an element with pixels begins at byte `start` of a file."""
+    file.seek(start)
+    group = file.read(2)
+    file.seek(start)
+    return group in (b"\xe0\x7f", b"\x7f\xe0")
+
+
 def are_complete(file: BinaryIO, start: int, size: int, dataset: Dataset) -> bool:
     """Whether the element with the pixels, from byte `start` on, ends before the file does; False if unknown."""
     syntax = UID(dataset.file_meta.TransferSyntaxUID)

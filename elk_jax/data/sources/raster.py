@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from elk_jax import files
 from elk_jax.budget import budget_for
 from elk_jax.errors import UserError
 
@@ -136,6 +137,8 @@ def _opened(data: bytes, where: object) -> Image.Image:
 
     Decoders silently fill in missing data if a file ends between two rows of blocks, so its end marker is checked.
     """
+    if not data:
+        raise files.empty(where)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF"))
     except Image.UnidentifiedImageError as error:
@@ -181,6 +184,7 @@ class _Tiff(NamedTuple):
 
     @classmethod
     def read(cls, data: bytes) -> _Tiff:
+        _entries(data)
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if data[2:3] == b"+" else data[:8])
         file = io.BytesIO(data)
         file.seek(tags.next)
@@ -243,17 +247,29 @@ class _Tiff(NamedTuple):
 
 def _with_tag(data: bytes, tag: int, value: int) -> bytes:
     """A TIFF with another value for a single-number tag in its first directory."""
-    order, big = "<" if data[:1] == b"I" else ">", data[2:3] == b"+"
-    (start,) = struct.unpack_from(order + ("Q" if big else "L"), data, 8 if big else 4)
-    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
-    step, at = (20, 12) if big else (12, 8)
-    for entry in range(start + (8 if big else 2), min(len(data) - step, start + 8 + count * step), step):
+    order, at = "<" if data[:1] == b"I" else ">", 12 if data[2:3] == b"+" else 8
+    for entry in _entries(data):
         found, kind = struct.unpack_from(order + "HH", data, entry)
         if found == tag and kind in (1, 3, 4):
             patched = bytearray(data)
             struct.pack_into(order + {1: "B", 3: "H", 4: "L"}[kind], patched, entry + at, value)
             return bytes(patched)
     return data
+
+
+def _entries(data: bytes) -> range:
+    """The positions of the entries in the first directory of a TIFF; _Truncated if the file ends within them."""
+    order, big = "<" if data[:1] == b"I" else ">", data[2:3] == b"+"
+    wide, step = (8, 20) if big else (2, 12)
+    try:
+        (start,) = struct.unpack_from(order + ("Q" if big else "L"), data, 8 if big else 4)
+        (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
+    except struct.error as error:
+        raise _Truncated("truncated") from error
+    end = start + wide + count * step
+    if end > len(data):
+        raise _Truncated("truncated")
+    return range(start + wide, end, step)
 
 
 def _png_chunks(data: bytes) -> dict[bytes, bytes]:

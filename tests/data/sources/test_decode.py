@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from elk_jax.data.sources import dark
-from elk_jax.data.sources.decode import as_integers, decode_image, decode_pixels, encode_png
+from elk_jax.data.sources.decode import as_integers, decode_image, decode_pixels, encode_png, image_size
 from tests.refusals import refused
 
 EIGHT = np.random.default_rng(0).integers(0, 256, (40, 30), dtype=np.uint8)
@@ -178,12 +178,27 @@ def test_not_an_image(content, tmp_path):
         decode_image(path)
 
 
-def test_missing_empty_and_folder(tmp_path):
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.dcm"])
+def test_an_empty_file_is_called_empty(tmp_path, name):
+    path = tmp_path / name
+    path.touch()
+    for read in (decode_image, image_size, lambda path: decode_image(path, frame=0)):
+        with refused("empty", where=path):
+            read(path)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_cut_within_its_directory_is_truncated(big):
+    """Its tags were taken for those of another kind of TIFF."""
+    data = encoded(Image.fromarray(EIGHT), "TIFF", big_tiff=big)
+    for length in [5, 9, 17, 30, 100]:
+        with refused("truncated", "fetch", where="cut"):
+            decode_image(data[:length], name="cut")
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
     with refused("no such file", where="gone.png"):
         decode_image(tmp_path / "gone.png")
-    (tmp_path / "empty.png").touch()
-    with refused("empty", where="empty.png"):
-        decode_image(tmp_path / "empty.png")
     with refused(where=tmp_path):
         decode_image(tmp_path)
 

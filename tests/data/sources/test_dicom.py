@@ -26,6 +26,7 @@ from pydicom.uid import (
 from elk_jax import budget
 from elk_jax.data.sources import dicom, dicom_grey
 from elk_jax.data.sources.decode import decode_image, image_size
+from elk_jax.data.sources.volumes import dicom_volume
 from elk_jax.errors import UserError
 from tests.data.sources.dicom_files import RAMP, item, make
 from tests.refusals import refused
@@ -342,6 +343,16 @@ def test_every_cut_is_refused():
     for length in [140, 200, 300, len(data) // 2, len(data) - 4]:
         with refused(where="cut.dcm"):
             dicom.decode(data[:length], name="cut.dcm")
+
+
+@pytest.mark.parametrize("content", [b"<html>no such file</html>", bytes(900), make()[:140], make()[:400]])
+def test_what_is_not_dicom_or_has_no_pixels_is_named_so_from_its_header_too(tmp_path, content):
+    """A file without any attribute lacks not only Rows."""
+    path = tmp_path / "a.dcm"
+    path.write_bytes(content)
+    for read in (decode_image, image_size, dicom_volume):
+        with refused("not a DICOM image, or truncated", "fetch", where=path):
+            read(path)
 
 
 def test_text_named_dcm_and_dicom_without_a_name(tmp_path):

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +114,66 @@ def test_what_a_builder_of_others_may_write_is_refused(tmp_path, collection, mak
         open_source(SourceSpec(f"tfds:{build(tmp_path, infos, pixels, 8)}"))
 
 
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.write_bytes(b""), ["record"]),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), ["record"]),
+        (lambda path: path.unlink(), ["record", "No such file"]),
+    ],
+    ids=["empty", "cut", "missing"],
+)
+def test_damaged_and_missing_records_are_named(tmp_path, collection, damage, words):
+    folder = Path(build(tmp_path, *collection(np.uint8), 8))
+    intact = open_source(SourceSpec(f"tfds:{folder}"), cache_bytes=0)
+    damage(next(folder.glob("*-train.*")))
+    with refused(*words, where=f"{folder}, split train"):
+        open_source(SourceSpec(f"tfds:{folder}"), "val")
+    assert len(intact) == 6 and intact[5].image.shape == (48, 64, 1)
+
+
+def test_a_data_set_of_another_layout_is_refused(tmp_path):
+    class Other(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        __module__ = "__main__"
+        VERSION = tfds.core.Version("1.0.0")
+        name = "other"
+
+        def _info(self):
+            layout = {"image": tfds.features.Image(shape=(None, None, 1)), "objects": tfds.features.Text()}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(layout))
+
+        def _split_generators(self, download_manager):
+            return {"train": [("0", {"image": encode_png(np.zeros((4, 4), np.uint8)), "objects": ""})]}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    builder = Other(data_dir=str(tmp_path), file_format="array_record")
+    builder.download_and_prepare()
+    with refused("image_id", "objects.bbox", "coco_to_tfds", where=builder.data_dir):
+        open_source(SourceSpec(f"tfds:{builder.data_dir}"))
+
+
+RECORD = {
+    "image_id": "8", "patient_id": "P8", "width": 32, "height": 32, "lesion_boxes": float("nan"),
+    "objects": {"bbox": np.array([[1, 2, 9, 12]]), "label": np.array([0]), "ignore": np.array([0])},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("width", 0), ("height", 3.5), ("width", float("nan")), ("slice", -2), ("volume", 1.5)]
+)
+def test_a_field_of_another_type_is_refused(name, value):
+    with refused(name, where="FOLDER, split val" if name == "volume" else "image 8"):
+        _info(RECORD | {name: np.asarray(value)}, "val", "FOLDER", 1)
+
+
+def test_ids_that_are_numbers_are_texts():
+    """Other builders write them as integers."""
+    found = _info(RECORD | {"image_id": np.int64(8), "patient_id": np.int32(7)}, "val", "FOLDER", 1)
+    assert (found.image_id, found.patient_id) == ("8", "7")
+
+
 def test_a_patient_in_two_splits(tmp_path, collection, make_info):
     infos, pixels = collection(np.uint8)
     infos["val"].append(make_info(7, [], patient_id="P0", meta={"view": "CC", "is_mass": True, "pixel_spacing": None}))
@@ -124,11 +185,7 @@ def test_a_patient_in_two_splits(tmp_path, collection, make_info):
 
 @pytest.mark.parametrize("value", [3, [1, 2], [0.5]])
 def test_a_list_of_boxes_has_an_entry_for_each(value):
-    record = {
-        "image_id": "8", "patient_id": "P8", "width": 32, "height": 32, "lesion_boxes": float("nan"),
-        "objects": {"bbox": np.array([[1, 2, 9, 12]]), "label": np.array([0]), "ignore": np.array([0])},
-    }  # fmt: skip
-    right = _info({**record, "lesion_slices": np.array([4])}, "val", "FOLDER", 1)
+    right = _info({**RECORD, "lesion_slices": np.array([4])}, "val", "FOLDER", 1)
     assert right.meta == {"lesion_slices": [4]}, "unknown is none"
     with refused("lesion_slices", "1 boxes", where="FOLDER, split val, image 8"):
-        _info({**record, "lesion_slices": np.array(value)}, "val", "FOLDER", 1)
+        _info({**RECORD, "lesion_slices": np.array(value)}, "val", "FOLDER", 1)
