@@ -8,7 +8,6 @@ those of a source.
 from __future__ import annotations
 
 import itertools
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from elk_jax.data.sources.source import ImageSource, Read, read_at, read_part
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.images import boxes as box_ops
+from elk_jax.images.names import natural_keys
 from elk_jax.images.schema import ImageInfo
 
 
@@ -175,14 +175,17 @@ def blank_slices(
 
 
 def slice_folder(folder: Path, spec: SourceSpec, paths: Sequence[Path]) -> Volume:
-    """A folder of image files, one per slice, sorted by name (digits are compared as numbers, case is ignored).
+    """A folder of image files, one per slice, sorted by the numbers in their names (`names.natural_keys`).
 
-    paths: of at least two slices, in any order. UserError for two files of one name, which may be one slice, and for
-    files that differ in size, or in bits per pixel (found when a slice is read): the volume needs a common window.
+    paths: of at least two slices, in any order. UserError for two files of one name, which may be one slice, for names
+    whose order is not clear, and for files that differ in size, or in bits per pixel (found when a slice is read): the
+    volume needs a common window.
     """
-    paths = sorted(paths, key=lambda path: (_natural(path.stem), path.name))
+    paths = sorted(paths, key=lambda path: path.name)
+    keys = dict(zip(paths, natural_keys([path.stem for path in paths], folder)))
+    paths.sort(key=keys.__getitem__)
     for one, other in itertools.pairwise(paths):
-        if _natural(one.stem) == _natural(other.stem):
+        if keys[one] == keys[other]:
             what = f"{one.name} and {other.name} may be one slice: their names differ only in case, zeros or ending"
             raise UserError(what, where=folder, todo="keep one of them, or give them different names")
     sizes = [image_size(path) for path in paths]
@@ -271,9 +274,3 @@ def _read_slice(
         what = f"{paths[0].name} has {bits} bits per pixel, but {path.name} has {meta['bits']}"
         raise UserError(what, where=path.parent, todo="export all slices of a volume in the same way")
     return image
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A sort key that places 2 before 10, and names that differ in case or in zeros before a number alike."""
-    parts = re.split(r"([0-9]+)", name.casefold())
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts if part]

@@ -308,6 +308,18 @@ def test_slices_are_ordered_whatever_the_case_of_their_names(tmp_path):
     assert [round(float(volume.read(k).max() * 255)) for k in range(4)] == [1, 2, 3, 4]
 
 
+def test_slices_at_positions_in_mm_are_ordered_by_these(tmp_path):
+    for k, name in enumerate(("z=-12.5", "z=-3.25", "z=-3", "z=0.5", "z=2.25", "z=2.5", "z=12")):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((6, 5), 10 + k, np.uint8))
+    volume = slice_folder(tmp_path, SourceSpec(), list(tmp_path.iterdir()))
+    assert [round(float(volume.read(k).max() * 255)) for k in range(7)] == list(range(10, 17))
+    (tmp_path / "2").mkdir()
+    for name in ("2.25", "2.5"):
+        cv2.imwrite(str(tmp_path / "2" / f"{name}.png"), np.zeros((6, 5), np.uint8))
+    with refused("2.25", "2.5", "decimals", where=tmp_path / "2"):
+        slice_folder(tmp_path / "2", SourceSpec(), list((tmp_path / "2").iterdir()))
+
+
 @pytest.mark.parametrize("name", ["slice_1.tif", "slice_01.png", "Slice_1.png"])
 def test_two_files_that_may_be_one_slice_are_refused(tmp_path, name):
     for one in ("slice_0.png", "slice_1.png", name):
