@@ -39,11 +39,14 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.volumes import Volume, as_source, dicom_volume
 from elk_jax.errors import UserError
 from elk_jax.images import boxes as box_ops
+from elk_jax.images.names import checked_text
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 CLASSES = ("lesion",)
 KEY = ("PatientID", "StudyUID", "View")
 LABELS = ("Normal", "Actionable", "Benign", "Cancer")
+WITH_BOXES = ("benign", "cancer")
+"""Labels of volumes whose lesions were biopsied, and are marked."""
 BOX = ("Slice", "X", "Y", "Width", "Height", "VolumeSlices")
 PATHS = ("descriptive_path", "classic_path")
 _SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
@@ -76,7 +79,8 @@ def read_entries(folder: Path, split: str = "") -> list[Entry]:
     """The volumes of the tables in a folder, in the order of the labels; no DICOM file is opened.
 
     UserError: a kind of table is missing, a volume or box occurs twice, a study has two patients, a box or path belongs
-    to a volume without label, a normal volume has a box, bad numbers, a box without area or in shares of the slice.
+    to a volume without label, a normal volume has a box, a row without patient or study, bad numbers, a box without
+    area or in shares of the slice. A line is logged if volumes with a biopsied lesion have no box.
     """
     labels = dict(_unique(_rows(folder, LABELS), "labels"))
     patient_of: dict[str, str] = {}
@@ -96,7 +100,13 @@ def read_entries(folder: Path, split: str = "") -> list[Entry]:
     entries = [
         _entry(key, part, where, row, boxes.get(key, []), paths.get(key)) for key, (part, where, row) in labels.items()
     ]
-    return [entry for entry in entries if not split or entry.split == split or not entry.split]
+    chosen = [entry for entry in entries if not split or entry.split == split or not entry.split]
+    unmarked = [entry for entry in chosen if entry.kind in WITH_BOXES and not len(entry.boxes)]
+    if unmarked:
+        what = f"{len(unmarked)} of {len(chosen)} volumes are labelled {' or '.join(WITH_BOXES)}, but have no box"
+        line = f"{folder}: {what}, the first {unmarked[0].name}: they count as volumes without lesions"
+        logging.getLogger(__name__).warning(line)
+    return chosen
 
 
 def open_bcs_dbt(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
@@ -173,13 +183,17 @@ def _rows(folder: Path, columns: tuple[str, ...]) -> Iterator[tuple[Key, str, st
             if not view.startswith(("l", "r")):
                 todo = "write the side first, as in lcc or rmlo: it determines the orientation of the volume"
                 raise UserError(f"View is {row['View']!r}", where=where, todo=todo)
+            for name in ("PatientID", "StudyUID"):
+                if not checked_text(row[name], name, where):
+                    raise UserError(f"{name} is {row[name]!r}", where=where, todo="write the ID, or remove the row")
             yield (row["PatientID"], row["StudyUID"], view), split, where, row
 
 
 def _tables(folder: Path) -> dict[Path, set[str]]:
     """The tables of volumes, with their columns. UserError for a table that is empty, of an unknown kind, or without a
     column that identifies volumes: its rows would be missed."""
-    headers = {path: files.read_text(path).lstrip("\r\n").partition("\n")[0] for path in sorted(folder.glob("*.csv"))}
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv" and path.name[0] != ".")
+    headers = {path: re.split("[\r\n]", files.read_text(path).lstrip("\r\n"), maxsplit=1)[0] for path in paths}
     if empty := next((path for path, header in headers.items() if not header.strip()), None):
         raise files.empty(empty)
     tables = {}

@@ -107,6 +107,32 @@ def test_a_table_whose_names_are_quoted_is_read_as_any(tmp_path, folder):
     assert boxes == [len(entry.boxes) for entry in read_entries(folder)] and sum(boxes) == len(dbt_files.BOXES)
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_tables_of_other_systems_are_read(tmp_path, folder, end):
+    """Other ends of lines, a byte-order mark, endings in capitals, and the hidden files of a Mac beside them."""
+    copy = dbt_files.write(tmp_path / "dbt")
+    for path in sorted(copy.glob("*.csv")):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_text().replace("\n", end).encode())
+        path.rename(path.with_suffix(".CSV"))
+        path.with_name(f"._{path.name}").write_bytes(b"\xff\0")
+    wanted = [(entry.name, entry.split, len(entry.boxes)) for entry in read_entries(folder)]
+    assert [(entry.name, entry.split, len(entry.boxes)) for entry in read_entries(copy)] == wanted
+
+
+def test_biopsied_volumes_without_boxes_are_counted(tmp_path, caplog):
+    """A table of boxes without rows left them out unseen: their lesions would be background."""
+    copy = dbt_files.write(tmp_path / "dbt")
+    read_entries(copy)
+    assert not caplog.records
+    path = next(copy.glob("*boxes-train*"))
+    path.write_text(path.read_text().split("\n")[0] + "\n")
+    read_entries(copy, "test")
+    assert not caplog.records
+    assert len(read_entries(copy, "train")) == 4
+    (record,) = caplog.records
+    assert "4 of 4 volumes" in record.getMessage() and "DBT-P1_DBT-S1_lcc" in record.getMessage()
+
+
 def test_a_doubtful_side_is_logged(tmp_path, caplog):
     (tmp_path / "a.dcm").write_bytes(volume_bytes(np.tile(np.arange(8, dtype=np.uint16) % 7 * 50, (4, 8, 1))))
     with caplog.at_level(logging.WARNING):
@@ -419,6 +445,8 @@ def copy_file(folder):
         (lambda folder: next(folder.glob("*boxes-train*")).write_text("\r\n"), ["empty"]),
         (change("*labels-train*", "DBT-P2,DBT-S2", "DBT-P2,DBT-S1"), ["DBT-S1", "DBT-P1", "DBT-P2"]),
         (change("*labels-train*", "rcc", "cc"), ["View", "'cc'", "rmlo"]),
+        *((change("*labels-train*", "DBT-P2,", f"{unknown},"), ["PatientID"]) for unknown in ("", "nan", " ")),
+        (change("*labels-train*", "DBT-S2,", "N/A,"), ["StudyUID"]),
         (copy_file, ["two files", "1-1.dcm"]),
         (lambda folder: next(folder.rglob("000000.dcm")).unlink(), ["no file", "DBT-P"]),
         (lambda folder: next(folder.glob("*labels-train*")).rename(folder / "labels.txt"), ["label"]),
