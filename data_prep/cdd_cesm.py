@@ -33,6 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from tfds_writer import write_tfds
 
+from elk_jax import files
 from elk_jax.data.sources.coco import write_coco
 from elk_jax.data.sources.decode import SUFFIXES, as_integers, decode_pixels, encode_png
 from elk_jax.data.sources.dicom import breast_side
@@ -54,7 +55,7 @@ CITATION = (
 def find_images(folder: Path, wanted: set[str]) -> dict[str, Path]:
     """Name -> file below `folder`, ignoring extension and spaces. UserError for two files of the same image."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in files.below(folder):
         name = squeeze(path.stem)
         if path.suffix.lower() not in SUFFIXES or name not in wanted or path.name.startswith("."):
             continue

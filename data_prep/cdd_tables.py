@@ -263,13 +263,13 @@ def _patient(row: dict[str, str]) -> str:
 def _find(folder: Path, *words: str, endings: tuple[str, ...]) -> Path:
     """The only file below `folder` whose name contains all words, with the first ending that occurs."""
     for ending in endings:
-        found = sorted(
+        found = [
             path
-            for path in folder.rglob("*")
+            for path in files.below(folder)
             if path.suffix.lower() == ending
             and all(word.lower() in path.name.lower() for word in words)
             and not path.name.startswith((".", "~"))
-        )
+        ]
         if len(found) > 1:
             what = f"{len(found)} tables match: {found[0].name} and {found[1].name}"
             raise UserError(what, where=folder, todo="keep one of them")

@@ -240,6 +240,24 @@ def open_regular(path: str | os.PathLike) -> BufferedReader:
     raise UserError(f"{kind}, not a file", where=path, todo="give a regular file")
 
 
+def below(folder: str | os.PathLike) -> list[Path]:
+    """All files below a folder, and links to nothing, sorted. Links to folders are followed, unless to one that they
+    are in. UserError for a folder that cannot be read."""
+
+    def found(place: Path, above: frozenset[Path]) -> Iterator[Path]:
+        for path in place.iterdir():
+            if not path.is_dir():
+                if path.is_file() or not path.exists():
+                    yield path
+            elif (real := path.resolve()) not in above:
+                yield from found(path, above | {real})
+
+    try:
+        return sorted(found(Path(folder), frozenset({Path(folder).resolve()})))
+    except OSError as error:
+        raise from_os_error(error) from error
+
+
 def empty(path: object) -> UserError:
     """The error for a file without content."""
     return UserError("the file is empty", where=path, todo="fetch it again, or leave it out")

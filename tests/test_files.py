@@ -283,6 +283,22 @@ def test_a_table_with_other_separators_says_so(tmp_path, between):
         list(files.read_table(path, ("a", "b")))
 
 
+def test_files_below_a_folder_are_found_through_links_but_not_in_circles(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    for name in ("a/1", "a/b/2", "other/3"):
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "linked").symlink_to(tmp_path / "other")
+    (tmp_path / "a" / "b" / "up").symlink_to("..")
+    (tmp_path / "other" / "back").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "self").symlink_to("self")
+    (tmp_path / "a" / "gone").symlink_to("nothing")
+    found = [str(path.relative_to(tmp_path)) for path in files.below(tmp_path / "a")]
+    assert found == ["a/1", "a/b/2", "a/gone", "a/linked/3", "a/self"]
+    with refused("no such", where="nowhere"):
+        files.below(tmp_path / "nowhere")
+
+
 def test_an_empty_table_is_called_empty(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("\n")

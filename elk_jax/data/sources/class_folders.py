@@ -2,7 +2,7 @@
 
 The classes are the folder names, sorted. Every image has one box, the whole image, with the class of its folder, which
 is also its field `class`. An image is its own patient, unless `SourceSpec.patient_pattern` finds one in its name.
-Drawn images carry what is known about the models that made them (`coco.behind_folder`).
+Drawn images carry what is known about the models that made them (`coco.behind_folder`), also those behind links.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elk_jax.data.sources.coco import behind_folder
+from elk_jax.data.sources.coco import IMAGES, Behind, behind_folder
 from elk_jax.data.sources.decode import files_reader, image_size
 from elk_jax.data.sources.folder import find_images
 from elk_jax.data.sources.source import ImageSource
@@ -21,6 +21,7 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.images.names import checked_text, look
 from elk_jax.images.schema import ImageInfo
+from elk_jax.privacy.mechanism import once
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 LAYOUT = "put images into DIR/SPLIT/CLASS or DIR/CLASS"
@@ -44,7 +45,7 @@ def open_class_folders(spec: SourceSpec, split: str = "", progress: ProgressBar 
     infos = tuple(_info(name, size, classes) for name, size in zip(names, sizes))
     left = [path.relative_to(folder) for path in others]
     skipped = tuple((name.as_posix(), "not an image") for name in left if _is_beside(name, depth, split))
-    behind = behind_folder(folder)
+    behind = _behind(folder, found)
     return ImageSource(
         str(folder),
         classes,
@@ -54,6 +55,18 @@ def open_class_folders(spec: SourceSpec, split: str = "", progress: ProgressBar 
         behind.seen_patients,
         behind.promises,
     )
+
+
+def _behind(folder: Path, paths: Sequence[Path]) -> Behind:
+    """What is known about the models behind a folder, and behind images in other folders to which links in it lead."""
+    whole = folder.resolve()
+    elsewhere = {place for path in paths if not (place := path.resolve().parent).is_relative_to(whole)}
+    above = {place.parent for place in elsewhere if place.name != IMAGES}
+    places = dict.fromkeys((folder, *sorted(elsewhere | above)))
+    parts = [behind_folder(place) for place in places]
+    known = [part.promises for part in parts if part.promises is not None]
+    promises = once(promise for own in known for promise in own) if len(known) == len(parts) else None
+    return Behind(frozenset().union(*(part.seen_patients for part in parts)), promises)
 
 
 def _depth(names: Sequence[Path], folder: Path) -> int:

@@ -34,7 +34,7 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     skipped: list[Path] = []
     for entry in map(Path, inputs):
         if entry.is_dir():
-            below = sorted(path for path in entry.rglob("*") if path.is_file() or not path.exists())  # a broken link
+            below = files.below(entry)
             images = [path for path in below if not _is_hidden(path.relative_to(entry)) and _is_image(path)]
             if not images:
                 todo = f"give DICOM files, or images that end in {', '.join(SUFFIXES)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -46,6 +47,16 @@ def test_every_image_is_one_box_of_the_class_of_its_folder(at):
     assert last.image.shape == (4, 8, 1) and last.image.max() == pytest.approx(20 / 255)
 
 
+def test_links_to_folders_are_followed(at, tmp_path):
+    """A class whose folder is a link was left out."""
+    spec = at(("set/train/benign/0.png", "elsewhere/1.png", "elsewhere/2.png"))
+    folder = tmp_path / "set"
+    (folder / "train" / "malignant").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "elsewhere")
+    source = open_source(replace(spec, spec=f"folders:{folder}"), "train")
+    assert source.classes == ("benign", "malignant") and len(source) == 3 and source[2].image.shape == (4, 8, 1)
+
+
 def test_a_folder_of_a_misspelt_split_is_refused(at):
     with refused("'tarin'", "'train'", 1):
         list_source(at((*NAMES, "tarin/benign/P_9.png")), "train")
@@ -53,21 +64,28 @@ def test_a_folder_of_a_misspelt_split_is_refused(at):
 
 def test_what_is_behind_drawn_images_goes_with_them(tmp_path):
     """Read as folders, a drawn set has still seen the patients of its generator, and promises what that promised."""
+    root = tmp_path / "set"
     for folder in ("images/benign", "images/malignant", "images/other/benign"):
-        (tmp_path / folder).mkdir(parents=True)
+        (root / folder).mkdir(parents=True)
     for name in ("images/benign/0.png", "images/malignant/0.png"):
-        cv2.imwrite(str(tmp_path / name), np.zeros((4, 4), np.uint8))
+        cv2.imwrite(str(root / name), np.zeros((4, 4), np.uint8))
     promise = Statement(True, 1.0, 1e-5, "pld", Ledger((Phase(1.0, 4.0, 3),), "patient"), identity="a")
-    write_coco(tmp_path / SYNTHETIC, [], ["benign"], seen_patients=["ab"], promises=[promise])
-    (tmp_path / "link").symlink_to(tmp_path / "images")
-    for place in ("", "images", "link", "images/../images"):
-        found = list_source(SourceSpec(f"folders:{tmp_path / place}"))
+    write_coco(root / SYNTHETIC, [], ["benign"], seen_patients=["ab"], promises=[promise])
+    (tmp_path / "link").symlink_to(root / "images")
+    for place in (root, root / "images", tmp_path / "link", f"{root}/images/../images"):
+        found = list_source(SourceSpec(f"folders:{place}"))
         assert len(found) == 2 and found.seen_patients == {"ab"} and found.promises == (promise,), place
-    elsewhere = tmp_path / "images" / "other" / "benign"
+    real = tmp_path / "real"
+    (real / "benign").mkdir(parents=True)
+    (real / "malignant").symlink_to(root / "images" / "malignant")
+    (real / "benign" / "0.png").symlink_to(root / "images" / "benign" / "0.png")
+    found = list_source(SourceSpec(f"folders:{real}"))
+    assert len(found) == 2 and found.seen_patients == {"ab"} and found.promises == (promise,), "once, of both links"
+    elsewhere = root / "images" / "other" / "benign"
     assert behind_folder(elsewhere) == (frozenset(), ()), "of images without such a file nothing is known"
-    (tmp_path / SYNTHETIC).write_text("{")
+    (root / SYNTHETIC).write_text("{")
     with refused("JSON", where=SYNTHETIC):
-        list_source(SourceSpec(f"folders:{tmp_path / 'images'}"))
+        list_source(SourceSpec(f"folders:{root / 'images'}"))
 
 
 def test_every_setting_of_a_source_holds(at):
