@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tfds_writer import write_tfds
 
 from elk_jax.data.sources.checks import check_no_patient_in_two_splits, check_split_names
-from elk_jax.data.sources.coco import image_folder, read_coco
+from elk_jax.data.sources.coco import check_patients, image_folder, read_coco
 from elk_jax.data.sources.decode import as_integers, check_bit_depth, checked_frame, decode_pixels
 from elk_jax.errors import UserError, run_main
 from elk_jax.output import Console
@@ -40,8 +40,10 @@ def main(argv: list[str]) -> None:
     flags = parser.parse_args(argv)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", flags.name):
         raise UserError(f"{flags.name!r} is not a valid name", where="--name", todo="use lower-case letters, digits, _")
-    infos, classes, _, seen, promises = read_coco(flags.input)
-    if seen or promises != ():
+    content = read_coco(flags.input)
+    infos, classes = content.infos, content.classes
+    check_patients(content, flags.input)
+    if content.seen_patients or content.promises != ():
         what = "the images were made by a model that has seen patients, and TFDS cannot record them"
         raise UserError(what, where=flags.input, todo="use the COCO file directly, as coco:FILE")
     folder = image_folder(flags.input)

@@ -5,6 +5,8 @@ Shapes: N boxes of one image; H, W image size in pixels.
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import os
 from collections import Counter
@@ -24,6 +26,12 @@ from elk_jax.images.schema import ImageInfo
 
 ROUNDING = 1.0
 """Pixels by which a box may overhang its image, since tables are rounded; it is then clipped. More is an error."""
+
+
+@functools.cache
+def note(line: str) -> None:
+    """Log a line about a source, once: it is listed for every split that is read."""
+    logging.getLogger(__name__).warning(line)
 
 
 def checked_box(box: Sequence[float], width: int, height: int, where: str) -> np.ndarray:
@@ -95,12 +103,26 @@ def check_pixels(image: np.ndarray, width: int, height: int, where: object) -> N
 
 
 def check_files(infos: Iterable[ImageInfo], folder: Path, where: object) -> None:
-    """UserError that names the first image without a file and counts the others."""
+    """UserError that names the first image without a file, counts the others, and names a file that looks the same."""
     missing = [info for info in infos if not os.path.isfile(folder / info.file_name)]
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         what = f"the file {folder / missing[0].file_name} of image {missing[0].image_id} is missing{more}"
-        raise UserError(what, where=where, todo="put the files there, or set on_error=skip")
+        todo = "put the files there, or set on_error=skip"
+        if other := _alike(folder, missing[0].file_name):
+            todo = f"there is {other}: write the name in the same way, or set on_error=skip"
+        raise UserError(what, where=where, todo=todo)
+
+
+def _alike(folder: Path, name: str) -> str:
+    """The name of a file that differs only in case, blanks, Unicode form or the slashes; "" if there is none."""
+    wanted = Path(name.replace("\\", "/"))
+    try:
+        names = os.listdir(folder / wanted.parent)
+    except OSError:
+        return ""
+    found = next((other for other in sorted(names) if look(other) == look(wanted.name)), "")
+    return repr(str(wanted.parent / found)) if found else ""
 
 
 def check_unique(ids: Iterable[object], what: str, where: object) -> None:

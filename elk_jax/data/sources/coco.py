@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elk_jax import fields
+from elk_jax.data.sources import checks
 from elk_jax.data.sources.checks import check_unique, checked_box, checked_lists
 from elk_jax.data.sources.decode import decoding_of_partner, files_reader
 from elk_jax.data.sources.patients import unnamed
@@ -41,6 +42,8 @@ SYNTHETIC = "synthetic.json"
 """The COCO file of generated images, which lie in `images/` beside it."""
 
 UNKNOWN = "The privacy cost of the training runs behind these images is not recorded."
+PATIENT_FIELDS = ("patient", "patientid", "patientname", "patientnumber", "subjectid")
+"""Letters in the names of fields that mean `patient_id`."""
 _IMAGE_FIELDS = {"id", "file_name", "width", "height", "patient_id", "split", "volume", "slice"}
 
 
@@ -56,7 +59,7 @@ class CocoFile(NamedTuple):
 
     infos: its images, in the order of the file. classes: their names. category_ids: their ids, in the same order.
     seen_patients: hashes (`patients.patient_hash`) of the patients seen by the model behind painted images.
-    promises: as in `ImageSource`.
+    promises: as in `ImageSource`. unnamed: number of images without patient.
     """
 
     infos: tuple[ImageInfo, ...]
@@ -64,12 +67,15 @@ class CocoFile(NamedTuple):
     category_ids: tuple[int, ...]
     seen_patients: frozenset[str]
     promises: tuple[Statement, ...] | None
+    unnamed: int
 
 
 def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
     """All images of a COCO file, whatever their split."""
     path = spec.place
     content = read_coco(path)
+    if not spec.patient_pattern:
+        check_patients(content, path)
     source = ImageSource(
         name=path,
         classes=content.classes,
@@ -84,6 +90,20 @@ def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
     named = partners(content.infos, spec.partner, path)
     check_partners(content.infos, named, path)
     return paired(source, files_reader(image_folder(path), named, spec, where=path))
+
+
+def check_patients(content: CocoFile, path: str | Path) -> None:
+    """UserError if no image has a `patient_id`, but another field that must be it: every image would be a patient of
+    its own, in any split. A line is logged if only some images have one."""
+    infos, unnamed = content.infos, content.unnamed
+    if 0 < unnamed < len(infos):
+        checks.note(f"{path}: {unnamed} of {len(infos)} images name no patient: each is its own, or its volume's")
+    of_letters = lambda name: "".join(filter(str.isalpha, name.casefold()))
+    given = {name for info in infos for name, value in info.meta.items() if isinstance(value, int | str)}
+    fields = sorted(name for name in given if of_letters(name) in PATIENT_FIELDS)
+    if unnamed == len(infos) and fields:
+        todo = "call the field patient_id, or set patient_pattern"
+        raise UserError(f"no image has the field patient_id, but there is '{fields[0]}'", where=path, todo=todo)
 
 
 def check_partners(infos: Sequence[ImageInfo], named: Sequence[ImageInfo], path: str | Path) -> None:
@@ -166,7 +186,8 @@ def read_coco(path: str | Path) -> CocoFile:
     infos = tuple(
         _info(entries[key], of_image, label_of, f"{path}, image {key}") for key, of_image in annotations.items()
     )
-    return CocoFile(infos, classes, tuple(label_of), *_behind(content, path))
+    without = sum(not _patient(entries[key], "") for key in annotations)
+    return CocoFile(infos, classes, tuple(label_of), *_behind(content, path), without)
 
 
 def behind_folder(folder: Path) -> Behind:
@@ -344,7 +365,7 @@ def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where:
     own = unnamed(image_id, place.get("volume", ""), image["file_name"], image.get("frame"))
     return ImageInfo(
         image_id=image_id,
-        patient_id=checked_text(image.get("patient_id"), "patient_id", where) or own,
+        patient_id=_patient(image, where) or own,
         width=width,
         height=height,
         boxes=boxes,
@@ -355,6 +376,10 @@ def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where:
         **place,
         meta=checked_lists({key: value for key, value in image.items() if key not in _IMAGE_FIELDS}, len(boxes), where),
     )
+
+
+def _patient(image: dict, where: str) -> str:
+    return checked_text(image.get("patient_id"), "patient_id", where)
 
 
 def _place_in_volume(image: dict, where: str) -> dict[str, Any]:
@@ -376,6 +401,9 @@ def _place_in_volume(image: dict, where: str) -> dict[str, Any]:
 
 def _xyxy(annotation: dict, where: str) -> list[float]:
     """The corners of an annotation's box; `bbox_mode` is a field that detectron2 adds to its records."""
+    if annotation.get("bbox") in (None, []) and annotation.get("segmentation"):
+        todo = "write left, top, width, height of the rectangle around the segmentation"
+        raise UserError("the annotation has a segmentation, but no bbox", where=where, todo=todo)
     bbox, mode = _field(annotation, "bbox", where), annotation.get("bbox_mode")
     if mode not in (None, 1, "XYWH_ABS"):
         todo = "write boxes as left, top, width, height in pixels, and leave bbox_mode out"

@@ -6,8 +6,6 @@ does both.
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -170,7 +168,7 @@ def list_source(
         chosen = [info for info in source.infos if _fulfils(info, conditions)]
         checks.check_split_names(chosen, source.name, split)
         if split in SPLITS and (line := checks.other_splits(chosen)):
-            _note(f"{source.name}: {line}")
+            checks.note(f"{source.name}: {line}")
     source = _fulfilling(_in_split(source, split), conditions)
     if spec.ignore_over:
         source = replace(source, infos=tuple(ignore_large(info, spec.ignore_over) for info in source.infos))
@@ -228,12 +226,6 @@ def check_readable(
     return source
 
 
-@functools.cache
-def _note(line: str) -> None:
-    """Log a line once: a source is listed for every split that is read."""
-    logging.getLogger(__name__).warning(line)
-
-
 def _in_split(source: ImageSource, split: str) -> ImageSource:
     if not source.infos:
         what = f"the source has no image in split '{split}'" if split else "the source has no image"
@@ -269,7 +261,8 @@ def _fulfils(info: ImageInfo, conditions: Mapping[str, Any]) -> bool:
 
 
 def _equals(value: Any, wanted: Any) -> bool:
-    """Whether a field has the wanted value, or the same spelling; one entry of a list or tuple is enough."""
+    """Whether a field has the wanted value, or the same spelling without blanks around it; one entry of a list or tuple
+    is enough."""
     if isinstance(wanted, tuple | list):
         return any(_equals(value, one) for one in wanted)
-    return value == wanted or str(value).lower() == str(wanted).lower()
+    return value == wanted or str(value).strip().lower() == str(wanted).strip().lower()

@@ -24,9 +24,9 @@ def test_reads_boxes_labels_and_fields(coco_folder):
             {"id": 99, "image_id": 1, "category_id": 1, "bbox": [0, 0, 60.4, 3], "iscrowd": 1}
         )
 
-    infos, classes, category_ids, seen_patients, promises = read_coco(coco_folder(change))
+    infos, classes, category_ids, seen_patients, promises, unnamed = read_coco(coco_folder(change))
     assert (classes, category_ids) == (("calcification", "mass"), (1, 3)) and seen_patients == frozenset()
-    assert promises == ()
+    assert promises == () and unnamed == 0
     assert infos[0].boxes.tolist() == [[5, 6, 26, 16], [0, 0, 60, 3]]  # an overhang below a pixel is clipped
     assert infos[0].labels.tolist() == [1, 0]
     assert infos[0].ignore.tolist() == [False, True]
@@ -67,6 +67,7 @@ def set_box(box):
         ),
         (lambda c: c["annotations"][0].update(image_id=77), ["image 77", "annotation 11"]),
         (lambda c: c["annotations"][0].pop("bbox"), ["'bbox' is missing", "annotation 11"]),
+        (lambda c: c["annotations"][2].update(bbox=[], segmentation=[[5, 6, 9, 6, 9, 9]]), ["around", "annotation 13"]),
         (lambda c: c["annotations"][1].update(id=11), ["annotation id 11 occurs 2 times"]),
         (lambda c: c["images"][1].update(id=1), ["image id 1 occurs 2 times"]),
         (lambda c: c["images"][1].update(id="1"), ["image id 1 occurs 2 times"]),

@@ -200,6 +200,53 @@ def test_splits_of_other_names_may_be_there_and_are_named_once(at, caplog):
     assert "3 images" in record.getMessage(), "none that is unused on purpose"
 
 
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [("1.PNG", "1.png"), ("1 .png", "1.png"), ("a\u0308.png", "\u00e4.png"), ("sub\\1.png", "sub/1.png")],
+)
+def test_a_missing_file_whose_name_looks_like_another_says_so(at, tmp_path, name, there):
+    spec = at(lambda content: content["images"][0].update(file_name=name))
+    (tmp_path / "images" / "sub").mkdir()
+    for copied in ("sub/1.png", "\u00e4.png"):
+        (tmp_path / "images" / copied).write_bytes((tmp_path / "images" / "1.png").read_bytes())
+    with refused("missing", repr(there), "same way", where="data.json"):
+        open_source(spec, "train")
+    for other in ("nothing.png", "/nowhere/1.png", "gone/1.png"):
+        with refused("missing", "put the files there"):
+            open_source(at(lambda content, o=other: content["images"][0].update(file_name=o)), "train")
+
+
+def test_blanks_around_a_value_do_not_leave_images_out(at):
+    spec = at(lambda content: content["images"][0].update(birads=" 5 "), where="birads=5")
+    assert ids(list_source(spec, "train")) == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("name", ["PatientID", "patient", "Patient ID", "subject_id"])
+def test_a_patient_in_a_field_of_another_name_is_not_overlooked(at, name):
+    def change(content):
+        for image in content["images"]:
+            image[name] = image.pop("patient_id")
+
+    with refused("patient_id", f"'{name}'", "patient_pattern", where="data.json"):
+        list_source(at(change), "train")
+    named = list_source(at(change, patient_pattern=r"(\d)\.png"), "train")
+    assert [info.patient_id for info in named.infos] == ["1", "2", "3", "4"]
+    both = list_source(at(lambda content: [one.update({name: "X"}) for one in content["images"]]), "train")
+    assert [info.patient_id for info in both.infos] == ["A", "A", "B", "B"]
+    assert list_source(at(lambda c: [one.update(patient_id="", patient={"age": 50}) for one in c["images"]]), "train")
+
+
+def test_images_without_a_patient_among_others_are_counted_once(at, caplog):
+    spec = at(lambda content: [content["images"][number].update(patient_id=None) for number in (0, 4)])
+    for split in ("train", "val"):
+        list_source(spec, split)
+    (record,) = caplog.records
+    assert "2 of 6 images" in record.getMessage() and "data.json" in record.getMessage()
+    caplog.clear()
+    list_source(at(lambda content: [one.pop("patient_id") for one in content["images"]]), "train")
+    assert not caplog.records, "all are alike, and are counted when they are used"
+
+
 def test_capital_letters_are_a_way_to_write_splits(at, caplog):
     spec = at(lambda content: [one.update(split=one["split"].title()) for one in content["images"]])
     assert len(list_source(spec, "Train")) == 4 and not caplog.records
