@@ -186,6 +186,7 @@ def read_coco(path: str | Path) -> CocoFile:
     infos = tuple(
         _info(entries[key], of_image, label_of, f"{path}, image {key}") for key, of_image in annotations.items()
     )
+    _check_one_patient(infos, path)
     without = sum(not _patient(entries[key], "") for key in annotations)
     return CocoFile(infos, classes, tuple(label_of), *_behind(content, path), without)
 
@@ -380,6 +381,20 @@ def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where:
 
 def _patient(image: dict, where: str) -> str:
     return checked_text(image.get("patient_id"), "patient_id", where)
+
+
+def _check_one_patient(infos: Sequence[ImageInfo], path: Path) -> None:
+    """UserError if only some slices of a volume, or frames of a file, name a patient: the others would be of another
+    patient, perhaps in another split."""
+    of_whole: dict[tuple[str, str], ImageInfo] = {}
+    for info in infos:
+        frame_of = info.file_name if info.meta.get("frame") is not None else ""
+        whole = info.volume or frame_of
+        other = of_whole.setdefault((info.volume, frame_of), info) if whole else info
+        if info.patient_id != other.patient_id and whole in (info.patient_id, other.patient_id):
+            of, alone = (other, info) if info.patient_id == whole else (info, other)
+            what = f"no patient, but image {of.image_id}, which is also of '{whole}', names {of.patient_id}"
+            raise UserError(what, where=f"{path}, image {alone.image_id}", todo="name the patient in all of them")
 
 
 def _place_in_volume(image: dict, where: str) -> dict[str, Any]:

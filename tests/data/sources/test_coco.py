@@ -255,6 +255,28 @@ def test_slices_and_frames_without_a_patient_are_of_one(coco_folder):
     assert named(infos) == set(), "unknown to other files"
 
 
+@pytest.mark.parametrize(
+    "place", [lambda k: {"volume": "v", "slice": k}, lambda k: {"frame": k, "file_name": "v"}], ids=["slices", "frames"]
+)
+@pytest.mark.parametrize("lacking", [0, 5])
+def test_slices_and_frames_of_which_only_some_name_a_patient_are_refused(coco_folder, place, lacking):
+    """Those without one were of another patient, even in another split."""
+
+    def change(content, lacking=lacking):
+        for k, image in enumerate(content["images"]):
+            image |= {"patient_id": "" if k == lacking else "A"} | place(k)
+
+    with refused("'v'", "names A", where=f"image {lacking + 1}"):
+        read_coco(coco_folder(change))
+    infos = read_coco(coco_folder(lambda content: change(content, None))).infos
+    assert {info.patient_id for info in infos} == {"A"}
+
+
+def test_a_volume_may_have_the_id_of_an_image(coco_folder):
+    infos = read_coco(coco_folder(lambda c: c["images"][0].update(volume="2", slice=0, patient_id=None))).infos
+    assert [info.patient_id for info in infos[:2]] == ["2", "A"]
+
+
 def test_frames_of_one_file_are_images(coco_folder):
     def change(content):
         for frame, image in enumerate(content["images"][:3]):
