@@ -36,6 +36,7 @@ MOST_DIGITS = 40
 """Digits of the largest whole number in JSON: 128 bits, as identifiers have."""
 MOST_NESTED = 100
 """Deepest nesting of objects and lists in JSON; functions that walk through the content are recursive."""
+_LFS = b"version https://git-lfs"
 
 
 def make_folder(path: str | os.PathLike) -> Path:
@@ -258,9 +259,15 @@ def below(folder: str | os.PathLike) -> list[Path]:
         raise from_os_error(error) from error
 
 
-def empty(path: object) -> UserError:
-    """The error for a file without content."""
-    return UserError("the file is empty", where=path, todo="fetch it again, or leave it out")
+def check_there(content: bytes, path: object) -> None:
+    """UserError for a file without content, and for one that only names its content, which Git LFS holds.
+
+    content: the beginning of the file.
+    """
+    if not content:
+        raise UserError("the file is empty", where=path, todo="fetch it again, or leave it out")
+    if content.startswith(_LFS):
+        raise UserError("a Git LFS pointer, not the file itself", where=path, todo="fetch it: git lfs pull")
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
@@ -285,13 +292,13 @@ def read_table(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[tupl
 
     UserError for a missing or duplicate column, a truncated row, and a file that is empty or not such a table.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    text = read_text(path)
+    reader = csv.reader(io.StringIO(text, newline=""))
     try:
         lines = [(reader.line_num, line) for line in reader if line]
     except csv.Error as error:
         raise UserError(f"not a CSV file: {error}", where=path, todo="save it as CSV") from error
-    if not lines:
-        raise empty(path)
+    check_there(text.lstrip()[:100].encode(), path)
     names = [name.strip() for name in lines[0][1]]
     if missing := [name for name in columns if name not in names]:
         todo = f"give a table with the columns {', '.join(columns)}"
@@ -345,8 +352,8 @@ def read_object(path: str | os.PathLike, *keys: str) -> dict[str, Any]:
 
 def parse_json(content: str | bytes, where: object) -> Any:
     """The value of a JSON text. UserError, with `where`, as in `read_json`."""
-    if not content.strip():
-        raise empty(where)
+    head = content.lstrip()[:100]
+    check_there(head.encode(errors="replace") if isinstance(head, str) else head, where)
     try:
         value = json.loads(content, parse_int=_whole, object_pairs_hook=_object)
     except RecursionError as error:

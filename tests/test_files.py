@@ -53,6 +53,7 @@ def test_nan_is_not_json(tmp_path):
         (None, "no such file"),
         (b"", "empty"),
         (b" \n", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
         (b"{", "JSON"),
         (b"\xff\xfe\xfd[1]", "JSON"),
         (b"[" * 100_000, files.MOST_NESTED),
@@ -61,7 +62,10 @@ def test_nan_is_not_json(tmp_path):
         (b"1" * 5000, "5000 digits"),
         (b'{"images": [{"id": 1, "file\\u005fname": "a", "file_name": "b"}]}', "'file_name' occurs twice"),
     ],
-    ids=["absent", "empty", "blank", "broken", "bytes", "brackets", "deep", "402 digits", "5000 digits", "twice"],
+    ids=[
+        *("absent", "empty", "blank", "pointer", "broken", "bytes", "brackets", "deep"),
+        *("402 digits", "5000 digits", "twice"),
+    ],
 )
 def test_unreadable_json_is_named(tmp_path, content, word):
     path = tmp_path / "a.json"
@@ -299,8 +303,9 @@ def test_files_below_a_folder_are_found_through_links_but_not_in_circles(tmp_pat
         files.below(tmp_path / "nowhere")
 
 
-def test_an_empty_table_is_called_empty(tmp_path):
+def test_a_table_without_content_is_named_so(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_text("\n")
-    with refused("empty", where=path):
-        list(files.read_table(path, ("a", "b")))
+    for content, words in (("\n", "empty"), ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull")):
+        path.write_text(content)
+        with refused(words, where=path):
+            list(files.read_table(path, ("a", "b")))

@@ -174,10 +174,7 @@ def _checked(tensors: Mapping[Any, Any], key: str, path: object) -> Tensors:
 
 
 def _refuse_other_kinds(head: bytes, path: Path) -> None:
-    if not head:
-        raise files.empty(path)
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError("a Git LFS pointer, not the weights", where=path, todo="fetch them: git lfs pull")
+    files.check_there(head, path)
     if head.lstrip()[:1] == b"<":
         raise UserError("a web page, not the weights", where=path, todo="download the file again")
     if not head.startswith((b"\x80", b"(", b"}", b"]", b"c")):

@@ -194,8 +194,8 @@ def _tables(folder: Path) -> dict[Path, set[str]]:
     column that identifies volumes: its rows would be missed."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv" and path.name[0] != ".")
     headers = {path: re.split("[\r\n]", files.read_text(path).lstrip("\r\n"), maxsplit=1)[0] for path in paths}
-    if empty := next((path for path, header in headers.items() if not header.strip()), None):
-        raise files.empty(empty)
+    for path, header in headers.items():
+        files.check_there(header.strip().encode(), path)
     tables = {}
     for path, header in headers.items():
         names = _names(header, ",")

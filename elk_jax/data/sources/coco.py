@@ -388,7 +388,7 @@ def _check_one_patient(infos: Sequence[ImageInfo], path: Path) -> None:
     patient, perhaps in another split."""
     of_whole: dict[tuple[str, str], ImageInfo] = {}
     for info in infos:
-        frame_of = info.file_name if info.meta.get("frame") is not None else ""
+        frame_of = "" if info.volume or info.meta.get("frame") is None else info.file_name
         whole = info.volume or frame_of
         other = of_whole.setdefault((info.volume, frame_of), info) if whole else info
         if info.patient_id != other.patient_id and whole in (info.patient_id, other.patient_id):

@@ -175,9 +175,10 @@ def errors_of(name: object) -> Iterator[None]:
 
 
 def _read(file: BinaryIO, budget: Budget, stop_before_pixels: bool = False) -> Dataset:
-    """The dataset of a file; the file's position is then after the part that was read. UserError for an empty file."""
-    if not file.seek(0, io.SEEK_END):
-        raise files.empty("")
+    """The dataset of a file; the file's position is then after the part that was read. UserError as in
+    `files.check_there`."""
+    file.seek(0)
+    files.check_there(file.read(PREFIX), "")
     file.seek(128)
     meta_start = PREFIX if file.read(4) == b"DICM" else 0
     file.seek(meta_start)

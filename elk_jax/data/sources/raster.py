@@ -137,8 +137,7 @@ def _opened(data: bytes, where: object) -> Image.Image:
 
     Decoders silently fill in missing data if a file ends between two rows of blocks, so its end marker is checked.
     """
-    if not data:
-        raise files.empty(where)
+    files.check_there(data, where)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF"))
     except Image.UnidentifiedImageError as error:

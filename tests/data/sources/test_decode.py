@@ -179,11 +179,14 @@ def test_not_an_image(content, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.dcm"])
-def test_an_empty_file_is_called_empty(tmp_path, name):
+@pytest.mark.parametrize(
+    ("content", "word"), [(b"", "empty"), (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull")]
+)
+def test_a_file_without_its_content_is_named_so(tmp_path, name, content, word):
     path = tmp_path / name
-    path.touch()
+    path.write_bytes(content)
     for read in (decode_image, image_size, lambda path: decode_image(path, frame=0)):
-        with refused("empty", where=path):
+        with refused(word, where=path):
             read(path)
 
 
