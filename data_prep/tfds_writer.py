@@ -108,8 +108,8 @@ def write_tfds(
 
 
 def _check_fields(info: ImageInfo) -> None:
-    """UserError for a split or a field of an image that a record cannot have under its name, and for a `pixel_spacing`
-    that is not one."""
+    """UserError for a split or field that a record cannot have under its name, for text that has no UTF-8, and for a
+    `pixel_spacing` that is not one."""
     where = f"image {info.image_id} ({info.file_name})"
     if info.split == "all" or not re.fullmatch(r"[\w-]*", info.split):
         todo = "use letters, digits, _ and -; `all` means all splits"
@@ -117,7 +117,15 @@ def _check_fields(info: ImageInfo) -> None:
     if taken := sorted(info.meta.keys() & layout.FIXED):
         what = f"the field '{taken[0]}' has the name of a feature of every record"
         raise UserError(what, where=where, todo="rename the field, or remove it")
+    for name, value in info.meta.items():
+        if _is_broken(name) or _is_broken(value):
+            what = f"the field {name!r} has half of a character that is written in two (a surrogate)"
+            raise UserError(what, where=where, todo="write it as UTF-8 text")
     checked_spacing(info.meta.get("pixel_spacing"), where)
+
+
+def _is_broken(value: Any) -> bool:
+    return isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def meta_features(metas: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -115,6 +115,13 @@ def test_a_pixel_spacing_that_is_not_two_numbers_is_refused(tmp_path, value):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("meta", [{"note": "a\ud800"}, {"a\udcff": 1}])
+def test_text_that_has_no_utf_8_is_refused(tmp_path, meta):
+    with refused(repr(next(iter(meta))), "UTF-8", where="image i0 (i0.png)"):
+        infos = [replace(INFOS[0], meta=meta)]
+        tfds_writer.write_tfds(tmp_path / "set", "toy", infos, ("a", "b"), lambda i: PIXELS[i.image_id], bits=16)
+
+
 @pytest.mark.parametrize("name", ["image_id", "image", "objects"])
 def test_a_field_with_the_name_of_a_feature_is_refused(tmp_path, name):
     """It took the place of the feature: images had other ids, or could not be read."""
