@@ -133,14 +133,14 @@ def check_unique(ids: Iterable[object], what: str, where: object) -> None:
 
 
 def check_no_patient_in_two_splits(infos: Sequence[ImageInfo], where: object = "") -> None:
-    """UserError if images of one patient name different splits; images without a split do not count.
+    """UserError if images of one patient name different splits; images without a split, and unused ones, do not count.
 
     IDs that other files may use (`patients.named`) are compared by their keys: 108 and 108.0 are too similar.
     """
     known = named(infos)
     split_of: dict[tuple[bool, str], ImageInfo] = {}
     for info in infos:
-        if not info.split:
+        if info.split in ("", UNUSED):
             continue
         own = info.patient_id in known
         first = split_of.setdefault((own, patient_key(info.patient_id) if own else info.patient_id), info)

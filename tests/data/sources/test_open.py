@@ -247,6 +247,13 @@ def test_images_without_a_patient_among_others_are_counted_once(at, caplog):
     assert not caplog.records, "all are alike, and are counted when they are used"
 
 
+def test_one_image_of_a_patient_may_be_left_out(at):
+    spec = at(lambda content: content["images"][0].update(split="unused"))
+    assert ids(list_source(spec, "train")) == ["2", "3", "4"]
+    with refused("patient A", "'external'", "'train'", where="data.json"):
+        list_source(at(lambda content: content["images"][0].update(split="external")), "train")
+
+
 def test_capital_letters_are_a_way_to_write_splits(at, caplog):
     spec = at(lambda content: [one.update(split=one["split"].title()) for one in content["images"]])
     assert len(list_source(spec, "Train")) == 4 and not caplog.records
