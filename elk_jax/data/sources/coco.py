@@ -97,7 +97,8 @@ def check_patients(content: CocoFile, path: str | Path) -> None:
     its own, in any split. A line is logged if only some images have one."""
     infos, unnamed = content.infos, content.unnamed
     if 0 < unnamed < len(infos):
-        checks.note(f"{path}: {unnamed} of {len(infos)} images name no patient: each is its own, or its volume's")
+        line = f"{unnamed} of {len(infos)} images name no patient: each, or each volume, counts as a patient"
+        checks.note(f"{path}: {line}")
     of_letters = lambda name: "".join(filter(str.isalpha, name.casefold()))
     given = {name for info in infos for name, value in info.meta.items() if isinstance(value, int | str)}
     fields = sorted(name for name in given if of_letters(name) in PATIENT_FIELDS)

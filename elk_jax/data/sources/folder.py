@@ -51,8 +51,9 @@ def check_apart(inputs: Sequence[str | Path], output: Path) -> None:
     """UserError if images written to `output` would be among the images of an input folder in the next run."""
     place = output.resolve()
     for entry in map(Path, inputs):
-        whole = entry.resolve()
-        if entry.is_dir() and place.is_relative_to(whole) and not _is_hidden(place.relative_to(whole)):
+        links = [path for path in entry.rglob("*") if path.is_symlink()] if entry.is_dir() else []
+        wholes = [path.resolve() for path in (entry, *links) if path.is_dir()]
+        if any(place.is_relative_to(whole) and not _is_hidden(place.relative_to(whole)) for whole in wholes):
             what = f"the pictures would lie in the input folder {entry}, and the next run would read them"
             raise UserError(what, where=output, todo="choose an output folder elsewhere")
 

@@ -54,6 +54,17 @@ def test_dicom_is_found_by_its_content(images):
     assert [path.name for path in left_out] == ["DICOMDIR", "notes.txt", "short"]
 
 
+def test_pictures_do_not_go_where_they_are_read_also_behind_a_link(images, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "linked").mkdir()
+    (images / "link").symlink_to(elsewhere / "linked")
+    for place in (images / "out", elsewhere / "linked" / "out", images / "link"):
+        with refused("input folder", where=place):
+            folder.check_apart([images], place)
+    folder.check_apart([images, images / "a.png"], elsewhere / "out")
+    folder.check_apart([images], elsewhere / "linked" / ".hidden")
+
+
 def test_a_link_to_an_image_that_is_gone_is_not_overlooked(images):
     (images / "b" / "gone.png").symlink_to("nowhere.png")
     found, _ = folder.find_images([images])
