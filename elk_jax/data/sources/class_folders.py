@@ -30,9 +30,9 @@ LAYOUT = "put images into DIR/SPLIT/CLASS or DIR/CLASS"
 def open_class_folders(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
     """All images below a folder, whatever their split. Their sizes are read from the headers of the files.
 
-    A file whose header cannot be read has the size 0 x 0; reading the image reports what is wrong with it. Files that
-    are not images are skipped. UserError: no such folder, no image in it, images at a depth that fits no layout, and
-    classes whose names look alike.
+    A file whose header cannot be read has the size 0 x 0; reading the image reports what is wrong with it
+    (`open.check_readable`). Files that are not images are skipped. UserError: no such folder, no image in it, images at
+    a depth that fits no layout, and classes whose names look alike.
     """
     folder = Path(spec.place)
     if not spec.place or not folder.is_dir():

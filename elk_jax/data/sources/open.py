@@ -208,9 +208,9 @@ def check_readable(
     """A listed source in which every image is readable, as far as this is known. For pairs, both images; if only the
     first is wanted (`with_images`), its partner may be missing.
 
-    on_error: "stop" raises UserError if an image file is missing; a damaged one is found when it is read. "skip"
-        decodes every image once now and lists the unreadable ones in `.skipped`, so that all later steps stay
-        deterministic. UserError if none can be read.
+    on_error: "stop" raises UserError if an image file is missing, or has no size since its header cannot be read;
+        other damage is found when it is read. "skip" decodes every image once now and lists the unreadable ones in
+        `.skipped`, so that all later steps stay deterministic. UserError if none can be read.
     progress: shows the decoding of "skip".
     """
     if on_error not in get_args(OnError):
@@ -223,6 +223,9 @@ def check_readable(
         if source.images > 1:
             named = coco.partners(source.infos, spec.partner, source.name)
             checks.check_files(named, image_folder(spec.place), source.name)
+    for position, info in enumerate(source.infos):
+        if not info.width:
+            source[position]  # its header could not be read: this says why
     return source
 
 

@@ -158,11 +158,13 @@ def test_other_files_and_damaged_images(at, tmp_path):
     for name in ("README.md", "train/benign/Thumbs.db", "test/malignant/notes.txt", "train/benign/.DS_Store"):
         (tmp_path / name).write_text("text")
     (tmp_path / "train/benign/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    source = open_source(spec, "train")
+    source = list_source(spec, "train")
     assert source.skipped == (("train/benign/Thumbs.db", "not an image"),)
     broken = next(i for i, info in enumerate(source.infos) if "broken" in info.image_id)
     with refused("image", where="broken.png"):
         source[broken]
+    with refused("image", where="broken.png"):
+        open_source(spec, "train")
     skipping = open_source(spec, "train", on_error="skip")
     assert len(skipping) == len(source) - 1
     assert [name for name, _ in skipping.skipped] == ["train/benign/Thumbs.db", "train/benign/broken.png"]
