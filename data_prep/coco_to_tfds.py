@@ -18,7 +18,7 @@ import checkout  # noqa: F401  before any import of elk_jax
 import numpy as np
 from folders import new_folder
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tfds_writer import write_tfds
+from tfds_writer import texts_among_numbers, write_tfds
 
 from elk_jax.data.sources.checks import check_no_patient_in_two_splits, check_split_names
 from elk_jax.data.sources.coco import check_patients, image_folder, read_coco
@@ -79,6 +79,8 @@ def main(argv: list[str]) -> None:
         for path in (built / "tfds").iterdir():
             os.replace(path, built / path.name)
         (built / "tfds").rmdir()
+    for line in texts_among_numbers(infos):
+        print(f"note: {line}")
     lesions = sum(len(info.boxes) for info in infos)
     print(f"built {flags.output}: {len(infos)} images, {lesions} boxes, {16 if any(wide) else 8} bits per pixel")
 

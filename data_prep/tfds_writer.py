@@ -156,6 +156,18 @@ def meta_features(metas: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]]
     return [{key: columns[key][i] for key in columns} for i in range(len(metas))], features
 
 
+def texts_among_numbers(infos: Sequence[ImageInfo]) -> list[str]:
+    """A line for every field that is text in the data set since an image has a text, although most have a number."""
+    lines = []
+    for name in sorted({name for info in infos for name in info.meta}):
+        given = [info for info in infos if info.meta.get(name) is not None]
+        texts = [info for info in given if not _is(info.meta[name], int | float)]
+        if 0 < len(texts) < len(given) / 2:
+            first = f"image {texts[0].image_id} has {texts[0].meta[name]!r:.40}"
+            lines.append(f"the field {name!r} becomes text in all images: {first}, {len(given) - len(texts)} a number")
+    return lines
+
+
 def _is(value: Any, kinds: Any) -> bool:
     return isinstance(value, kinds) and isinstance(value, bool) == (kinds is bool)
 

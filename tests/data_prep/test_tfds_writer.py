@@ -115,6 +115,13 @@ def test_a_pixel_spacing_that_is_not_two_numbers_is_refused(tmp_path, value):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_text_among_numbers_is_noted():
+    fields = [{"age": 50, "view": "CC", "flag": True}, {"age": "61y", "view": "MLO"}, {"age": 7.5, "view": 3}, {}]
+    infos = [replace(INFOS[n % 3], image_id=f"i{n}", meta=meta) for n, meta in enumerate(fields)]
+    (line,) = tfds_writer.texts_among_numbers(infos)
+    assert "'age'" in line and "i1" in line and "'61y'" in line and "2 a number" in line
+
+
 @pytest.mark.parametrize("meta", [{"note": "a\ud800"}, {"a\udcff": 1}])
 def test_text_that_has_no_utf_8_is_refused(tmp_path, meta):
     with refused(repr(next(iter(meta))), "UTF-8", where="image i0 (i0.png)"):
