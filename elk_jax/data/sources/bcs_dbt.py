@@ -104,8 +104,7 @@ def read_entries(folder: Path, split: str = "") -> list[Entry]:
     unmarked = [entry for entry in chosen if entry.kind in WITH_BOXES and not len(entry.boxes)]
     if unmarked:
         what = f"{len(unmarked)} of {len(chosen)} volumes are labelled {' or '.join(WITH_BOXES)}, but have no box"
-        line = f"{folder}: {what}, the first {unmarked[0].name}: they count as volumes without lesions"
-        logging.getLogger(__name__).warning(line)
+        checks.note(f"{folder}: {what}, the first {unmarked[0].name}: they count as volumes without lesions")
     return chosen
 
 
