@@ -43,8 +43,10 @@ from elk_jax.training.timing import peak_memory  # noqa: E402
 
 RECIPE = replace(workload.RECIPE, optimizer=replace(workload.RECIPE.optimizer, frozen=()))
 """All layers learn, as in configs/comoto.py."""
-PLAIN, MAPS, LOGITS, ALIGNED = "student alone", "teacher's maps", "teacher's maps and logits", "aligned teacher"
-READS_LOGITS = ("classwise", "outputs")
+PLAIN, MAPS, ALIGNED = "student alone", "teacher's maps", "aligned teacher"
+LOGITS, OUTPUTS = "teacher's maps and logits", "teacher's maps, logits and boxes"
+READS = {"classwise": LOGITS, "outputs": OUTPUTS}
+"""What modes read of the teacher besides its maps."""
 AIM = 1.4
 """A step that distils over both parts; not more on a CPU."""
 
@@ -104,13 +106,14 @@ def benchmark(
 ) -> dict[str, Any]:
     mesh, own = meshes.make_mesh(), detectors.build(config)
     data = workload.phantom_data(size, batch_size, threads=2)
-    programs, compile_seconds = compiled(own, config, modes, stride, data.batch, mesh)
+    programs, compile_seconds, flops = compiled(own, config, modes, stride, data.batch, mesh)
     calls = {name: measure.calls_for(call, least_seconds) for name, call in programs.items()}
     times: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(repetitions):
         for name, call in programs.items():
             times[name].append(measure.seconds_per_call(call, calls[name], clock))
     ratios = {mode: measure.ratios(times[mode], parts(times, mode)) for mode in modes}
+    single = {name: [value] for name, value in flops.items()}
     aligned = measure.ratios(times[ALIGNED], times[PLAIN])
     return {
         "settings": {
@@ -122,6 +125,8 @@ def benchmark(
         },
         "seconds": {name: measure.spread(values) for name, values in times.items()},
         "distilled_over_parts": ratios,
+        "flops": flops,
+        "flops_over_parts": {mode: flops[mode] / parts(single, mode)[0] for mode in modes},
         "aligned_over_plain": aligned,
         "aim": AIM,
         "compile_seconds": compile_seconds,
@@ -134,15 +139,15 @@ def benchmark(
 
 
 def parts(times: Mapping[str, Sequence[float]], mode: str) -> list[float]:
-    """For every round, the student's own step and the teacher's computation for the mode."""
-    teacher = times[LOGITS if mode in READS_LOGITS else MAPS]
+    """For every round, the sum of the student's own step and the teacher's computation for the mode."""
+    teacher = times[READS.get(mode, MAPS)]
     return [own + other for own, other in zip(times[PLAIN], teacher, strict=True)]
 
 
 def compiled(
     own: Detector, config: Any, modes: Sequence[str], stride: int, batch: Mapping[str, np.ndarray], mesh: Any
-) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """(programs by name, each a call that returns without waiting; seconds to compile each)."""
+) -> tuple[dict[str, Callable[[], Any]], dict[str, float], dict[str, float]]:
+    """(programs by name, each a call that returns without waiting; seconds to compile each; FLOPs of each)."""
     weights = jax.jit(own.init)(jax.random.key(1))
     canvas = batch["image"].shape[1:3]
     placed = meshes.put_batch({**batch, "distilled": np.ones(len(batch["valid"]), bool), "beside": dict(batch)}, mesh)
@@ -153,28 +158,30 @@ def compiled(
     teacher = meshes.place_constants(weights, mesh)
     found: dict[str, Callable[[], Any]] = {}
     seconds: dict[str, float] = {}
+    flops: dict[str, float] = {}
     for name, (model, fed) in steps.items():
         start = time.perf_counter()
-        found[name] = _step(model, fed, mesh)
+        found[name], flops[name] = _step(model, fed, mesh)
         seconds[name] = time.perf_counter() - start
     forward: dict[str, Callable[..., Any]] = {MAPS: own.features}
-    if set(modes) & set(READS_LOGITS):
-        forward[LOGITS] = partial(_logits, own, canvas)
+    read = {LOGITS: lambda *given: _anchored(own, canvas, *given)[0], OUTPUTS: partial(_anchored, own, canvas)}
+    forward |= {READS[mode]: read[READS[mode]] for mode in modes if mode in READS}
     for name, call in forward.items():
         start = time.perf_counter()
         program = jax.jit(call).lower(teacher, alone).compile()
-        found[name] = partial(program, teacher, alone)
+        found[name], flops[name] = partial(program, teacher, alone), measure.flops(program.cost_analysis()) or 0.0
         seconds[name] = time.perf_counter() - start
-    return found, seconds
+    return found, seconds, flops
 
 
-def _logits(own: Detector, canvas: tuple[int, int], params: Params, batch: Any) -> jax.Array:
+def _anchored(own: Detector, canvas: tuple[int, int], params: Params, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """Logits and boxes for all anchors."""
     assert own.anchored is not None
-    return own.anchored(params, own.features(params, batch), canvas).logits
+    return own.anchored(own.outputs(params, own.features(params, batch)), canvas)[:2]
 
 
-def _step(model: Model, batch: Any, mesh: Any) -> Callable[[], Any]:
-    """One update of a model, as the training loop makes it."""
+def _step(model: Model, batch: Any, mesh: Any) -> tuple[Callable[[], Any], float]:
+    """One update of a model, as the training loop makes it, and its FLOPs."""
     step = gradient(model, RECIPE, mesh)
     program, constants = on_mesh(step, mesh), meshes.place_constants(model.constants, mesh)
     state = [program.init(fresh_params(step, mesh))]
@@ -184,7 +191,7 @@ def _step(model: Model, batch: Any, mesh: Any) -> Callable[[], Any]:
         state[0], metrics = update(state[0], constants, batch)
         return metrics
 
-    return call
+    return call, measure.flops(update.cost_analysis()) or 0.0
 
 
 if __name__ == "__main__":

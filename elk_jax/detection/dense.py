@@ -25,7 +25,7 @@ from elk_jax.detection import backbone, lanes
 from elk_jax.detection import boxes as box_ops
 from elk_jax.detection.anchors import pyramid_anchors
 from elk_jax.detection.dense_config import DenseConfig
-from elk_jax.detection.detector import Anchored, Batch, Detector, MapImages, Params, Pyramid, Tap
+from elk_jax.detection.detector import Anchored, Batch, Detector, Loss, MapImages, Params, Pyramid, Tap
 from elk_jax.detection.losses import focal_sum, giou_loss, smooth_l1
 from elk_jax.detection.matching import POSITIVE, match
 from elk_jax.detection.nms import batched_nms, soft_nms
@@ -50,27 +50,30 @@ class ImageLosses(NamedTuple):
 
 HEADS = ("class_head", "box_head")
 """Top-level names of the parameters that all levels share."""
-Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-"""(model, params, pyramid, batch, rng, map_images) -> (loss, metrics)."""
 
 
 def detector(
-    model: Any, loss: Loss, class_layers: str, conventions: Mapping[str, str], frozen: tuple[str, ...]
+    model: Any,
+    loss: Callable[..., Loss],
+    class_layers: str,
+    conventions: Mapping[str, str],
+    frozen: tuple[str, ...],
 ) -> Detector:
-    """A model as a `Detector`. The other arguments: see there."""
+    """A model as a `Detector`. loss: (config, outputs, batch, map_images) -> loss. The other arguments: see there."""
     config: DenseConfig = model.config
     return Detector(
         config=config,
         init=lambda rng: backbone.draw(config.backbone, model, config.stages, rng),
         features=partial(features, model),
-        loss_from_features=partial(loss, model),
+        outputs=partial(outputs, model),
+        loss_from_outputs=lambda params, pyramid, found, batch, rng, map_images: loss(config, found, batch, map_images),
         predict_from_features=partial(predict_from_features, model),
         class_layers=class_layers,
         conventions=conventions,
         frozen=frozen,
         strides=config.strides,
         statistics=backbone.statistics(config.backbone),
-        anchored=partial(anchored, model),
+        anchored=partial(anchored, config),
         backbone=Tap(partial(backbone_maps, model), config.stages, partial(levels, model)),
     )
 
@@ -113,11 +116,11 @@ def anchors(config: DenseConfig, height: int, width: int) -> tuple[np.ndarray, .
     return pyramid_anchors(size, c.strides, c.anchor_sizes, c.anchor_ratios, c.anchor_offset, c.anchor_rounded)
 
 
-def anchored(model: Any, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]) -> Anchored:
+def anchored(config: DenseConfig, found: Outputs, canvas: tuple[int, int]) -> Anchored:
     """The outputs for all anchors of images on a canvas, without an unused background."""
-    found, every = outputs(model, params, pyramid), np.concatenate(anchors(model.config, *canvas))
-    boxes = box_ops.decode(jnp.concatenate(found.deltas, 1), jnp.asarray(every), model.config.box_weights)
-    first = int(model.config.background == "first")
+    every = np.concatenate(anchors(config, *canvas))
+    boxes = box_ops.decode(jnp.concatenate(found.deltas, 1), jnp.asarray(every), config.box_weights)
+    first = int(config.background == "first")
     return Anchored(jnp.concatenate(found.logits, 1)[..., first:], boxes, every)
 
 

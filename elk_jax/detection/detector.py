@@ -7,7 +7,8 @@ A batch is a mapping with the keys of `images.schema.Batch`: image [B, H, W, I o
 (height, width), gt_boxes [B, M, 4], gt_labels, gt_valid, gt_ignore [B, M], and optionally valid [B] (images that
 count). Features and predictions need only image and image_size.
 
-Distillation reads the `features` of a teacher and a student; fusion changes them before `loss_from_features`.
+Distillation reads the `features` or `outputs` of a teacher and a student; fusion changes the features before
+`loss_from_features`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ Params = Any
 Batch = Mapping[str, jax.Array]
 Pyramid = tuple[jax.Array, ...]
 """Levels [B, h, w, C], fine to coarse."""
+Loss = tuple[jax.Array, dict[str, jax.Array]]
+"""A scalar, and its terms: scalars by name."""
 MapImages = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Maps a function of one image over the batch: jax.vmap, or jax.vmap inside shard_map, so that no top-k ever sees a
 sharded batch."""
@@ -69,8 +72,10 @@ class Detector:
     init: rng -> params.
     features: (params, batch, rng=None) -> pyramid. rng: only in training, for networks that drop branches or read the
     statistics of the batch; None: drop none.
-    loss_from_features: (params, pyramid, batch, rng, map_images) -> (scalar, terms: dict of scalars). Means are over
-    the global batch; images with batch["valid"] False do not count.
+    outputs: (params, pyramid) -> outputs of the heads on a pyramid, in the detector's own form. Losses that share them
+    also share one backward pass through the heads.
+    loss_from_outputs: (params, pyramid, outputs, batch, rng, map_images) -> (scalar, terms: dict of scalars). Means are
+    over the global batch; images with batch["valid"] False do not count.
     predict_from_features: (params, pyramid, batch, map_images) -> detections of every image, best first: boxes
     [B, K, 4] in pixels of the batch image; scores, labels, valid [B, K].
 
@@ -81,8 +86,8 @@ class Detector:
     statistics: of the parameters that are running statistics of batches (`Model.statistics`).
     strides: pixels per cell of every level.
     stages: 1, or 2 for a detector that scores its own region proposals.
-    anchored: (params, pyramid, canvas (H, W)) -> outputs for all anchors; for a two-stage detector those of its
-    proposals, whose class is the objectness. None: there are none to compare.
+    anchored: (outputs, canvas (H, W)) -> the outputs for all anchors; for a two-stage detector those of its proposals,
+    whose class is the objectness. None: there are none to compare.
     backbone: the maps from which the pyramid is computed; None: they cannot be read.
     images, tested_images: I in training and in testing, 2 for pairs (`SourceSpec.partner`).
     """
@@ -90,14 +95,15 @@ class Detector:
     config: Any
     init: Callable[[jax.Array], Params]
     features: Callable[..., Pyramid]
-    loss_from_features: Callable[[Params, Pyramid, Batch, jax.Array, MapImages], tuple[jax.Array, dict[str, jax.Array]]]
+    outputs: Callable[[Params, Pyramid], Any]
+    loss_from_outputs: Callable[[Params, Pyramid, Any, Batch, jax.Array, MapImages], Loss]
     predict_from_features: Callable[[Params, Pyramid, Batch, MapImages], dict[str, jax.Array]]
     class_layers: str
     conventions: Mapping[str, str]
     frozen: tuple[str, ...]
     strides: tuple[int, ...]
     stages: int = 1
-    anchored: Callable[[Params, Pyramid, tuple[int, int]], Anchored] | None = None
+    anchored: Callable[[Any, tuple[int, int]], Anchored] | None = None
     backbone: Tap | None = None
     statistics: tuple[str, ...] = ()
     images: int = 1
@@ -107,12 +113,16 @@ class Detector:
     def name(self) -> str:
         return self.config.name
 
-    def loss(
-        self, params: Params, batch: Batch, rng: jax.Array, map_images: MapImages = jax.vmap
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, params: Params, batch: Batch, rng: jax.Array, map_images: MapImages = jax.vmap) -> Loss:
         """The loss of a batch and its terms."""
         pyramid = self.features(params, batch, jax.random.fold_in(rng, _FEATURES))
         return self.loss_from_features(params, pyramid, batch, rng, map_images)
+
+    def loss_from_features(
+        self, params: Params, pyramid: Pyramid, batch: Batch, rng: jax.Array, map_images: MapImages = jax.vmap
+    ) -> Loss:
+        """`loss_from_outputs`, with the outputs for this pyramid."""
+        return self.loss_from_outputs(params, pyramid, self.outputs(params, pyramid), batch, rng, map_images)
 
     def predict(self, params: Params, batch: Batch, map_images: MapImages = jax.vmap) -> dict[str, jax.Array]:
         """The detections of a batch. No gradient flows through the selection of boxes."""

@@ -22,7 +22,7 @@ from elk_jax.backbones.efficientnet import activate
 from elk_jax.backbones.norms import Norm, frozen_patterns, norm_from_name
 from elk_jax.detection import backbone, dense
 from elk_jax.detection.dense import Outputs
-from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
+from elk_jax.detection.detector import Batch, Detector, Loss, MapImages
 from elk_jax.detection.efficientdet_config import EfficientDetConfig, named
 from elk_jax.detection.settings import norm_conventions
 from elk_jax.precision import at_least_float32
@@ -124,7 +124,7 @@ class EfficientDet(nn.Module):
 
 def detector(config: EfficientDetConfig) -> Detector:
     """EfficientDet as a `Detector`."""
-    return dense.detector(EfficientDet(config), loss_from_features, CLASS_LAYERS, conventions(config), frozen(config))
+    return dense.detector(EfficientDet(config), loss, CLASS_LAYERS, conventions(config), frozen(config))
 
 
 def frozen(config: EfficientDetConfig) -> tuple[str, ...]:
@@ -149,24 +149,16 @@ def conventions(config: EfficientDetConfig) -> dict[str, str]:
     }
 
 
-def loss_from_features(
-    model: EfficientDet,
-    params: Params,
-    pyramid: Pyramid,
-    batch: Batch,
-    rng: jax.Array,
-    map_images: MapImages = jax.vmap,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss(config: EfficientDetConfig, found: Outputs, batch: Batch, map_images: MapImages = jax.vmap) -> Loss:
     """Sum of the two losses, and metrics: each loss, and the mean number of positive anchors of an image.
 
     Both are divided by the number of positive anchors in the whole batch, at least 1. Images without a lesion count as
-    background. Images with batch["valid"] False do not count. `rng` is not used.
+    background. Images with batch["valid"] False do not count.
     """
-    c = model.config
-    counts, sums = dense.losses(c, dense.outputs(model, params, pyramid), batch, map_images)
+    counts, sums = dense.losses(config, found, batch, map_images)
     sums = jax.tree.map(lambda per_image: jnp.where(counts, per_image, 0).sum(), sums)
     positives = jnp.maximum(sums.positives, 1)
-    losses = {"loss_class": sums.classes / positives, "loss_box": box_scale(c) * sums.box / positives}
+    losses = {"loss_class": sums.classes / positives, "loss_box": box_scale(config) * sums.box / positives}
     mean = sums.positives / jnp.maximum(counts.sum(), 1)
     return losses["loss_class"] + losses["loss_box"], {**losses, "positives": mean}
 

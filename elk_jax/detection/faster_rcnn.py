@@ -93,7 +93,8 @@ def detector(config: FasterRCNNConfig) -> Detector:
         config=config,
         init=partial(init, model),
         features=partial(features, model),
-        loss_from_features=partial(loss_from_features, model),
+        outputs=partial(rpn_outputs, model),
+        loss_from_outputs=partial(loss_from_outputs, model),
         predict_from_features=partial(predict_from_features, model),
         class_layers=CLASS_LAYERS,
         conventions=conventions(config),
@@ -101,7 +102,7 @@ def detector(config: FasterRCNNConfig) -> Detector:
         strides=STRIDES,
         statistics=backbone.statistics(config.backbone),
         stages=2,
-        anchored=partial(anchored, model),
+        anchored=partial(anchored, config),
     )
 
 
@@ -167,9 +168,9 @@ def anchors(config: FasterRCNNConfig, height: int, width: int) -> tuple[np.ndarr
     return pyramid_anchors((height, width), STRIDES, c.anchor_sizes, c.anchor_ratios, c.anchor_offset, c.anchor_rounded)
 
 
-def anchored(model: FasterRCNN, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]) -> Anchored:
+def anchored(config: FasterRCNNConfig, found: RPNOutputs, canvas: tuple[int, int]) -> Anchored:
     """Objectness [B, A, 1] of all anchors, and their decoded boxes."""
-    found, every = rpn_outputs(model, params, pyramid), np.concatenate(anchors(model.config, *canvas))
+    every = np.concatenate(anchors(config, *canvas))
     boxes = box_ops.decode(jnp.concatenate(found.deltas, 1), jnp.asarray(every))
     return Anchored(jnp.concatenate(found.objectness_logits, 1)[..., None], boxes, every)
 
@@ -271,10 +272,11 @@ def pooled(
 # The two chains.
 
 
-def loss_from_features(
+def loss_from_outputs(
     model: FasterRCNN,
     params: Params,
     pyramid: Pyramid,
+    outputs: RPNOutputs,
     batch: Batch,
     rng: jax.Array,
     map_images: MapImages = jax.vmap,
@@ -289,7 +291,6 @@ def loss_from_features(
     counts = batch.get("valid", jnp.ones(len(batch["image"]), bool))
     rng_rpn, rng_roi = (jax.random.split(key, len(counts)) for key in jax.random.split(rng))
 
-    outputs = rpn_outputs(model, params, pyramid)
     first = rpn_sums(config, outputs, batch, rng_rpn, map_images)
     first = jax.tree.map(lambda per_image: jnp.where(counts, per_image, 0).sum(), first)
 

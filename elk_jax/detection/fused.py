@@ -39,14 +39,17 @@ def detector(config: FusedConfig) -> Detector:
         config=config,
         init=partial(init, config),
         features=partial(features, config),
-        loss_from_features=partial(efficientdet.loss_from_features, model),
+        outputs=partial(dense.outputs, model),
+        loss_from_outputs=lambda params, pyramid, found, batch, rng, map_images: efficientdet.loss(
+            config, found, batch, map_images
+        ),
         predict_from_features=partial(dense.predict_from_features, model),
         class_layers=efficientdet.CLASS_LAYERS,
         conventions={field: _of_trunks(layers) for field, layers in efficientdet.conventions(config).items()},
         frozen=tuple(map(_of_trunks, efficientdet.frozen(config))),
         strides=config.strides,
         statistics=tuple(map(_of_trunks, backbone.statistics(config.backbone))),
-        anchored=partial(dense.anchored, model),
+        anchored=partial(dense.anchored, config),
         images=1 if config.second == "own" else 2,
         tested_images=1 if config.second == "own" or config.drop else 2,
     )

@@ -22,7 +22,7 @@ from elk_jax.backbones.fpn import FPN
 from elk_jax.backbones.norms import Norm, frozen_patterns, norm_from_name
 from elk_jax.detection import backbone, dense
 from elk_jax.detection.dense import Outputs
-from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
+from elk_jax.detection.detector import Batch, Detector, Loss, MapImages
 from elk_jax.detection.retinanet_config import RetinaNetConfig, plain, torchvision, torchvision_v2
 from elk_jax.detection.settings import norm_conventions
 from elk_jax.precision import at_least_float32
@@ -104,7 +104,7 @@ class RetinaNet(nn.Module):
 
 def detector(config: RetinaNetConfig) -> Detector:
     """RetinaNet as a `Detector`."""
-    return dense.detector(RetinaNet(config), loss_from_features, CLASS_LAYERS, conventions(config), frozen(config))
+    return dense.detector(RetinaNet(config), loss, CLASS_LAYERS, conventions(config), frozen(config))
 
 
 def frozen(config: RetinaNetConfig) -> tuple[str, ...]:
@@ -131,21 +131,13 @@ def conventions(config: RetinaNetConfig) -> dict[str, str]:
     }
 
 
-def loss_from_features(
-    model: RetinaNet,
-    params: Params,
-    pyramid: Pyramid,
-    batch: Batch,
-    rng: jax.Array,
-    map_images: MapImages = jax.vmap,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss(config: RetinaNetConfig, found: Outputs, batch: Batch, map_images: MapImages = jax.vmap) -> Loss:
     """Sum of the two losses, and metrics: each loss, and the mean number of positive anchors of an image.
 
     The losses of an image are divided by its number of positive anchors, at least 1, and then averaged over the images
     (as in torchvision). Images without a lesion count as background. Images with batch["valid"] False do not count.
-    `rng` is not used.
     """
-    counts, sums = dense.losses(model.config, dense.outputs(model, params, pyramid), batch, map_images)
+    counts, sums = dense.losses(config, found, batch, map_images)
     images, positives = jnp.maximum(counts.sum(), 1), jnp.maximum(sums.positives, 1)
 
     def mean(per_image: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from elk_jax.backbones.initial import draw_params
 from elk_jax.detection.boxes import area, clip
-from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
+from elk_jax.detection.detector import Batch, Detector, Loss, MapImages, Params, Pyramid
 from elk_jax.detection.detectors import Kind
 from elk_jax.detection.losses import giou_loss, sigmoid_focal
 from elk_jax.detection.nms import batched_nms
@@ -24,6 +24,7 @@ from elk_jax.fields import ABOVE_ZERO, SHARE, AtLeast, check
 from elk_jax.precision import at_least_float32
 
 STRIDE = 8
+Outputs = tuple[jax.Array, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def detector(config: ToyConfig) -> Detector:
         config=config,
         init=lambda rng: draw_params(model, rng, jnp.zeros((1, 16, 16, 1))),
         features=partial(features, model),
-        loss_from_features=partial(loss_from_features, model),
+        outputs=partial(outputs, model),
+        loss_from_outputs=partial(loss_from_outputs, model),
         predict_from_features=partial(predict_from_features, model),
         class_layers=r"^classes/",
         conventions={"pixel_std": r"^backbone_0/"},
@@ -92,11 +94,11 @@ def features(model: Toy, params: Params, batch: Batch, rng: jax.Array | None = N
     return (model.apply({"params": params}, image, kept, method="features"),)
 
 
-def loss_from_features(
-    model: Toy, params: Params, pyramid: Pyramid, batch: Batch, rng: jax.Array, map_images: MapImages = jax.vmap
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss_from_outputs(
+    model: Toy, params: Params, pyramid: Pyramid, found: Outputs, batch: Batch, rng: jax.Array, map_images: MapImages
+) -> Loss:
     """Every cell whose centre lies in a lesion learns the smallest such lesion; all others learn background."""
-    logits, boxes = _outputs(model, params, pyramid)
+    logits, boxes = found
     counts = batch.get("valid", jnp.ones(len(logits), bool))[:, None]
 
     def of_image(logits, boxes, gt_boxes, gt_labels, gt_valid, gt_ignore):
@@ -130,10 +132,10 @@ def predict_from_features(
         kept = {name: jnp.where(valid.reshape(-1, *(1,) * (x.ndim - 1)), x, 0) for name, x in found.items()}
         return {**kept, "valid": valid}
 
-    return map_images(of_image)(*_outputs(model, params, pyramid), batch["image_size"])
+    return map_images(of_image)(*outputs(model, params, pyramid), batch["image_size"])
 
 
-def _outputs(model: Toy, params: Params, pyramid: Pyramid) -> tuple[jax.Array, jax.Array]:
+def outputs(model: Toy, params: Params, pyramid: Pyramid) -> Outputs:
     """Logits [B, N, Q] and boxes [B, N, 4] of the N cells."""
     (level,) = pyramid
     logits, sides = model.apply({"params": params}, level, method="head")

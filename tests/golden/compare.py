@@ -100,9 +100,10 @@ def retinanet_with_reference(name, seeded):
     def chain(params, batch, lesion_free):
         (c5,) = backbone.stages(config.backbone, params, batch, strides=(32,))
         pyramid = dense.features(model, params, batch)
-        loss = lambda b: retinanet.loss_from_features(model, params, pyramid, b, jax.random.key(0))[1]
+        outputs = dense.outputs(model, params, pyramid)
+        loss = lambda b: retinanet.loss(config, outputs, b)[1]
         found = dense.predict_from_features(model, params, pyramid, batch)
-        return c5, pyramid, dense.outputs(model, params, pyramid), found, loss(batch), loss(lesion_free)
+        return c5, pyramid, outputs, found, loss(batch), loss(lesion_free)
 
     c5, pyramid, outputs, found, *losses = jax.device_get(chain(imported.params, batch, lesion_free))
     logits, deltas = (np.concatenate(part, 1)[:, :: seeded.STRIDE_OF_DELTAS] for part in outputs)
@@ -141,8 +142,8 @@ def efficientdet_with_reference(name, seeded):
     @partial(jax.jit, compiler_options=LITTLE)
     def chain(params, batch):
         pyramid = dense.features(model, params, batch)
-        terms = efficientdet.loss_from_features(model, params, pyramid, batch, jax.random.key(0))[1]
         outputs = dense.outputs(model, params, pyramid)
+        terms = efficientdet.loss(config, outputs, batch)[1]
         return pyramid, outputs, terms, [dense.detections(kind, outputs, batch) for kind in (config, soft)]
 
     batch = golden_batch(seeded)

@@ -45,13 +45,13 @@ to P7 have too few cells for a correlation."""
 
 
 class Side(NamedTuple):
-    """A detector, its input, and its maps at these strides."""
+    """A detector, its input, and its maps at these strides. outputs: of its heads, in modes that read them."""
 
     detector: Detector
-    params: Params
     pyramid: Pyramid
     batch: Batch
     strides: tuple[int, ...]
+    outputs: Any = None
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -308,7 +308,7 @@ def anchor_classes(side: Side, map_images: MapImages) -> tuple[jax.Array, jax.Ar
 
 def _anchored(side: Side) -> Anchored:
     assert side.detector.anchored is not None
-    return side.detector.anchored(side.params, side.pyramid, side.canvas)
+    return side.detector.anchored(side.outputs, side.canvas)
 
 
 def _levels(teacher: Side, student: Side) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
@@ -341,7 +341,7 @@ def aligning(detector: Detector, recipe: DistillationRecipe) -> Model:
         mapped = tap.maps(params, batch, for_features)
         pyramid = tap.pyramid(params, mapped)
         value, terms = detector.loss_from_features(params, pyramid, batch, for_loss, map_images)
-        side = Side(detector, params, mapped, batch, tap.strides)
+        side = Side(detector, mapped, batch, tap.strides)
         beside = points_beside(side, recipe, for_points, map_images)
         pull, push = lesions.impa(lesion_points(side, recipe), beside)
         added = {"align_pull": pull, "align_push": push, "distinct_cells": _distinct(side, recipe)}
@@ -374,16 +374,19 @@ def learning(
         seen = image_of(batch, 0) if partner else batch
         shown: Any = batch["beside"] if mode.reads == "beside" else image_of(batch, 1) if partner else batch
         own_maps = taps[1].maps(own, seen, for_features)
-        value, terms = jnp.float32(0), Metrics()
-        if recipe.detection_weight:
+        value, terms, outputs = jnp.float32(0), Metrics(), None
+        if recipe.detection_weight or mode.of_anchors:
             pyramid = taps[1].pyramid(own, own_maps)
-            value, terms = detector.loss_from_features(own, pyramid, seen, for_loss, map_images)
+            outputs = detector.outputs(own, pyramid)  # once for both losses, so that one gradient passes through it
+        if recipe.detection_weight:
+            value, terms = detector.loss_from_outputs(own, pyramid, outputs, seen, for_loss, map_images)
             terms = {**terms, "loss_detection": value}
         taught = jax.lax.stop_gradient(taps[0].maps(constants["teacher"], shown))
+        soft = teacher.outputs(constants["teacher"], taught) if mode.of_anchors else None
         with jax.named_scope("distillation"):
             added, found = mode.loss(
-                Side(teacher, constants["teacher"], taught, shown, taps[0].strides),
-                Side(detector, own, own_maps, seen, taps[1].strides),
+                Side(teacher, taught, shown, taps[0].strides, soft),
+                Side(detector, own_maps, seen, taps[1].strides, outputs),
                 params.get(LEARNED, {}),
                 recipe,
                 map_images,
@@ -411,8 +414,8 @@ def likeness_of_batch(
     taps = [one.tap(recipe.tap) for one in (teacher, detector)]
     shown, seen = image_of(batch, 1), image_of(batch, 0)
     sides = (
-        Side(teacher, weights, taps[0].maps(weights, shown), shown, taps[0].strides),
-        Side(detector, own, mapped(taps[1].maps(own, seen), params.get(LEARNED, {})), seen, taps[1].strides),
+        Side(teacher, taps[0].maps(weights, shown), shown, taps[0].strides),
+        Side(detector, mapped(taps[1].maps(own, seen), params.get(LEARNED, {})), seen, taps[1].strides),
     )
     patients = batch["patient"]
     return [(likeness.moments(*pair), likeness.shuffled(*pair, patients)) for pair in _levels(*sides)]

@@ -35,11 +35,9 @@ def detector():
     """The toy, whose cells are its anchors."""
     toy = toy_detector.detector(CONFIG)
 
-    def anchored(params, pyramid, canvas):
+    def anchored(outputs, canvas):
         y, x = np.mgrid[0 : SIDE // 8, 0 : SIDE // 8].reshape(2, -1, 1) * 8.0
-        flat = pyramid[0].reshape(len(pyramid[0]), -1, pyramid[0].shape[-1])
-        anchors = np.concatenate([x, y, x + 8, y + 8], 1)
-        return Anchored(flat[..., :1], anchors + jnp.tanh(flat[..., 1:2]), anchors)
+        return Anchored(*outputs, np.concatenate([x, y, x + 8, y + 8], 1))
 
     return replace(toy, anchored=anchored)
 
@@ -93,6 +91,52 @@ def test_a_mode_adds_its_weighted_loss_and_reaches_the_backbone(mode):
         mode in ("lesion", "image", "fgd", "contrastive", "hints")
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("mode", ["classwise", "outputs"])
+def test_the_gradient_is_the_sum_of_those_of_both_losses(mode):
+    found = student(mode)
+    params = jax.jit(found.init)(jax.random.key(1))
+
+    def one(name):
+        call = lambda p: found.loss(p, found.constants, both(), jax.random.key(0), jax.vmap)[1][name]
+        return jax.jit(jax.grad(call))(params)
+
+    wanted = jax.tree.map(lambda a, b: a + MODES[mode].weight * b, one("loss_detection"), one("loss_distillation"))
+    gradient = measure(found, params, both())[2]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), gradient, wanted)
+    assert all(np.abs(gradient[name]["kernel"]).max() > 1e-3 for name in ("classes", "sides"))
+
+
+NETWORK = resnet.ResNetConfig(num_classes=0, depth=18, width=8, norm="none")
+SMALL = {"backbone": NETWORK, "fpn_channels": 8}
+REAL = (
+    RetinaNetConfig(num_classes=3, background="first", **SMALL),
+    faster_rcnn_config.detectron2(num_classes=3, box_fc_width=8, **SMALL),
+)
+
+
+@pytest.mark.parametrize("config", REAL, ids=lambda one: one.name)
+def test_two_losses_of_the_outputs_share_one_backward_pass(config):
+    """A step has the convolutions of the student's own step, and those of the teacher's outputs, or fewer."""
+    own = detectors.build(config)
+    shapes = jax.eval_shape(own.init, jax.random.key(0))
+    image = {"image": jnp.zeros((2, 64, 64, 3)), "image_size": jnp.full((2, 2), 64.0)}
+    batch = {**both(), **image, "beside": {**both()["beside"], **image}}
+
+    def convolutions(call, *arguments):
+        return jax.jit(call).lower(*arguments).as_text().count("stablehlo.convolution")
+
+    def of_step(loss):
+        return convolutions(jax.grad(lambda p, batch: loss(p, batch)[0]), shapes, batch)
+
+    teacher = convolutions(lambda p, batch: own.outputs(p, own.features(p, batch)), shapes, image)
+    alone = of_step(lambda p, batch: own.loss(p, batch, jax.random.key(0)))
+    for mode in ("classwise", "outputs"):
+        found = learning(own, own, shapes, DistillationRecipe(model=config, mode=mode), (64, 64))
+        constants = {"teacher": jax.tree.map(lambda one: jnp.zeros(one.shape), shapes)}
+        step = of_step(lambda p, b, found=found, c=constants: found.loss(p, c, b, jax.random.key(0), jax.vmap))
+        assert step <= alone + teacher, mode
 
 
 def test_a_detector_of_two_stages_is_taught_with_the_constants_that_are_published_for_it():
@@ -185,7 +229,8 @@ def test_anchors_of_lesions_and_the_hardest_of_background(monkeypatch):
     params, batch = own.init(jax.random.key(0)), some_batch(0)
     batch["gt_boxes"] = jnp.zeros((2, 2, 4)).at[0, 0].set(jnp.array([8.0, 8, 16, 16]))
     batch["gt_valid"] = jnp.zeros((2, 2), bool).at[0, 0].set(True)
-    side = model.Side(own, params, own.features(params, batch), batch, own.strides)
+    pyramid = own.features(params, batch)
+    side = model.Side(own, pyramid, batch, own.strides, own.outputs(params, pyramid))
     logits, classes = model.anchor_classes(side, jax.vmap)
     assert np.flatnonzero(classes[0] == 0).tolist() == [5] and (classes == 1).sum(1).tolist() == [3, 3]
     hard = np.asarray(logits[1, :, 0])[np.asarray(classes[1] == 1)]
@@ -193,17 +238,13 @@ def test_anchors_of_lesions_and_the_hardest_of_background(monkeypatch):
 
 
 def test_the_detectors_of_the_table_give_logits_of_their_anchors():
-    network = resnet.ResNetConfig(num_classes=0, depth=18, width=8, norm="none")
-    small = {"backbone": network, "fpn_channels": 8}
-    configs = (RetinaNetConfig(num_classes=3, background="first", **small), faster_rcnn_config.detectron2(
-        num_classes=3, box_fc_width=8, **small))  # fmt: skip
-    for config, classes in zip(configs, (3, 1)):
+    for config, classes in zip(REAL, (3, 1)):
         one = detectors.build(config)
         batch = {"image": jnp.zeros((2, 64, 64, 3)), "image_size": jnp.full((2, 2), 64.0)}
         counts = []
 
         def call(params, one=one, batch=batch, counts=counts):
-            logits, boxes, anchors = one.anchored(params, one.features(params, batch), (64, 64))
+            logits, boxes, anchors = one.anchored(one.outputs(params, one.features(params, batch)), (64, 64))
             counts.append(anchors.shape)
             assert boxes.shape == (2, *anchors.shape)
             return logits
@@ -223,7 +264,7 @@ def test_published_points_lie_in_the_frame_of_the_stretched_image():
         "gt_ignore": jnp.zeros((1, 1), bool), "valid": jnp.ones(1, bool),
     }  # fmt: skip
     level = jnp.stack(jnp.meshgrid(jnp.arange(42.0), jnp.arange(21.0), indexing="ij")[::-1], -1)[None]
-    side = model.Side(one, {}, (level,), batch, (32,))
+    side = model.Side(one, (level,), batch, (32,))
     recipe = parse(comoto.get_config("published")).recipes["distill"]
     found = model.lesion_points(side, recipe).values[0]
     assert found[:4].tolist() == [[10, 20], [12, 20], [10, 23], [12, 23]] and found[4].tolist() == [11, 21]
@@ -276,7 +317,7 @@ def of_maps(seed: int, batch) -> model.Side:
     drawn = jax.random.normal(jax.random.key(seed), (2, sum(side * side for side in LEVELS), 3))
     split = np.cumsum([side * side for side in LEVELS])[:-1]
     maps = tuple(one.reshape(2, side, side, 3) for one, side in zip(jnp.split(drawn, split, axis=1), LEVELS))
-    return model.Side(detector(), {}, maps, batch, tuple(SIDE // side for side in LEVELS))
+    return model.Side(detector(), maps, batch, tuple(SIDE // side for side in LEVELS))
 
 
 def changed(side: model.Side, level: int, where=slice(None)) -> model.Side:
@@ -331,7 +372,7 @@ def test_settings_of_a_loss_reach_it():
     assert terms("lesion", weight=0.25) == pytest.approx((0.25 * distilled, distilled), rel=1e-4)
     batch, weights = both(), student("lesion").constants["teacher"]
     sides = [
-        model.Side(own, one, own.features(one, seen), seen, own.strides)
+        model.Side(own, own.features(one, seen), seen, own.strides)
         for one, seen in ((weights, batch["beside"]), (of_detector(params), batch))
     ]
     recipe = DistillationRecipe(model=CONFIG, mode="lesion", stride=8)
