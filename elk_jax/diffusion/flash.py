@@ -28,10 +28,13 @@ VECTOR_MEMORY = 12 * 2**20
 
 
 def fits(query: jax.Array, key: jax.Array) -> bool:
-    """Whether the kernels support query [B, N, T, D] and key [B, N, S, D]: their format and their memory."""
-    if query.dtype not in (jnp.bfloat16, jnp.float32):
-        return False
+    """Whether the kernels support query [B, N, T, D] and key [B, N, S, D]: their format, their memory, and several keys.
+
+    The TPU's compiler rejects bfloat16 products with a matrix of one column: those of a single key.
+    """
     queries, keys = query.shape[2], key.shape[2]
+    if query.dtype not in (jnp.bfloat16, jnp.float32) or keys == 1:
+        return False
     channels, rows = _rounded(query.shape[3], 8), query.dtype.itemsize
     forward = 2 * 2 * keys * channels * rows
     backward = (3 * 2 * rows + 4) * queries * channels + 2 * 2 * 4 * 8 * queries

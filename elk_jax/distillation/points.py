@@ -147,7 +147,8 @@ def cells_of_breast(image: jax.Array, grid: Grid, air: float) -> jax.Array:
     (h, w), (height, width) = grid
     rows, columns = -(-height // h), -(-width // w)
     padded = jnp.pad(image[..., 0], ((0, 0), (0, h * rows - height), (0, w * columns - width)))
-    return padded.reshape(-1, h, rows, w, columns).max((2, 4)) > air
+    of_rows = padded.reshape(-1, h, rows, w * columns).max(2)  # first, as the columns of a cell are padded on a TPU
+    return of_rows.reshape(-1, h, w, columns).max(3) > air
 
 
 def draw_cells(features: jax.Array, allowed: jax.Array, count: Count, rng: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -4,10 +4,13 @@ Shapes: B batch, H W a map, C channels, k the kernel's size. Kernels are [k, k, 
 
 Each is computed on maps of half the side with four times the channels, where it and its gradients are dense
 convolutions with stride 1. The gradient of a convolution with stride 2 spreads its input with zeros, so that three
-quarters of a CPU's multiplications would be with zeros.
+quarters of a CPU's multiplications would be with zeros. Other devices skip these zeros; there the rearranged kernels of
+a discriminator, which are larger than its maps, would only be moved, so that its convolutions have stride 2.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +24,38 @@ SUMS = (((1, 0, 0), (1, 1, 0)), ((0, 1, 1), (0, 0, 1)))
 added."""
 
 
+@jax.custom_vjp
 def halved(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution of stride 2 with k / 2 - 1 zeros around the map: [B, H, W, C_in] -> [B, H/2, W/2, C_out].
 
     k, H and W are even. Equals PyTorch's Conv2d(k, stride 2, padding k / 2 - 1).
     """
+    return lax.platform_dependent(x, kernel, cpu=halved_of_depth, default=halved_by_strides)
+
+
+def _halved_forward(x: jax.Array, kernel: jax.Array):
+    return halved(x, kernel), (x, kernel)
+
+
+def _halved_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    def of(form: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        return lambda x, kernel, gradient: jax.vjp(form, x, kernel)[1](gradient)
+
+    forms = {"cpu": of(halved_of_depth), "default": of(halved_by_strides)}
+    return lax.platform_dependent(*saved, gradient, **forms)
+
+
+halved.defvjp(_halved_forward, _halved_backward)
+
+
+def halved_by_strides(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`halved`, as a convolution of stride 2."""
+    margin = len(kernel) // 2 - 1
+    return convolve_within(x, kernel, 2, ((margin, margin), (margin, margin)))
+
+
+def halved_of_depth(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`halved`, on maps of half the side."""
     k, _, channels, features = kernel.shape
     half, margin = k // 2, k // 2 - 1
     x = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from elk_jax.diffusion.attention import attend
 from elk_jax.diffusion.unet import DownBlock, UNetConfig
 from elk_jax.programs import costs, hlo
 from elk_jax.training import mesh as meshes
@@ -58,3 +59,14 @@ def test_products_are_of_bfloat16_and_attention_is_a_kernel(step):
     assert len(products) > 30 and all(kinds == {"bf16"} for kinds in products)
     scores = [SIDE**4, SIDE**2 * TOKENS]  # of the image of a chip with itself and with the text
     assert sorted(kernels) == sorted(2 * n * products * WIDTH for n in scores for products in (2, 5))
+
+
+def test_attention_to_a_single_key_is_not_a_kernel():
+    """The compiler rejects the kernel's products with a matrix of one column of bfloat16."""
+    mesh = tpu_mesh()
+    few, one = (
+        jax.ShapeDtypeStruct((IMAGES, n, 2, 64), jnp.bfloat16, sharding=meshes.batch_sharding(mesh)) for n in (16, 1)
+    )
+    loss = lambda *given: attend(*given).astype(jnp.float32).sum()
+    program = jax.jit(meshes.traced_on(mesh, jax.grad(loss, (0, 1, 2))))
+    assert "tpu_custom_call" not in compiled(program.lower(few, one, one)).as_text()

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from jax import lax
 
-from elk_jax.gan.layers import doubled, halved, instance_norm, pixel_norm, resized, smoothed, space_to_depth
+from elk_jax.gan.layers import (
+    doubled,
+    halved,
+    halved_by_strides,
+    instance_norm,
+    pixel_norm,
+    resized,
+    smoothed,
+    space_to_depth,
+)
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -19,7 +28,8 @@ def maps(*shape):
 def test_halving_is_a_convolution_of_stride_two(k):
     x, kernel = maps(2, 8, 12, 3), maps(k, k, 3, 5)
     plain = lax.conv_general_dilated(x, kernel, (2, 2), [(k // 2 - 1,) * 2] * 2, dimension_numbers=NUMBERS)
-    np.testing.assert_allclose(halved(x, kernel), plain, atol=1e-4)
+    for form in (halved, halved_by_strides):
+        np.testing.assert_allclose(form(x, kernel), plain, atol=1e-4)
 
 
 def test_doubling_is_the_transpose_of_halving():
@@ -29,11 +39,12 @@ def test_doubling_is_the_transpose_of_halving():
     np.testing.assert_allclose((halved(y, kernel) * x).sum(), (y * doubled(x, transposed)).sum(), rtol=1e-4)
 
 
-def test_the_weight_gradients_are_those_of_the_plain_convolution():
-    x, kernel = maps(2, 8, 8, 3), maps(6, 6, 3, 5)
-    plain = lambda k: lax.conv_general_dilated(x, k, (2, 2), [(2, 2)] * 2, dimension_numbers=NUMBERS)
-    loss = lambda call: jax.grad(lambda kernel: jnp.sin(call(kernel)).sum())(kernel)
-    np.testing.assert_allclose(loss(lambda k: halved(x, k)), loss(plain), atol=1e-3)
+def test_the_gradients_are_those_of_the_plain_convolution():
+    given = maps(2, 8, 8, 3), maps(6, 6, 3, 5)
+    plain = lambda x, k: lax.conv_general_dilated(x, k, (2, 2), [(2, 2)] * 2, dimension_numbers=NUMBERS)
+    loss = lambda call: jax.grad(lambda *given: jnp.sin(call(*given)).sum(), (0, 1))(*given)
+    for found, wanted in zip(loss(halved), loss(plain), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-3)
 
 
 def test_resizing_repeats_pixels_and_convolves():
