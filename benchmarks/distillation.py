@@ -164,8 +164,11 @@ def compiled(
         found[name], flops[name] = _step(model, fed, mesh)
         seconds[name] = time.perf_counter() - start
     forward: dict[str, Callable[..., Any]] = {MAPS: own.features}
-    read = {LOGITS: lambda *given: _anchored(own, canvas, *given)[0], OUTPUTS: partial(_anchored, own, canvas)}
-    forward |= {READS[mode]: read[READS[mode]] for mode in modes if mode in READS}
+    anchored = partial(_anchored, own, canvas)
+    if "classwise" in modes:
+        forward[LOGITS] = lambda *given: anchored(*given)[0]
+    if "outputs" in modes:
+        forward[OUTPUTS] = anchored
     for name, call in forward.items():
         start = time.perf_counter()
         program = jax.jit(call).lower(teacher, alone).compile()

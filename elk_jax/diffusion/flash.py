@@ -28,9 +28,9 @@ VECTOR_MEMORY = 12 * 2**20
 
 
 def fits(query: jax.Array, key: jax.Array) -> bool:
-    """Whether the kernels support query [B, N, T, D] and key [B, N, S, D]: their format, their memory, and several keys.
+    """Whether the kernels support query [B, N, T, D] and key [B, N, S, D]: their format, their memory, and S above 1.
 
-    The TPU's compiler rejects bfloat16 products with a matrix of one column: those of a single key.
+    With a single key, they multiply by a matrix of one column, which the TPU's compiler rejects in bfloat16.
     """
     queries, keys = query.shape[2], key.shape[2]
     if query.dtype not in (jnp.bfloat16, jnp.float32) or keys == 1:
