@@ -202,21 +202,16 @@ class Checkpoints:
             shutil.rmtree(self.folder / REMOVED, ignore_errors=True)
 
 
-def load_state(folder: str | os.PathLike, *, best: bool = True, step: int | None = None) -> TrainState:
-    """The trained state, as nested dicts of NumPy arrays, without the optimiser: `opt_state` is None.
+def load_state(folder: str | os.PathLike, step: int) -> TrainState:
+    """The state at a step, as nested dicts of NumPy arrays, without the optimiser: `opt_state` is None.
 
-    folder: the run's checkpoint folder. best: the best checkpoint by metric (if none has a metric, the last); else the
-    last. step overrides both. Raises UserError if there is no such checkpoint.
+    folder: the run's checkpoint folder. UserError if it has no such checkpoint, and for a damaged one.
     """
     folder = Path(folder).absolute()
     todo = "train this stage first, or give the folder that contains the numbered checkpoints"
     # Read without a CheckpointManager, since a single process of several may call this.
-    steps = _steps(folder)
-    if not steps or (step is not None and step not in steps):
-        raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'}", where=folder, todo=todo)
-    if step is None:
-        score = lambda step: _score(files.read_json(folder / str(step) / "metrics" / "metrics"))  # as Orbax keeps it
-        step = max(steps, key=lambda step: (score(step), step)) if best else steps[-1]
+    if step not in _steps(folder):
+        raise UserError(f"no checkpoint of step {step}", where=folder, todo=todo)
     damage = find_damage(folder / str(step), ("params", "ema_params"))
     if damage:
         todo = f"remove {folder.parent} to retrain the stage"

@@ -241,7 +241,7 @@ def train(
     params = step.evaluation_params(state)
     best_params = params
     if memory.best_step not in (0, total_steps):
-        best = load_state(checkpoints.folder, step=memory.best_step)
+        best = load_state(checkpoints.folder, memory.best_step)
         best_params = meshes.place(step.evaluation_params(best), mesh)
     return TrainResult(
         state=state,

@@ -187,7 +187,7 @@ def two_processes(out: Path, index: int, port: str) -> dict:
         seen["stopped"] = str(stop)
     steps = sorted(int(p.name) for p in (out / "stop" / "checkpoints").iterdir() if p.name.isdigit())
     seen["stop_steps"] = steps
-    seen["saved_leaves"] = len(jax.tree.leaves(load_state(out / "stop" / "checkpoints").ema_params))
+    seen["saved_leaves"] = len(jax.tree.leaves(load_state(out / "stop" / "checkpoints", steps[-1]).ema_params))
     return seen
 
 

@@ -59,13 +59,13 @@ def trained(tmp_path_factory):
 
 
 def test_no_checkpoint_holds_the_teacher(trained):
-    folder, model, _ = trained
+    folder, model, result = trained
     files = [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
     names = b"".join(path.read_bytes() for path in files if path.name == "_METADATA")
     assert b"student" in names and b"teacher" not in names
     teacher = sum(leaf.nbytes for leaf in jax.tree.leaves(model.constants))
     assert sum(path.stat().st_size for path in files) < 0.25 * teacher  # random numbers, so not to be compressed
-    state = load_state(folder / "checkpoints")
+    state = load_state(folder / "checkpoints", result.best_step)
     assert state.params.keys() == state.ema_params.keys() == {"student"}
 
 
@@ -79,7 +79,7 @@ def test_the_result_holds_no_teacher(trained):
 
 
 def test_the_teacher_is_learned_from_and_stays_as_it_is(trained, tmp_path):
-    folder, model, _ = trained
+    folder, model, result = trained
     assert losses(folder)[-1] < 0.5 * losses(folder)[0]
     run(tmp_path, student(teacher_seed=1))
     assert losses(tmp_path) != losses(folder)

@@ -30,9 +30,9 @@ def records(workdir):
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
-def loaded(workdir, **choice):
+def loaded(workdir, step):
     """What is evaluated of a checkpoint."""
-    return evaluation_params(load_state(workdir / "checkpoints", **choice))
+    return evaluation_params(load_state(workdir / "checkpoints", step))
 
 
 def assert_same(a, b):
@@ -62,8 +62,8 @@ def test_a_run_learns_and_leaves_what_it_promises(whole):
     assert result.metrics["score"] < -19
     assert int(result.state.step) == STEPS
     assert_same(result.params, result.state.ema_params)
-    assert_same(loaded(folder), result.best_params)
-    assert_same(loaded(folder, best=False), result.params)
+    assert_same(loaded(folder, result.best_step), result.best_params)
+    assert_same(loaded(folder, STEPS), result.params)
 
 
 def test_logged_values_are_means_over_the_steps_between(tmp_path):
@@ -151,7 +151,7 @@ def test_a_nan_stops_the_run_and_spares_the_last_checkpoint(tmp_path):
     with refused(9, "fit", "nan", where="training"):
         toy.train(tmp_path, toy.model(nan_at=9), checkpoint_every=4, log_every=5)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded(tmp_path)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded(tmp_path, 8)))
 
 
 @pytest.mark.parametrize("due", ["checkpoint_every", "eval_every"])
@@ -201,7 +201,7 @@ def test_less_may_be_better_and_nan_never_is(tmp_path):
     result = toy.train(tmp_path, steps=10, eval_every=2, evaluation=toy.scores(values, best_mode="min"))
     assert (result.best_step, result.best_metrics) == (6, {"score": 1.0})
     assert (tmp_path / "checkpoints" / "6").is_dir()
-    assert_same(loaded(tmp_path), result.best_params)
+    assert_same(loaded(tmp_path, result.best_step), result.best_params)
 
 
 @pytest.mark.parametrize("mode, sign", [("max", 1), ("min", -1)])
@@ -210,7 +210,7 @@ def test_of_equal_evaluations_the_last_is_the_best_and_is_kept(tmp_path, mode, s
     evaluation = toy.scores(values, best_mode=mode)
     result = toy.train(tmp_path, steps=10, eval_every=2, checkpoint_every=2, evaluation=evaluation)
     assert (result.best_step, result.best_metrics) == (8, {"score": 0.5 * sign})
-    assert_same(loaded(tmp_path), result.best_params)
+    assert_same(loaded(tmp_path, result.best_step), result.best_params)
 
 
 def test_more_batch_shapes_than_announced_are_reported(tmp_path, capsys):

@@ -125,7 +125,7 @@ def test_when_one_of_two_processes_is_killed_the_other_ends_and_the_run_goes_on(
         assert codes[1] not in (0, None), processes.said(tmp_path)
     checkpoints = tmp_path / "run" / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == [str(one_of_two.SAVED)]
-    assert len(jax.tree.leaves(load_state(checkpoints).params)) == 5
+    assert len(jax.tree.leaves(load_state(checkpoints, one_of_two.SAVED).params)) == 5
     assert int(one_of_two.run(tmp_path / "run").state.step) == one_of_two.STEPS
 
 

@@ -39,7 +39,7 @@ def test_training_leaves_curves_pictures_and_a_generator(run):
 
 def test_what_is_kept_is_the_averaged_generator(run):
     kept = model_folder.flatten(generators.load(run / "gan" / "model").params)
-    state = load_state(run / "gan" / "checkpoints", step=6)
+    state = load_state(run / "gan" / "checkpoints", 6)
     for name, value in model_folder.flatten(state.ema_params).items():
         np.testing.assert_array_equal(kept[name], value, err_msg=name)
     last = model_folder.flatten(state.params["generator"])
@@ -49,7 +49,7 @@ def test_what_is_kept_is_the_averaged_generator(run):
 def test_an_interrupted_training_is_resumed_to_the_bit(run, tmp_path):
     copy = resumed(run, mcgan.get_config("tiny"), "gan", 6, tmp_path / "run")
     assert_same_weights(run / "gan", copy / "gan")
-    states = [load_state(one / "gan" / "checkpoints", step=6) for one in (run, copy)]
+    states = [load_state(one / "gan" / "checkpoints", 6) for one in (run, copy)]
     judges = [model_folder.flatten(state.params["discriminator"]) for state in states]
     for name, leaf in judges[0].items():
         np.testing.assert_array_equal(judges[1][name], leaf, err_msg=name)

@@ -165,7 +165,7 @@ def test_the_generator_alone_is_evaluated_and_returned(whole):
     assert result.best_step == BEST
     assert result.params.keys() == result.best_params.keys() == {"kernel", "bias"}
     jax.tree.map(np.testing.assert_array_equal, result.params, result.state.ema_params)
-    best = load_state(folder / "checkpoints")
+    best = load_state(folder / "checkpoints", BEST)
     jax.tree.map(np.testing.assert_array_equal, result.best_params, best.ema_params)
     assert best.params.keys() == {"generator", "discriminator"}
 
