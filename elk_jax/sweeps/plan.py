@@ -30,8 +30,9 @@ from elk_jax.experiments.parse import parse, plain
 from elk_jax.features import store
 from elk_jax.randomness import check_seed
 from elk_jax.sweeps.settings import Row
-from elk_jax.tasks.run import Experiment
+from elk_jax.tasks.run import Experiment, Run
 from elk_jax.tasks.stages import Stage
+from elk_jax.training import mesh as meshes
 
 SWEEP = "sweep.json"
 REPORT = "report.html"
@@ -200,12 +201,18 @@ def take_finished(plan: Plan, run: PlannedRun) -> list[str]:
 
     Only stages that have not been started in it and have the same settings, seed and inputs, including the models that
     they read, so the run itself accepts them as its own. Checkpoints are not copied: a finished stage needs none.
+    If annotations have changed since, an evaluation is not taken; a training or a painted set is refused, naming the
+    run that has it.
     """
     taken = []
     for name, identity in run.made.items():
         for other in plan.runs:
             same = other is not run and other.identities.get(name) == identity
-            if same and not (run.folder / name).exists() and _is_made(other.folder / name, run):
+            if not same or (run.folder / name).exists() or not _is_made(other.folder / name, run):
+                continue
+            made, stage = Run(other.experiment, other.folder, meshes.make_mesh()), other.experiment.stages[name]
+            resume.check_annotations(made, stage)
+            if not resume.have_changed(made, stage):
                 _copy_stage(other.folder / name, run.folder / name)
                 taken.append(name)
     return taken

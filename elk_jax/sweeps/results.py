@@ -8,6 +8,7 @@ file without any, each floating-point number. The name of a metric is its keys, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import seeds
 from elk_jax.evaluation.bootstrap import PatientStatistic
 from elk_jax.evaluation.seeds import Measured, Resampling
+from elk_jax.experiments import resume
 from elk_jax.experiments.parse import kind_of
 from elk_jax.sweeps.plan import Plan, PlannedRun
 from elk_jax.sweeps.settings import Row
@@ -292,3 +294,17 @@ def _notes(plan: Plan, table: _Table, resampling: Resampling) -> Iterator[str]:
             yield f"{where}: not all runs were evaluated on the same patients."
         if len({one.annotations for one in runs if one.annotations}) > 1:
             yield f"{where}: not all runs were evaluated on the same annotations."
+    for name in _read_differently(plan):
+        yield f"{name}: not all runs learned from the same annotations, which have changed since the first finished."
+
+
+def _read_differently(plan: Plan) -> list[str]:
+    """Stages, except evaluations, that read other annotations of the same data in one run than in another."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for run in plan.runs:
+        for name, end in run.finished.items():
+            stage, known = run.experiment.stages[name], files.read_object(end).get("annotations", "")
+            if known and not isinstance(stage, EvaluateStage):
+                read = {key: resume.settings(run.experiment, stage)[key] for key in ("seed", "data")}
+                found.setdefault((name, json.dumps([read, list(stage.data())])), set()).add(known)
+    return list(dict.fromkeys(name for (name, _), hashes in found.items() if len(hashes) > 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from elk_jax.sweeps import plan as plans
 from elk_jax.sweeps.plan import plan
 from elk_jax.sweeps.settings import Row
 from elk_jax.tasks import TASKS
+from elk_jax.tasks.run import Run
 from tests.experiments import toy_task
 from tests.refusals import refused
 
@@ -176,6 +178,45 @@ def test_what_read_other_weights_is_not_taken(tmp_path):
     assert plans.take_finished(found, second) == []
     files.write_text(second.folder / "train" / "model" / "params", "weights")
     assert plans.take_finished(found, second) == ["evaluate"]
+
+
+def on_file(tmp_path):
+    """A sweep on a COCO file with one image of each split; its first run has finished both stages."""
+    file, images = tmp_path / "real.json", []
+    for number, split in enumerate(("train", "val", "test")):
+        images.append({"id": number, "file_name": f"{number}.png", "width": 8, "height": 8, "split": split})
+    files.write_json(file, {"images": images, "annotations": [], "categories": [{"id": 1, "name": "mass"}]})
+    found = planned(tmp_path / "sweep", (Row("a"), Row("b", {"toy.steps": 40})), 1, **{"data.real.spec": f"coco:{file}"})
+    for stage in ("train", "evaluate"):
+        made(found.runs[0], stage)
+        end = found.runs[0].folder / stage / "finished.json"
+        run = Run(found.runs[0].experiment, found.runs[0].folder, None)
+        known = resume.annotation_hash(run, found.runs[0].experiment.stages[stage])
+        files.write_json(end, files.read_json(end) | {"annotations": known})
+    return found, file
+
+
+def with_image(file, split: str) -> None:
+    content = files.read_json(file)
+    content["images"].append({**content["images"][0], "id": 9, "file_name": "9.png", "split": split})
+    files.write_json(file, content)
+
+
+def test_a_training_on_annotations_that_have_changed_is_not_taken(tmp_path):
+    found, file = on_file(tmp_path)
+    made_by, second = found.runs
+    with_image(file, "train")
+    with refused("annotations", "stage train", where=made_by.folder / "train"):
+        plans.take_finished(found, second)
+    assert not (second.folder / "train").exists()
+    shutil.rmtree(made_by.folder / "train")
+    assert plans.take_finished(found, second) == [], "as the message says: it is made again"
+
+
+def test_an_evaluation_on_annotations_that_have_changed_is_not_taken(tmp_path):
+    found, file = on_file(tmp_path)
+    with_image(file, "test")
+    assert plans.take_finished(found, found.runs[1]) == ["train"]
 
 
 def no_links(*arguments):

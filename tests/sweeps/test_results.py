@@ -108,6 +108,17 @@ def test_runs_of_other_annotations_are_named(sweep):
         assert len(noted) == ("b" in known) and all(note.startswith("evaluate: ") for note in noted)
 
 
+def test_runs_that_learned_from_other_annotations_are_named(sweep):
+    """They count as finished, and later runs learn from the corrected ones. Seeds may draw different patients."""
+    write(sweep)
+    for known in (("a", "b", "a", "b"), ("a", "b", "c", "b"), ("a", "b", "", "b")):
+        for run, one in zip(sorted(sweep.runs, key=lambda run: run.row.name), known, strict=True):
+            folder = files.make_folder(run.folder / "train")
+            files.write_json(folder / "finished.json", {"summary": {}, "seconds": 1.0, "annotations": one})
+        noted = [note for note in collect(sweep, BASELINES, 0).notes if "annotations" in note]
+        assert len(noted) == ("c" in known) and all(note.startswith("train: ") for note in noted)
+
+
 def test_runs_that_are_missing_are_left_out(sweep):
     write(sweep, leave_out=[("plain", 43)])
     plain, better, _ = collect(sweep, BASELINES, 300).metrics["evaluate", ""]["train/score"]
