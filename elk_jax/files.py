@@ -92,6 +92,52 @@ def whole_folder(path: str | os.PathLike, last: str) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def new_results(
+    folder: str | os.PathLike, last: str, earlier: Sequence[str], inputs: Sequence[str | os.PathLike] = ()
+) -> Iterator[Path]:
+    """A temporary place for results, which at the end replace those of an earlier command in `folder`; it is locked.
+
+    last: the result that is moved last, so that a folder that contains it is complete. earlier: patterns of all files
+    that such a command may have written. They are removed if the folder contains `last`, since they would be taken for
+    a part of the new results. inputs: files that stay. After an error or a kill before the end, the earlier results are
+    unchanged; after a kill during the move, the next command removes what is there.
+    """
+    folder = make_folder(folder)
+    with locked(folder):
+        place = make_folder(folder / PARTIAL)
+        interrupted = (place / last).is_file()  # a command was killed during the move
+        try:
+            for left in place.iterdir():
+                if left.name != last:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield place
+        except BaseException as error:
+            if not interrupted:
+                shutil.rmtree(place, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise from_os_error(error, folder) from error
+            raise
+        try:
+            if interrupted or (folder / last).is_file():
+                _remove(folder, earlier, inputs)
+            for path in sorted((one for one in place.rglob("*") if one.is_file()), key=lambda one: one == place / last):
+                target = folder / path.relative_to(place)
+                make_folder(target.parent)
+                os.replace(path, target)
+            shutil.rmtree(place)
+        except OSError as error:
+            raise from_os_error(error, folder) from error
+
+
+def _remove(folder: Path, patterns: Sequence[str], inputs: Sequence[str | os.PathLike]) -> None:
+    """Remove the files in `folder` that match a pattern, except `inputs`."""
+    kept = {Path(one).resolve() for one in inputs}
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        if path.is_file() and path.resolve() not in kept:
+            path.unlink()
+
+
 def check_name(path: str | os.PathLike) -> None:
     """Raise UserError if the last part of `path` is longer than a file name can be. Opens nothing."""
     size = len(os.fsencode(Path(path).name))

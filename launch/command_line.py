@@ -42,20 +42,26 @@ def required(flag: flags.FlagHolder, example: str = "") -> Any:
     return flag.value
 
 
-OF_TRAININGS = {
+EVALUATION, PREDICTION, COMPARISON = "an evaluation", "a prediction", "a comparison of sets"
+FOLDERS = {
     "versions.json": "a run",
     "finished.json": "a stage of a run",
     "sweep.json": "a sweep",
     "model.json": "a model",
+    "evaluation.json": EVALUATION,
+    "comparison.json": COMPARISON,
+    "findings.json": PREDICTION,
+    "predictions.csv": PREDICTION,
 }
-"""File -> what a folder that has it is."""
+"""File -> what a folder that has it is; the first counts."""
 
 
-def results_folder(path: str) -> Path:
-    """A folder for results. UserError for a folder of a training, whose report they would replace."""
-    for name, what in OF_TRAININGS.items():
-        if (Path(path) / name).is_file():
-            raise UserError(f"the folder is that of {what}", where=path, todo="give another --output for the results")
+def results_folder(path: str, own: str) -> Path:
+    """A folder for results of the kind `own`. UserError for a folder of another kind, as they would replace its report
+    or be taken for a part of it."""
+    what = next((what for name, what in FOLDERS.items() if (Path(path) / name).is_file()), own)
+    if what != own:
+        raise UserError(f"the folder is that of {what}", where=path, todo="give another --output for the results")
     return Path(path)
 
 

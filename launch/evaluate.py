@@ -68,7 +68,7 @@ def main() -> None:
     output = OUTPUT.value or (WORKDIR.value and f"{WORKDIR.value}/evaluation-{SPLIT.value or 'all'}")
     if not output:
         raise command_line.UserError("no --output given", todo="give a folder for the results")
-    folder = command_line.results_folder(output)
+    folder = command_line.results_folder(output, command_line.EVALUATION)
     from elk_jax.tasks import TASKS, find_model
 
     model, task = None, TASKS["detection"]

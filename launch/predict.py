@@ -56,7 +56,7 @@ OF_DETECTORS = (THRESHOLD, FLOOR, PICTURES, VOLUMES, VOLUME_RULE)
 def main() -> None:
     workdir = Path(command_line.required(WORKDIR, "runs/cem_mixed"))
     inputs = command_line.required(INPUT, "FOLDER")
-    output = command_line.results_folder(command_line.required(OUTPUT, "FOLDER"))
+    output = command_line.results_folder(command_line.required(OUTPUT, "FOLDER"), command_line.PREDICTION)
     from elk_jax.tasks import find_model
     from elk_jax.tasks.run import new_console
     from elk_jax.weights import model_folder

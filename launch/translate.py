@@ -31,7 +31,7 @@ ON_ERROR = source_flags.define_on_error()
 def main() -> None:
     workdir = Path(command_line.required(WORKDIR, "runs/bridge_le_to_cem"))
     inputs = command_line.required(INPUT, "FOLDER")
-    output = command_line.results_folder(command_line.required(OUTPUT, "FOLDER"))
+    output = command_line.results_folder(command_line.required(OUTPUT, "FOLDER"), command_line.PREDICTION)
     from elk_jax.tasks import TASKS, find_model
     from elk_jax.tasks.translation.predict import TranslateSettings, translate_files
 

@@ -279,6 +279,74 @@ def test_of_a_folder_that_cannot_be_written_nothing_remains(tmp_path, monkeypatc
     assert list(folder.iterdir()) == [] if there else not folder.exists()
 
 
+EARLIER = ("index", "page", "pictures/[0-9]_*")
+
+
+def write_results(folder, *names, inputs=()):
+    with files.new_results(folder, "index", EARLIER, inputs) as place:
+        for name in names:
+            files.write_text(files.make_folder((place / name).parent) / name.rpartition("/")[2], "new")
+
+
+def there(folder):
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_new_results_replace_the_earlier_ones_and_no_other_file(tmp_path):
+    write_results(tmp_path, "index", "page", "pictures/1_a", "pictures/2_b")
+    assert there(tmp_path) == dict.fromkeys(("index", "page", "pictures/1_a", "pictures/2_b"), "new")
+    for name in ("mine", "pictures/mine", "pictures/3_given"):
+        (tmp_path / name).write_text("old")
+    write_results(tmp_path, "index", "pictures/2_c", inputs=[tmp_path / "pictures" / "3_given"])
+    new, old = ("index", "pictures/2_c"), ("mine", "pictures/mine", "pictures/3_given")
+    assert there(tmp_path) == dict.fromkeys(new, "new") | dict.fromkeys(old, "old")
+
+
+def test_files_that_no_command_has_written_stay(tmp_path):
+    (tmp_path / "page").write_text("mine")
+    write_results(tmp_path, "index")
+    assert there(tmp_path) == {"index": "new", "page": "mine"}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_after_an_error_the_earlier_results_are_as_they_were(tmp_path, monkeypatch, error):
+    write_results(tmp_path, "index", "page")
+    before = there(tmp_path)
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with refused("disk is full") if isinstance(error, OSError) else pytest.raises(KeyboardInterrupt):
+        write_results(tmp_path, "page", "index")
+    assert there(tmp_path) == before
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_results_of_a_command_that_was_killed_during_the_move_are_not_complete_and_are_replaced(
+    tmp_path, monkeypatch, moved
+):
+    write_results(tmp_path, "index", "page", "pictures/0_a")
+    replace, left = os.replace, [moved]
+
+    def killed(source, target):
+        if Path(source).name.endswith(files.PARTIAL):
+            return replace(source, target)  # the write of one file
+        if not left[0]:
+            raise SystemExit
+        left[0] -= 1
+        return replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(SystemExit):
+            write_results(tmp_path, "index", "page", "pictures/1_b")
+    assert not (tmp_path / "index").exists() and not (tmp_path / "pictures" / "0_a").exists()
+    for _ in range(2):
+        write_results(tmp_path, "index")
+        assert there(tmp_path) == {"index": "new"}
+
+
 @pytest.mark.parametrize("between", [";", "\t"])
 def test_a_table_with_other_separators_says_so(tmp_path, between):
     path = tmp_path / "a.csv"

@@ -12,12 +12,14 @@ from elk_jax.distances.page import page
 from elk_jax.distances.sets import ImageSet
 from elk_jax.reporting.report import write_report
 
+COMPARISON = "comparison.json"
+
 
 def write_comparison(found: Comparison, folder: Path) -> None:
     """Write comparison.json and report.html."""
-    files.make_folder(folder)
-    files.write_json(folder / "comparison.json", as_json(found))
-    write_report(folder / "report.html", page(found))
+    with files.new_results(folder, COMPARISON, ()) as place:
+        files.write_json(place / COMPARISON, as_json(found))
+        write_report(place / "report.html", page(found))
 
 
 def as_json(found: Comparison) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from elk_jax import files
 from elk_jax.experiments import checks, needs, report, resume
 from elk_jax.experiments.parse import kind_of, parse, plain
 from elk_jax.tasks import folds, private
-from elk_jax.tasks.run import Run, meet
+from elk_jax.tasks.run import Experiment, Run, meet
 from elk_jax.tasks.stages import Stage, TrainStage
 from elk_jax.training import mesh as meshes
 
@@ -50,7 +50,7 @@ def run_experiment(
     chosen = [stage for name, stage in experiment.stages.items() if stages is None or name in stages]
     needs.check_needs(experiment, chosen)
     resume.check_experiment(experiment, folder)
-    run = Run(experiment, folder, meshes.make_mesh(experiment.mesh.data, experiment.mesh.fsdp))
+    run = run_of(experiment, folder)
     repeat = repeat and stages is not None
     for stage in chosen:
         resume.check_settings(run, stage)
@@ -63,6 +63,11 @@ def run_experiment(
     meet("settings compared")
     with files.locked(folder) if run.is_main else contextlib.nullcontext():
         return _run_stages(run, chosen, repeat, plain(config))
+
+
+def run_of(experiment: Experiment, folder: Path) -> Run:
+    """An experiment in its run folder, on the devices that it asks for."""
+    return Run(experiment, folder, meshes.make_mesh(experiment.mesh.data, experiment.mesh.fsdp))
 
 
 def _run_stages(run: Run, chosen: Sequence[Stage], repeat: bool, config: dict[str, Any]) -> dict[str, Any]:

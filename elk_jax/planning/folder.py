@@ -11,12 +11,14 @@ from elk_jax.planning.page import page
 from elk_jax.planning.plan import SPARE, Plan, Program, SlicePlan, efficiencies
 from elk_jax.reporting.report import write_report
 
+PLAN = "plan.json"
+
 
 def write_plan(plan: Plan, folder: Path) -> None:
     """Write plan.json and plan.html."""
-    files.make_folder(folder)
-    files.write_json(folder / "plan.json", as_json(plan))
-    write_report(folder / "plan.html", page(plan))
+    with files.new_results(folder, PLAN, ()) as place:
+        files.write_json(place / PLAN, as_json(plan))
+        write_report(place / "plan.html", page(plan))
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

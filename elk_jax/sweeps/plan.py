@@ -25,14 +25,14 @@ from ml_collections import ConfigDict, FieldReference
 from elk_jax import files
 from elk_jax.errors import UserError
 from elk_jax.experiments import resume
+from elk_jax.experiments.experiment import run_of
 from elk_jax.experiments.needs import check_needs
 from elk_jax.experiments.parse import parse, plain
 from elk_jax.features import store
 from elk_jax.randomness import check_seed
 from elk_jax.sweeps.settings import Row
-from elk_jax.tasks.run import Experiment, Run
+from elk_jax.tasks.run import Experiment
 from elk_jax.tasks.stages import Stage
-from elk_jax.training import mesh as meshes
 
 SWEEP = "sweep.json"
 REPORT = "report.html"
@@ -210,7 +210,7 @@ def take_finished(plan: Plan, run: PlannedRun) -> list[str]:
             same = other is not run and other.identities.get(name) == identity
             if not same or (run.folder / name).exists() or not _is_made(other.folder / name, run):
                 continue
-            made, stage = Run(other.experiment, other.folder, meshes.make_mesh()), other.experiment.stages[name]
+            made, stage = run_of(other.experiment, other.folder), other.experiment.stages[name]
             resume.check_annotations(made, stage)
             if not resume.have_changed(made, stage):
                 _copy_stage(other.folder / name, run.folder / name)

@@ -281,6 +281,32 @@ def test_results_do_not_go_where_a_training_keeps_its_own(quick_start, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+NOTHING_THERE = {
+    "evaluate": ["--data=phantom:", "--workdir=none"],
+    "predict": ["--input=a.png", "--workdir=none"],
+    "compare_sets": ["--real=folders:none", "--synthetic=folders:none"],
+}
+
+
+@pytest.mark.parametrize("script", NOTHING_THERE)
+@pytest.mark.parametrize(
+    ("names", "of"),
+    [
+        (["findings.json"], "predict"),
+        (["predictions.csv"], "predict"),
+        (["evaluation.json", "predictions.csv"], "evaluate"),
+        (["comparison.json"], "compare_sets"),
+    ],
+)
+def test_results_do_not_go_into_a_folder_of_other_results(quick_start, tmp_path, script, names, of):
+    """One page would be replaced, and the other files of both would stand side by side."""
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    done = quick_start(script, *NOTHING_THERE[script], f"--output={tmp_path}")
+    assert_one_line(done, "none" if script == of else f"({tmp_path})")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
 def test_a_failed_evaluation_leaves_no_folder(quick_start, tmp_path):
     common = ("evaluate", "--data=phantom:size=64,count=12", f"--output={tmp_path / 'out'}")
     assert_one_line(quick_start(*common, f"--predictions={tmp_path / 'none.json'}"), "none.json")

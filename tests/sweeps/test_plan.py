@@ -186,7 +186,9 @@ def on_file(tmp_path):
     for number, split in enumerate(("train", "val", "test")):
         images.append({"id": number, "file_name": f"{number}.png", "width": 8, "height": 8, "split": split})
     files.write_json(file, {"images": images, "annotations": [], "categories": [{"id": 1, "name": "mass"}]})
-    found = planned(tmp_path / "sweep", (Row("a"), Row("b", {"toy.steps": 40})), 1, **{"data.real.spec": f"coco:{file}"})
+    found = planned(
+        tmp_path / "sweep", (Row("a"), Row("b", {"toy.steps": 40})), 1, **{"data.real.spec": f"coco:{file}"}
+    )
     for stage in ("train", "evaluate"):
         made(found.runs[0], stage)
         end = found.runs[0].folder / stage / "finished.json"

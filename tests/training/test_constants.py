@@ -79,7 +79,7 @@ def test_the_result_holds_no_teacher(trained):
 
 
 def test_the_teacher_is_learned_from_and_stays_as_it_is(trained, tmp_path):
-    folder, model, result = trained
+    folder, model, _ = trained
     assert losses(folder)[-1] < 0.5 * losses(folder)[0]
     run(tmp_path, student(teacher_seed=1))
     assert losses(tmp_path) != losses(folder)

@@ -39,6 +39,7 @@ from elk_jax.tasks.classification.fit import with_draws
 from elk_jax.tasks.classification.model import ARCHITECTURES, Trained, load
 from elk_jax.tasks.classification.page import ClassificationRun, Evaluated, classification_part, terminal_table
 from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage
+from elk_jax.tasks.results import check_output, new_evaluation
 from elk_jax.tasks.run import Run, new_console, patients_seen, skipped_images, unread_partners
 from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder
@@ -195,10 +196,10 @@ def evaluate_source(
             what = "the same model as the one being evaluated"
             raise UserError(what, where="--against", todo="name another run or model")
         folders = {_name(other) if _name(other) != _name(model) else str(other): other} | folders
+    check_output(output)
     source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"), images=1)
     console, counts = new_console(), class_counts(source)
     console.print(f"{split or 'all'} {', '.join(f'{value} {key}' for key, value in counts.items())}")
-    files.check_writable(output)
     trained = {name: load(folder) for name, folder in folders.items()}
     found = {name: measure(one, source, settings.bootstrap) for name, one in trained.items()}
     for name, one in found.items():
@@ -207,13 +208,13 @@ def evaluate_source(
     evaluations = {name: one.metrics for name, one in found.items()}
     own = _name(model)
     place = f"{split or 'every'} split of {data.spec}"
-    with files.locked(files.make_folder(output)):
-        _write(output, found[own], trained[own], source)
-        files.write_json(output / "comparisons.json", comparisons)
+    with new_evaluation(output) as written:
+        _write(written, found[own], trained[own], source)
+        files.write_json(written / "comparisons.json", comparisons)
         pictures = {own: report.error_pictures(found[own].errors, source)}
         evaluated = Evaluated(place, evaluations, comparisons, pictures, unnamed=not patients.named(source.infos))
         record = RunRecord(name=own, title=f"{own} on {place}", data={split or "all": counts}, skipped=source.skipped)
-        write_report(output / "report.html", run_report(record, [classification_part(ClassificationRun([evaluated]))]))
+        write_report(written / "report.html", run_report(record, [classification_part(ClassificationRun([evaluated]))]))
     console.print(terminal_table(evaluations, comparisons, {}, place))
     for note in dict.fromkeys(note for one in evaluations.values() for note in one["notes"]):
         console.print(f"note: {note}")

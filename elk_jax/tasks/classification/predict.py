@@ -17,6 +17,8 @@ from elk_jax.progress import progress_bar
 from elk_jax.tasks.classification import model as classifier
 from elk_jax.tasks.run import new_console, report_skipped
 
+PREDICTIONS, TABLE = "predictions.json", "predictions.csv"
+
 
 @dataclass(frozen=True)
 class PredictSettings:
@@ -56,17 +58,17 @@ def predict_files(
         }
         for info, score in zip(source.infos, scores)
     ]
-    with files.locked(files.make_folder(output)):
+    with files.new_results(output, PREDICTIONS, (PREDICTIONS, TABLE), paths) as place:
         content = {"positive": description.positive, "threshold": threshold, "images": rows}
-        files.write_json(output / "predictions.json", content)
-        files.write_text(output / "predictions.csv", _table(rows, description.positive))
+        files.write_json(place / PREDICTIONS, content)
+        files.write_text(place / TABLE, _table(rows, description.positive))
     report_skipped(not_images, source.skipped)
     for note in classifier.unchosen(trained) if settings.threshold is None else ():
         new_console().print(f"note: {note}; choose another with --threshold")
     called = sum(row["called"] == description.positive for row in rows)
     new_console().print(
         f"{called} of {len(rows)} images called {description.positive} (probability of at least {threshold:.3f}): "
-        f"{output / 'predictions.csv'}"
+        f"{output / TABLE}"
     )
     return rows
 

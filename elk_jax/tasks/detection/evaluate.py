@@ -42,6 +42,7 @@ from elk_jax.tasks.detection.page import (
 )
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage, Metric
 from elk_jax.tasks.detection.train import say_skipped
+from elk_jax.tasks.results import check_output, new_evaluation
 from elk_jax.tasks.run import Experiment, Run, new_console, patients_seen, skipped_images, unread_partners
 from elk_jax.tasks.stages import CombineStage, Need
 from elk_jax.tasks.task import Summary
@@ -290,6 +291,7 @@ def evaluate_source(
     other = _compared_with(settings.against) if settings.against else None
     name, other_name = _names(subject, other)
     criterion = criterion_from_text(settings.criterion)
+    check_output(output, [one.place for one in (subject, other) if one and not one.is_model])
     # files are read first, so that mistakes are reported early
     subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)
     loaded = {one: load(one.place) for one in subjects if one.is_model}
@@ -298,7 +300,6 @@ def evaluate_source(
     console = new_console()
     console.print(f"{split or 'all'}: {counted(source.infos)}")
     categories = source.category_ids
-    files.check_writable(output)
     found = {one: _detect(one, loaded.get(one), source, categories, settings) for one in subjects}
     everything, notes = found[subject]
     results = everything if model is None else detections.above(everything, settings.score_floor)
@@ -323,13 +324,13 @@ def evaluate_source(
         evaluations[other_name]["notes"] += notes
         comparisons[name] = metrics.compare_detections(theirs, results, **how)
     place = f"{split or 'every'} split of {data.spec}"
-    with files.locked(files.make_folder(output)):
-        detections.write_results(output / "predictions.json", results, categories)
-        files.write_json(output / "evaluation.json", evaluation)
-        files.write_json(output / "comparisons.json", comparisons)
+    with new_evaluation(output) as written:
+        detections.write_results(written / "predictions.json", results, categories)
+        files.write_json(written / "evaluation.json", evaluation)
+        files.write_json(written / "comparisons.json", comparisons)
         pictures = report.pictures(name, report.choose_pictures(results, criterion, evaluation), source)
         evaluated = Evaluated(place, evaluations, comparisons, [pictures])
-        write_report(output / "report.html", _page(name, evaluated, split, source))
+        write_report(written / "report.html", _page(name, evaluated, split, source))
     console.print(results_table(evaluations, comparisons, place))
     for note in notes_of(evaluations):
         console.print(f"note: {note}")

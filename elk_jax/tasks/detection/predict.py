@@ -49,7 +49,9 @@ from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder
 
 COLOUR = (64, 196, 255)  # BGR
-PICTURES = "pictures"
+FINDINGS, PICTURES = "findings.json", "pictures"
+WRITTEN = (FINDINGS, "findings.csv", "report.html", f"{PICTURES}/[0-9][0-9][0-9][0-9]*_*.png")
+"""Files of a prediction, of images or of volumes."""
 """The folder of the pictures in the output."""
 
 Predictor = Callable[[Params, Mapping[str, jax.Array]], dict[str, Any]]
@@ -316,14 +318,13 @@ def predict_files(
     threshold = chosen_threshold(description.operating_points) if settings.threshold is None else settings.threshold
     results = detect_with(trained, source, meshes.make_mesh(), settings.score_floor)
     infos = source.infos
-    with files.locked(files.make_folder(output)):
+    with files.new_results(output, FINDINGS, WRITTEN, paths) as place:
         entries = [entry for r, info in zip(results, infos) for entry in _entries(r, info, classes, threshold)]
-        _remove_pictures(output, paths)
-        files.write_json(output / "findings.json", entries)
-        files.write_text(output / "findings.csv", _csv(results, infos, classes, threshold))
+        files.write_json(place / FINDINGS, entries)
+        files.write_text(place / "findings.csv", _csv(results, infos, classes, threshold))
         for index, result in enumerate(results) if settings.pictures else ():
             drawn = draw(source[index].image, result, threshold)
-            path = files.make_folder(output / PICTURES) / _picture_name(index, infos[index])
+            path = files.make_folder(place / PICTURES) / _picture_name(index, infos[index])
             files.write_bytes(path, cv2.imencode(".png", drawn)[1].tobytes())
     report_skipped(not_images, source.skipped)
     count = sum(int((r.scores >= threshold).sum()) for r in results)
@@ -337,16 +338,6 @@ def predict_files(
 def _picture_name(index: int, info: ImageInfo) -> str:
     frame = f"_{info.slice}" if info.volume else ""
     return f"{index:04d}_{Path(info.file_name).stem}{frame}.png"
-
-
-def _remove_pictures(output: Path, inputs: Sequence[Path]) -> None:
-    """Remove the pictures of an earlier prediction: beside new findings they would be taken for theirs. inputs: files
-    that stay, even if they are called like such pictures."""
-    kept = {path.resolve() for path in inputs}
-    if (output / "findings.json").is_file():
-        for path in (output / PICTURES).glob("[0-9][0-9][0-9][0-9]*_*.png"):
-            if path.resolve() not in kept:
-                path.unlink()
 
 
 def chosen_threshold(points: Sequence[OperatingPoint]) -> float:

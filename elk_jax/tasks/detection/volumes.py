@@ -43,6 +43,7 @@ from elk_jax.tasks.detection import predict
 from elk_jax.tasks.detection.model import Ensemble, Trained, load
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
 from elk_jax.tasks.detection.volumes_page import evaluation_page, findings_page
+from elk_jax.tasks.results import check_output, new_evaluation
 from elk_jax.tasks.run import Run, new_console, patients_seen, report_skipped
 from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
@@ -234,7 +235,7 @@ def evaluate_dbtex(
     model: a model folder; None to evaluate `predictions`, a CSV file of the challenge, for which tables of BCS-DBT
     suffice without their images. by_slice: also write predictions.json, the detections in each slice.
     """
-    files.check_writable(output)
+    check_output(output, [] if predictions is None else [predictions])
     notes: list[str] = []
     volumes: tuple[Volume, ...] = ()
     shown: tuple[Volume, ...] = ()
@@ -255,12 +256,12 @@ def evaluate_dbtex(
     evaluation = evaluated(results, volumes, resamples, rule)
     notes = evaluation["notes"] = [*notes, *evaluation["notes"]]
     place = f"{split or 'every'} split of {data.spec}"
-    with files.locked(files.make_folder(output)):
-        _write(output, evaluation, results)
+    with new_evaluation(output) as written:
+        _write(written, evaluation, results)
         if by_slice:
-            detections.write_results(output / "predictions.json", in_slices, categories)
+            detections.write_results(written / "predictions.json", in_slices, categories)
         write_report(
-            output / "report.html", evaluation_page(str(model or predictions), place, evaluation, results, shown)
+            written / "report.html", evaluation_page(str(model or predictions), place, evaluation, results, shown)
         )
     console = new_console()
     console.print(_table(evaluation, place))
@@ -409,11 +410,12 @@ def predict_volumes(
     found = [result.found for result in results]
     classes = trained.description.classes
     entries = [entry for pair in zip(volumes, found) for entry in _entries(*pair, classes, threshold)]
-    with files.locked(files.make_folder(output)):
-        files.write_text(output / "findings.csv", submission.text(results))
-        files.write_json(output / "findings.json", entries)
+    read = [info.file_name for volume in volumes for info in volume.infos]
+    with files.new_results(output, predict.FINDINGS, predict.WRITTEN, read) as place:
+        files.write_text(place / "findings.csv", submission.text(results))
+        files.write_json(place / predict.FINDINGS, entries)
         if settings.pictures:
-            write_report(output / "report.html", findings_page(volumes, found, threshold))
+            write_report(place / "report.html", findings_page(volumes, found, threshold))
     report_skipped([], [(str(path), reason) for _, skipped in pairs for path, reason in skipped])
     for note in (*notes, *predict.notes(trained, settings)):
         new_console().print(f"note: {note}")

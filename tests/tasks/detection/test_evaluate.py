@@ -68,6 +68,27 @@ def test_predictions_are_read_and_written_in_the_categories_of_the_file(coco, tm
     assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == files.read_json(theirs)
 
 
+def test_results_of_an_earlier_evaluation_are_removed(coco, tmp_path):
+    theirs = results(tmp_path / "theirs.json", dict.fromkeys(BOXES, 0.9))
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("evaluation.json", "submission.csv", "predictions.csv", "mine.csv"):
+        (out / name).write_text("")
+    evaluated(coco, tmp_path, predictions=theirs, bootstrap=0)
+    written = ["comparisons.json", "evaluation.json", "predictions.json", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(["mine.csv", *written])
+
+
+@pytest.mark.parametrize("flag", ["predictions", "against"])
+def test_given_predictions_are_not_overwritten(coco, tmp_path, flag):
+    theirs = results(tmp_path / "theirs.json", dict.fromkeys(BOXES, 0.9))
+    own = results(tmp_path / "out" / "predictions.json", dict.fromkeys(BOXES, 0.8))
+    before = (tmp_path / "out" / "predictions.json").read_bytes()
+    with refused("overwrite", where=own):
+        evaluated(coco, tmp_path, **{"predictions": theirs, flag: own})
+    assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [before]
+
+
 def test_partners_that_nothing_reads_are_named_and_not_opened(coco, tmp_path, capsys):
     content = json.loads(coco.read_text())
     for image in content["images"]:

@@ -258,6 +258,13 @@ def test_pictures_of_an_earlier_prediction_are_replaced(found, tmp_path):
     assert sorted(kept[0].parent.iterdir()) == sorted(kept)
 
 
+def test_the_page_of_an_earlier_prediction_of_volumes_is_removed(found, tmp_path):
+    found()
+    (tmp_path / "out" / "report.html").write_text("")
+    found(anew=False)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["findings.csv", "findings.json", "pictures"]
+
+
 def test_images_in_the_folder_of_the_pictures_stay(found, tmp_path):
     """They were removed, being called like pictures of an earlier prediction."""
     own = tmp_path / "out" / "pictures" / "2020_mine.png"

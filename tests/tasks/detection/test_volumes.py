@@ -522,6 +522,21 @@ def test_two_files_of_one_volume_are_refused_and_two_volumes_of_one_view_are_nam
     assert "two volumes of the study 1.2.3 and the view 'lcc'" in printed
 
 
+def test_pictures_of_an_earlier_prediction_are_removed(tmp_path, model):
+    volume = make(np.zeros((3, 64, 48), np.uint16), bits=16, SharedFunctionalGroupsSequence=dbt_files.GROUPS)
+    (tmp_path / "a.dcm").write_bytes(volume)
+    out = tmp_path / "out"
+    (out / "pictures").mkdir(parents=True)
+    for name in ("findings.json", "pictures/0000_b.png", "pictures/mine.png"):
+        (out / name).write_text("[]")
+    settings = predict.PredictSettings(volumes=True)
+    volumes.predict_volumes(
+        model=model, inputs=[str(tmp_path / "a.dcm")], decoding=SourceSpec(), output=out, settings=settings
+    )
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == ["mine.png"]
+    assert (out / "report.html").is_file() and (out / "findings.csv").is_file()
+
+
 def test_a_volume_that_is_given_twice_counts_once(tmp_path, model):
     volume = make(np.zeros((3, 64, 48), np.uint16), bits=16, SharedFunctionalGroupsSequence=dbt_files.GROUPS)
     (tmp_path / "a.dcm").write_bytes(volume)
