@@ -16,13 +16,15 @@ import numpy as np
 from elk_jax import files
 from elk_jax.errors import UserError, from_os_error
 
+PICTURES = "pictures"
+
 
 class Writer:
     """Writes under `folder`: `metrics.jsonl`, one object `{"step": ..., ...}` per line, and `tensorboard/`.
 
     Only process 0 writes. `resume_step` is the step from which a run resumes (0 for a new one): entries of an earlier
-    attempt for later steps are dropped, so that the file equals that of an uninterrupted run, except for keys that
-    begin with `time/`, which hold all wall-clock measurements.
+    attempt for later steps are dropped, and its pictures, so that both equal those of an uninterrupted run, except for
+    keys that begin with `time/`, which hold all wall-clock measurements.
     """
 
     def __init__(self, folder: str | os.PathLike, *, resume_step: int = 0, tensorboard: bool = True):
@@ -31,6 +33,7 @@ class Writer:
             return
         self._path = files.make_folder(folder) / "metrics.jsonl"
         start_after(self._path, resume_step)
+        _remove_after(self._path.parent / PICTURES, resume_step)
         try:
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
         except OSError as error:
@@ -39,9 +42,8 @@ class Writer:
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            # events of steps >= purge_step are hidden; a new run has none to hide
-            purge = resume_step + 1 if resume_step else None
-            self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=purge)
+            # events of steps >= purge_step are hidden
+            self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=resume_step + 1)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """One line of metrics.jsonl (a non-finite value becomes null) and one point per curve."""
@@ -62,7 +64,7 @@ class Writer:
         """Pictures [H, W, 3] uint8, each as `pictures/NAME-STEP.png` and to TensorBoard."""
         if not self._active:
             return
-        folder = files.make_folder(self._path.parent / "pictures")
+        folder = files.make_folder(self._path.parent / PICTURES)
         for name, pixels in pictures.items():
             content = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
             files.write_bytes(folder / f"{name}-{step:06d}.png", content)
@@ -88,6 +90,14 @@ def start_after(path: Path, step: int) -> None:
     """Reduce a metrics.jsonl to the lines up to `step`, without a broken last one; an empty file for step 0."""
     kept = [line for record, line in _lines(path) if record["step"] <= step] if step else []
     files.write_bytes(path, b"".join(kept))
+
+
+def _remove_after(folder: Path, step: int) -> None:
+    """Remove the pictures of later steps."""
+    for path in folder.glob("*-*.png"):
+        number = path.stem.rpartition("-")[2]
+        if number.isdecimal() and int(number) > step:
+            path.unlink()
 
 
 def _lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:

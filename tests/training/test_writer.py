@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -77,6 +78,24 @@ def test_tensorboard_files_hold_the_scalars(tmp_path):
     writer.close()
     content = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     assert b"train/loss" in content
+
+
+@pytest.mark.parametrize("resume_step, kept", [(0, []), (5, [2, 4]), (6, [2, 4, 6])])
+def test_pictures_and_events_of_later_steps_of_an_earlier_attempt_are_dropped(tmp_path, resume_step, kept):
+    first = Writer(tmp_path)
+    for step in (2, 4, 6, 1_000_000):
+        first.write_pictures(step, {"made-by": np.zeros((2, 2, 3), np.uint8)})
+    first.close()
+    others = [tmp_path / "pictures" / name for name in ("mine.png", "my-own.png")]
+    for path in others:
+        path.write_bytes(b"")
+    shutil.rmtree(tmp_path / "tensorboard")
+    Writer(tmp_path, resume_step=resume_step).close()
+    names = [f"made-by-{step:06d}.png" for step in kept]
+    assert sorted(path.name for path in others[0].parent.iterdir()) == [*names, "mine.png", "my-own.png"]
+    (log,) = (tmp_path / "tensorboard").iterdir()
+    # protobuf: field 2 of an event is its step, field 7 the state of the session: TensorBoard hides what is after START
+    assert bytes((0x10, resume_step + 1)) in log.read_bytes() and b"\x3a\x02\x08\x01" in log.read_bytes()
 
 
 def test_a_file_in_the_way_is_a_users_error(tmp_path):

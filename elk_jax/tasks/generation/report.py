@@ -34,8 +34,8 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
 
 
 def compared(folder: Path) -> Compared:
-    """A comparison with its pictures, without missing ones."""
+    """A comparison with the pictures of its classes, without missing ones."""
     evaluation = files.read_object(folder / "evaluation.json", "classes")
-    paths = sorted((folder / "pictures").glob("*.png"))
+    paths = [path for path in sorted((folder / "pictures").glob("*.png")) if path.stem in evaluation["classes"]]
     read = {path.stem: cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths}
     return Compared(evaluation, {name: picture for name, picture in read.items() if picture is not None})
