@@ -244,7 +244,8 @@ def _place(name: str, fmt: Format, rules: Sequence[tuple[re.Pattern[str], Rule]]
 def _lay_out(tensor: np.ndarray, layout: Layout) -> np.ndarray | None:
     """The tensor in our layout, contiguous float32; None if it does not have the axes that the layout moves."""
     try:
-        return np.array(layout(tensor), np.float32, order="C")
+        with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, and are refused as such
+            return np.array(layout(tensor), np.float32, order="C")
     except (ValueError, TypeError):
         return None
 
@@ -272,9 +273,14 @@ def strip_wrappers(tensors: Tensors) -> Tensors:
     """The tensors with their names before training wrappers.
 
     Removed are the prefixes _WRAPPERS if all names have them, torch.compile's `_orig_mod.` anywhere, and the counter
-    `n_averaged` of an averaged model.
+    `n_averaged` of an averaged model. UserError for two tensors of the same name.
     """
-    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items() if name != "n_averaged"}
+    given: dict[str, str] = {}  # plain name -> the name in the file
+    for name in (name for name in tensors if name != "n_averaged"):
+        plain = name.replace("_orig_mod.", "")
+        if given.setdefault(plain, name) != name:
+            raise UserError(f"two tensors of one name, {given[plain]} and {name}", todo="keep the trained one")
+    tensors = {plain: tensors[name] for plain, name in given.items()}
     while prefix := next((p for p in _WRAPPERS if tensors and all(name.startswith(p) for name in tensors)), ""):
         tensors = {
             name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name != f"{prefix}n_averaged"

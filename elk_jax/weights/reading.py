@@ -92,8 +92,8 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
 def state_dict(content: Any, path: object) -> Tensors:
     """The only mapping of names to arrays in a checkpoint, without the rest (optimizer, epoch, settings, author).
 
-    Raises UserError if there is none, if there are several but none under one of STATE_DICT_KEYS, or if an entry is not
-    an array.
+    It may be two levels deep if both have a name of STATE_DICT_KEYS. Raises UserError if there is none, if there are
+    several but none under one of STATE_DICT_KEYS, or if an entry is not an array.
     """
     if not isinstance(content, Mapping):
         _refuse_inert([content, *(content if isinstance(content, list | tuple) else ())], path)
@@ -105,6 +105,10 @@ def state_dict(content: Any, path: object) -> Tensors:
     for key in STATE_DICT_KEYS:
         if key in found:
             return _checked(found[key], key, path)
+        below = content.get(key)
+        inner = [name for name in STATE_DICT_KEYS if isinstance(below, Mapping) and _has_tensors(below.get(name))]
+        if inner:
+            return _checked(below[inner[0]], f"{key}.{inner[0]}", path)
         _refuse_inert([content.get(key)], path)
     whole = [key for key, value in found.items() if _is_state_dict(value)]
     if len(whole) == 1:

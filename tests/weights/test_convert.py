@@ -263,6 +263,14 @@ def test_other_epsilon_is_folded():
         run(dead, "torchvision", norm_eps=0.0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_float32_are_infinite_and_refused_in_one_line():
+    tensors = torchvision_detector()
+    tensors["backbone.body.bn1.weight"] = np.full(WIDTH, 1e300)
+    with refused("infinity", "backbone.body.bn1.weight"):
+        run(tensors, "torchvision")
+
+
 def changed(remove=(), add=None, rename=None):
     tensors = {name: tensor for name, tensor in torchvision_detector().items() if name not in remove}
     tensors |= add or {}

@@ -105,6 +105,29 @@ def test_plain_objects_beside_the_weights(tmp_path, protocol):
     np.testing.assert_array_equal(read_tensors(path)["w"], [0, 1, 2])
 
 
+def test_a_state_dict_may_be_two_levels_deep(tmp_path):
+    path, w = tmp_path / "a.pkl", np.arange(3.0)
+    for content in (
+        {"model": {"state_dict": {"w": w}, "name": "r18"}},
+        {"state_dict": {"model": {"w": w}}, "epoch": 1},
+    ):
+        path.write_bytes(pickle.dumps(content, 4))
+        np.testing.assert_array_equal(read_tensors(path)["w"], w)
+    for content in ({"model": {"heads": {"w": w}}}, {"model": {"model": {"model": {"w": w}}}}):
+        path.write_bytes(pickle.dumps(content, 4))
+        with refused("model", where=path):
+            read_tensors(path)
+
+
+def test_two_names_of_one_tensor_are_refused():
+    """The later one counted."""
+    w = np.zeros(1)
+    for names in (("_orig_mod.a.w", "a.w"), ("a.w", "a._orig_mod.w"), ("_orig_mod.a.w", "a._orig_mod.w")):
+        with refused(*names):
+            convert.strip_wrappers(dict.fromkeys(names, w))
+    assert list(convert.strip_wrappers({"_orig_mod.a.w": w, "b._orig_mod.w": w, "n_averaged": w})) == ["a.w", "b.w"]
+
+
 def test_an_entry_that_is_no_tensor_is_named(tmp_path):
     with refused("'epoch'", "int", where="not_a_tensor.pth"):
         read_tensors(FILES / "not_a_tensor.pth")
