@@ -42,12 +42,12 @@ def required(flag: flags.FlagHolder, example: str = "") -> Any:
     return flag.value
 
 
-EVALUATION, PREDICTION, COMPARISON = "an evaluation", "a prediction", "a comparison of sets"
+MODEL, EVALUATION, PREDICTION, COMPARISON = "a model", "an evaluation", "a prediction", "a comparison of sets"
 FOLDERS = {
     "versions.json": "a run",
     "finished.json": "a stage of a run",
     "sweep.json": "a sweep",
-    "model.json": "a model",
+    "model.json": MODEL,
     "evaluation.json": EVALUATION,
     "comparison.json": COMPARISON,
     "findings.json": PREDICTION,
@@ -62,6 +62,19 @@ def results_folder(path: str, own: str) -> Path:
     what = next((what for name, what in FOLDERS.items() if (Path(path) / name).is_file()), own)
     if what != own:
         raise UserError(f"the folder is that of {what}", where=path, todo="give another --output for the results")
+    return Path(path)
+
+
+def imports_folder(path: str) -> Path:
+    """A folder for an imported model, new or of an earlier import. UserError for that of a training, whose model would
+    be lost, and for one of results or of a run, which would be taken for a model."""
+    from elk_jax import files
+    from elk_jax.weights import model_folder
+
+    written = results_folder(path, MODEL) / model_folder.CONFIG
+    content = files.read_json(written) if written.is_file() else {}
+    if isinstance(content, dict) and content.get("trained") is not None:
+        raise UserError("the folder has a trained model", where=path, todo="give another --output for the import")
     return Path(path)
 
 

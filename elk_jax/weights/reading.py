@@ -105,11 +105,12 @@ def state_dict(content: Any, path: object) -> Tensors:
     for key in STATE_DICT_KEYS:
         if key in found:
             return _checked(found[key], key, path)
-        below = content.get(key)
-        inner = [name for name in STATE_DICT_KEYS if isinstance(below, Mapping) and _has_tensors(below.get(name))]
-        if inner:
-            return _checked(below[inner[0]], f"{key}.{inner[0]}", path)
-        _refuse_inert([content.get(key)], path)
+        entry = content.get(key)
+        below: Mapping[Any, Any] = entry if isinstance(entry, Mapping) else {}
+        for inner in STATE_DICT_KEYS:
+            if _has_tensors(below.get(inner)):
+                return _checked(below[inner], f"{key}.{inner}", path)
+        _refuse_inert([entry], path)
     whole = [key for key, value in found.items() if _is_state_dict(value)]
     if len(whole) == 1:
         return _checked(found[whole[0]], whole[0], path)

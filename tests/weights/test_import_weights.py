@@ -1,5 +1,6 @@
 """launch/import_weights.py from end to end on a small file."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -102,6 +103,23 @@ def test_flags(arguments, parts):
     assert done.returncode == (0 if arguments == ("--help",) else 2)
     for part in parts:
         assert part in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [("model.json", {"trained": {"step": 3}}, "trained model"), ("versions.json", {}, "a run"), ("model.json", {}, "")],
+)
+def test_an_import_does_not_replace_a_trained_model(tmp_path, name, content, word):
+    safetensors.numpy.save_file(tiny_resnet() | FC, tmp_path / "r18.safetensors")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text(json.dumps(content))
+    done = command("--format=torchvision", f"--input={tmp_path / 'r18.safetensors'}", f"--output={out}")
+    if not word:  # of an earlier import
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 2 and word in done.stderr and f"({out})" in done.stderr, done.stderr
+    assert [path.name for path in out.iterdir()] == [name] and json.loads((out / name).read_text()) == content
 
 
 def test_wrong_weights_leave_nothing_behind(tmp_path):
