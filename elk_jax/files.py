@@ -131,11 +131,13 @@ def new_results(
 
 
 def _remove(folder: Path, patterns: Sequence[str], inputs: Sequence[str | os.PathLike]) -> None:
-    """Remove the files in `folder` that match a pattern, except `inputs`."""
+    """Remove the files in `folder` that match a pattern, except `inputs`, and folders that are then empty."""
     kept = {Path(one).resolve() for one in inputs}
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         if path.is_file() and path.resolve() not in kept:
             path.unlink()
+            if path.parent != folder and not any(path.parent.iterdir()):
+                path.parent.rmdir()
 
 
 def check_name(path: str | os.PathLike) -> None:

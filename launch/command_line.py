@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -168,6 +169,7 @@ def _parse_and_call(main: Callable[[], object], doc: str) -> None:
     if any(argument in ("--help", "-h", "-help", "--helpfull", "--helpshort") for argument in sys.argv[1:]):
         print(doc.strip() + "\n\nFlags:" + _flag_help())
         return
+    sys.argv[1:] = [with_home(argument) for argument in sys.argv[1:]]
     file = _config_argument().partition(":")[0]
     if file and "config" in flags.FLAGS and not Path(file).is_file():
         raise _no_config(file)
@@ -183,6 +185,13 @@ def _parse_and_call(main: Callable[[], object], doc: str) -> None:
     host_memory.keep_freed()
     libtpu.only_compile()
     main()
+
+
+def with_home(argument: str) -> str:
+    """`--name=~/path`, `--name=KIND:~/path` or `--name=~/a,~/b` with the home folder: shells expand ~ only at the
+    beginning of a word."""
+    home = os.path.expanduser("~")
+    return re.sub("(?<=[=:,])~(?=/|$)", lambda _: home, argument) if argument.startswith("--") else argument
 
 
 def _flag_help() -> str:

@@ -300,6 +300,10 @@ def test_new_results_replace_the_earlier_ones_and_no_other_file(tmp_path):
     write_results(tmp_path, "index", "pictures/2_c", inputs=[tmp_path / "pictures" / "3_given"])
     new, old = ("index", "pictures/2_c"), ("mine", "pictures/mine", "pictures/3_given")
     assert there(tmp_path) == dict.fromkeys(new, "new") | dict.fromkeys(old, "old")
+    for name in ("pictures/mine", "pictures/3_given"):
+        (tmp_path / name).unlink()
+    write_results(tmp_path, "index")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "mine"]
 
 
 def test_files_that_no_command_has_written_stay(tmp_path):

@@ -307,6 +307,28 @@ def test_results_do_not_go_into_a_folder_of_other_results(quick_start, tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
+@pytest.mark.parametrize(
+    ("script", "given", "told"),
+    [
+        ("predict", "--workdir=~/none", "{home}/none"),
+        ("compare_sets", "--real=folders:~/none", "{home}/none"),
+        ("train", "--config.data.real.spec=coco:~/none.json", "{home}/none.json"),
+        ("predict", "--workdir=a~/none", "a~/none"),
+        ("predict", "--workdir=b/~/none", "b/~/none"),
+    ],
+)
+def test_a_path_may_begin_with_the_home_folder(quick_start, script, given, told):
+    """Shells expand ~ only at the beginning of a word: results went into a folder called ~."""
+    others = {
+        "predict": ["--input=a.png", "--output=none"],
+        "compare_sets": ["--synthetic=folders:none", "--output=none"],
+        "train": ["--config=configs/cem_real.py:tiny", "--workdir=none"],
+    }
+    done = quick_start(script, given, *others[script])
+    assert_one_line(done, told.format(home=os.path.expanduser("~")))
+    assert not (ROOT / "none").exists() and not (ROOT / "~").exists()
+
+
 def test_a_failed_evaluation_leaves_no_folder(quick_start, tmp_path):
     common = ("evaluate", "--data=phantom:size=64,count=12", f"--output={tmp_path / 'out'}")
     assert_one_line(quick_start(*common, f"--predictions={tmp_path / 'none.json'}"), "none.json")
