@@ -50,6 +50,8 @@ REMOVED = "removed"
 HASHES = "sha256.json"
 MARK = "hashed"
 """Key in `meta` of checkpoints that have HASHES; those of earlier versions have neither."""
+LONGEST_WRITE = 10**8
+"""Seconds that writing a checkpoint may take; Orbax needs a limit."""
 UNHASHED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """Files that Orbax writes last, about the write itself; the state does not depend on them."""
 
@@ -93,7 +95,7 @@ class Checkpoints:
             ),
             cleanup_tmp_directories=True,
             todelete_subdir=REMOVED,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_hashes),
+            async_options=_async_options(self._write_hashes),
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
         with _user_errors(self.folder):
@@ -218,6 +220,13 @@ def load_state(folder: str | os.PathLike, step: int) -> TrainState:
         raise UserError(f"the checkpoint is damaged: {damage}", where=folder / str(step), todo=todo)
     params, ema_params = (_load_item(folder / str(step) / name) for name in ("params", "ema_params"))
     return TrainState(jnp.asarray(step, jnp.int32), params, None, ema_params)
+
+
+def _async_options(before_rename: Callable[[], None]) -> ocp.AsyncOptions:
+    """A process that runs alone waits for its own disk for any time: it may be paused, or the machine be suspended.
+    Of several processes, each waits for the others as long as Orbax does by default, since one may hang."""
+    waits = {"timeout_secs": LONGEST_WRITE} if jax.process_count() == 1 else {}
+    return ocp.AsyncOptions(post_finalization_callback=before_rename, **waits)
 
 
 def kept_secret(folder: Path) -> tuple[str, Path] | None:
@@ -400,6 +409,9 @@ def _user_errors(where: Path) -> Iterator[None]:
         while seen is not None and not isinstance(seen, UserError):
             if isinstance(seen, jax.errors.JaxRuntimeError):  # about devices or another process, not the disk
                 raise seen from seen.__cause__
+            if isinstance(seen, TimeoutError) and seen.errno is None:
+                todo = "rerun the same command to resume from the checkpoint before"
+                raise UserError(f"writing a checkpoint takes too long: {seen}", where=where, todo=todo) from error
             if isinstance(seen, OSError) and seen.errno is not None:
                 raise from_os_error(seen, where) from error
             text = str(seen)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from elk_jax.training import checkpoint, mesh, state
@@ -225,6 +226,19 @@ def test_nothing_to_load_is_a_users_error(tmp_path):
     save_all(tmp_path, {3: None}).close()
     with refused(4, where=tmp_path):
         checkpoint.load_state(tmp_path, 4)
+
+
+def test_a_process_alone_may_be_paused_while_it_writes(monkeypatch):
+    """As by SIGSTOP or a suspended machine. Orbax gave the write up after 20 minutes, and the training ended."""
+    limit = lambda: checkpoint._async_options(lambda: None).timeout_secs
+    assert limit() > 365 * 24 * 3600
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert limit() == ocp.AsyncOptions().timeout_secs, "another process may hang"
+
+
+def test_a_write_that_is_given_up_says_how_to_resume(tmp_path):
+    with refused("too long", "resume", where=tmp_path), checkpoint._user_errors(tmp_path):
+        raise RuntimeError("in a thread") from TimeoutError("after 1200 s")
 
 
 def test_a_file_in_the_way_is_a_users_error(tmp_path):

@@ -251,7 +251,8 @@ def _fulfilling(source: ImageSource, conditions: Mapping[str, Any]) -> ImageSour
     for key in conditions:
         if not any(key in info.meta for info in source.infos):
             known = ", ".join(sorted({name for info in source.infos for name in info.meta}))
-            raise UserError(f"no image has the field '{key}'", where=source.name, todo=f"use one of: {known}")
+            todo = f"use one of: {known}" if known else "leave the condition out: the images have no such fields"
+            raise UserError(f"no image has the field '{key}'", where=source.name, todo=todo)
     positions = [i for i, info in enumerate(source.infos) if _fulfils(info, conditions)]
     if not positions:
         values = {key: sorted({str(info.meta.get(key)) for info in source.infos})[:8] for key in conditions}

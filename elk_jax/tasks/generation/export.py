@@ -7,6 +7,7 @@ from pathlib import Path
 
 from elk_jax.errors import UserError
 from elk_jax.tasks.generation.model import Description, load
+from elk_jax.tasks.run import new_console
 from elk_jax.weights import medigan
 
 
@@ -34,3 +35,4 @@ def export_folder(model: Path, output: Path, settings: ExportSettings) -> None:
         raise UserError(what, where=model, todo=todo)
     about = description.model, description.classes
     medigan.export_folder(params, *about, output, settings.model_id, description.trained)
+    new_console().print(f"wrote {output}: a package for medigan, {settings.model_id}")

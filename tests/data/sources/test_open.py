@@ -128,6 +128,18 @@ def test_bad_choices(at, spec, split, words):
         open_source(at(**spec), split)
 
 
+def test_a_condition_on_images_without_fields_says_so(at):
+    def change(content):
+        for image in content["images"]:
+            for name in ("is_mass", "birads"):
+                image.pop(name, None)
+
+    known = {name for info in open_source(at(change)).infos for name in info.meta}
+    assert not known
+    with refused("mass", "leave", where="data.json"):
+        open_source(at(change, where="mass=true"))
+
+
 def test_bad_sources(at, tmp_path):
     with refused("coco:FILE", where="config.data.real.spec"):
         list_source(SourceSpec(), name="real")

@@ -155,8 +155,9 @@ def test_the_folder_of_another_model_is_refused(run, tmp_path):
         draw(tmp_path, tmp_path / "out", 1)
 
 
-def test_an_exported_generator_says_whom_it_has_seen(run, tmp_path):
+def test_an_exported_generator_says_whom_it_has_seen(run, tmp_path, capsys):
     export.export_folder(run / "gan" / "model", tmp_path / "out", export.ExportSettings("00101_MCGAN_TEST"))
+    assert "00101_MCGAN_TEST" in capsys.readouterr().out
     (entry,) = files.read_object(tmp_path / "out" / "config" / "global.json").values()
     assert set(entry["description"]["seen_patients"]) == model_folder.seen_patients(run / "gan" / "model")
     assert "Not private" in entry["selection"]["privacy"]
