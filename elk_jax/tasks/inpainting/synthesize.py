@@ -176,7 +176,7 @@ def paint_lesions(
     planner.plan(0)  # canvases without room for a lesion leave no folder behind
     with files.locked(files.make_folder(output)) if is_main() else contextlib.nullcontext():
         if is_main():
-            _begin(output, begun)
+            _begin(output, begun, count)
         meet("synthesis begun")
         todo = [i for i in range(count) if not (output / "provenance" / f"{i:06d}.json").exists()]
         meet("synthesis counted")  # before the main process adds files that the others count
@@ -223,8 +223,9 @@ def _digest(canvases: ImageSource) -> str:
     return hashlib.sha256(json.dumps(records).encode()).hexdigest()[:16]
 
 
-def _begin(output: Path, settings: dict[str, Any]) -> None:
-    """Make the folders, or refuse to resume in one that was started with other settings."""
+def _begin(output: Path, settings: dict[str, Any], count: int) -> None:
+    """Make the folders, or refuse to resume in one that was started with other settings, or that has images beyond the
+    first `count`: they would stay in the folder but not in its COCO file."""
     before = output / SETTINGS
     if before.exists():
         known = files.read_object(before)
@@ -236,6 +237,10 @@ def _begin(output: Path, settings: dict[str, Any]) -> None:
                 where=output,
                 todo="name another --output, or remove the folder",
             )
+    names = {f"{index:06d}.png" for index in range(count)}
+    if others := sorted({path.name for path in (output / "images").glob("*.png")} - names):
+        todo = "request at least as many as there are, or remove the folder"
+        raise UserError(f"the folder has more images than requested: {others[0]}", where=output / "images", todo=todo)
     for name in ("images", "masks", "provenance"):
         files.make_folder(output / name)
     files.write_json(before, settings)

@@ -226,6 +226,9 @@ def test_another_seed_another_set_and_other_settings_are_refused(trained, phanto
         paint(trained, phantoms, tmp_path / "0", count=2, grain=False)
     paint(trained, phantoms, tmp_path / "0", count=3)  # more of the same set
     assert len(coco.read_coco(tmp_path / "0" / coco.SYNTHETIC)[0]) == 3
+    with refused("000002.png", where=tmp_path / "0" / "images"):  # which would stay in the folder
+        paint(trained, phantoms, tmp_path / "0", count=2)
+    assert len(coco.read_coco(tmp_path / "0" / coco.SYNTHETIC)[0]) == 3
 
 
 @pytest.fixture(scope="module")
