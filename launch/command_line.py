@@ -232,6 +232,8 @@ def _config_argument() -> str:
 def _no_config(file: str) -> UserError:
     files = sorted((ROOT / "configs").glob("*.py"))
     known = ", ".join(f"configs/{path.name}" for path in files if "def get_config" in path.read_text(encoding="utf-8"))
+    if (ROOT / file).is_file():
+        return UserError("no such configuration from this folder", where=file, todo=f"give {ROOT / file}")
     return UserError("no such configuration", where=file, todo=f"choose from {known}")
 
 

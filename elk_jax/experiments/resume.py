@@ -22,6 +22,8 @@ RESULTS = ("*.json", "*/*.json")
 """Files of an evaluation that the report shows, besides the stage's own files."""
 FINISHED, DEPENDS = "finished.json", "config.json"
 """The stage's own files: its summary (written last), and what it depends on."""
+SWEEP = "sweep.json"
+"""File in the folder of a sweep."""
 
 
 def settings(experiment: Experiment, stage: Stage) -> dict[str, Any]:
@@ -117,7 +119,9 @@ def check_results(run: Run, stage: Stage) -> None:
 
 
 def check_experiment(experiment: Experiment, folder: Path) -> None:
-    """Refuse a run folder of another experiment."""
+    """Refuse a run folder of another experiment, and the folder of a sweep, whose report would be replaced."""
+    if (folder / SWEEP).is_file():
+        raise UserError("this folder belongs to a sweep", where=folder, todo="name another --workdir")
     path = folder / "config.json"
     found = files.read_json(path) if path.is_file() else {"name": experiment.name}
     known = found.get("name") if isinstance(found, dict) else None

@@ -34,7 +34,7 @@ from elk_jax.sweeps.settings import Row
 from elk_jax.tasks.run import Experiment
 from elk_jax.tasks.stages import Stage
 
-SWEEP = "sweep.json"
+SWEEP = resume.SWEEP
 REPORT = "report.html"
 
 
@@ -170,12 +170,14 @@ def changed(base: ConfigDict, overrides: Mapping[str, Any], where: str) -> Confi
 
 
 def start(plan: Plan) -> None:
-    """Make the folder of a sweep; refuse the folder of a sweep with another configuration or with a setting missing
-    here.
+    """Make the folder of a sweep; refuse the folder of a run, whose report the sweep's would replace, and that of a
+    sweep with another configuration or with a setting missing here.
 
     More settings and another number of seeds continue the same sweep.
     """
     path = plan.folder / SWEEP
+    if (plan.folder / resume.DEPENDS).is_file():
+        raise UserError("this folder belongs to a run", where=plan.folder, todo="name another --workdir")
     now = {
         "experiment": plain(plan.base),
         "settings": {row.name: json.loads(json.dumps(_settings(row))) for row in plan.rows},

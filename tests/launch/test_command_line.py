@@ -329,6 +329,12 @@ def test_a_path_may_begin_with_the_home_folder(quick_start, script, given, told)
     assert not (ROOT / "none").exists() and not (ROOT / "~").exists()
 
 
+def test_a_configuration_is_named_from_another_folder(tmp_path):
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), "--config=configs/cem_real.py:tiny"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert_one_line(done, "(configs/cem_real.py)", f"give {ROOT / 'configs' / 'cem_real.py'}")
+
+
 def test_a_failed_evaluation_leaves_no_folder(quick_start, tmp_path):
     common = ("evaluate", "--data=phantom:size=64,count=12", f"--output={tmp_path / 'out'}")
     assert_one_line(quick_start(*common, f"--predictions={tmp_path / 'none.json'}"), "none.json")

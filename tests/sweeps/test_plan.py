@@ -103,6 +103,18 @@ def test_another_sweep_in_the_folder_is_refused(tmp_path):
         plans.start(planned(tmp_path, (*STEPS, Row("more", {"toy.steps": 50})), **{"toy.ema_decay": 0.5}))
 
 
+def test_runs_and_sweeps_have_folders_of_their_own(tmp_path):
+    """The report of one was replaced by that of the other."""
+    found = planned(tmp_path)
+    files.write_json(tmp_path / "config.json", {"name": "toys"})
+    with refused("a run", where=tmp_path):
+        plans.start(found)
+    (tmp_path / "config.json").unlink()
+    plans.start(found)
+    with refused("a sweep", where=tmp_path):
+        resume.check_experiment(found.runs[0].experiment, tmp_path)
+
+
 def test_stages_with_the_same_settings_seed_and_inputs_are_one(tmp_path):
     low, low43, high, _ = planned(tmp_path, THRESHOLDS).runs
     assert low.identities["train"] == high.identities["train"] != low43.identities["train"]
