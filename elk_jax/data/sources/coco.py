@@ -100,11 +100,20 @@ def check_patients(content: CocoFile, path: str | Path) -> None:
         line = f"{unnamed} of {len(infos)} images name no patient: each, or each volume, counts as a patient"
         checks.note(f"{path}: {line}")
     of_letters = lambda name: "".join(filter(str.isalpha, name.casefold()))
-    given = {name for info in infos for name, value in info.meta.items() if isinstance(value, int | str)}
-    fields = sorted(name for name in given if of_letters(name) in PATIENT_FIELDS)
+    fields = sorted(
+        {name for info in infos for name in info.meta if of_letters(name) in PATIENT_FIELDS and _names(info.meta[name])}
+    )
     if unnamed == len(infos) and fields:
         todo = "call the field patient_id, or set patient_pattern"
         raise UserError(f"no image has the field patient_id, but there is '{fields[0]}'", where=path, todo=todo)
+
+
+def _names(value: Any) -> bool:
+    """Whether a field of an image names something: a text or number that is not a spelling of "unknown"."""
+    try:
+        return bool(checked_text(value, "", ""))
+    except UserError:
+        return False
 
 
 def check_partners(infos: Sequence[ImageInfo], named: Sequence[ImageInfo], path: str | Path) -> None:

@@ -49,10 +49,11 @@ from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder
 
 COLOUR = (64, 196, 255)  # BGR
-FINDINGS, PICTURES = "findings.json", "pictures"
+FINDINGS = "findings.json"
+PICTURES = "pictures"
+"""The folder of the pictures in the output."""
 WRITTEN = (FINDINGS, "findings.csv", "report.html", f"{PICTURES}/[0-9][0-9][0-9][0-9]*_*.png")
 """Files of a prediction, of images or of volumes."""
-"""The folder of the pictures in the output."""
 
 Predictor = Callable[[Params, Mapping[str, jax.Array]], dict[str, Any]]
 

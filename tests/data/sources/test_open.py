@@ -1,5 +1,6 @@
 """From a SourceSpec to an ImageSource: which images with which boxes, and what is refused."""
 
+import contextlib
 import os
 import pickle
 from collections import Counter
@@ -246,6 +247,17 @@ def test_a_patient_in_a_field_of_another_name_is_not_overlooked(at, name):
     both = list_source(at(lambda content: [one.update({name: "X"}) for one in content["images"]]), "train")
     assert [info.patient_id for info in both.infos] == ["A", "A", "B", "B"]
     assert list_source(at(lambda c: [one.update(patient_id="", patient={"age": 50}) for one in c["images"]]), "train")
+
+
+@pytest.mark.parametrize(("value", "names"), [("", False), ("n/a", False), (True, False), (12.0, True), (0, True)])
+def test_a_patient_in_a_field_of_another_name_counts_if_it_names_one(at, value, names):
+    def change(content):
+        for image in content["images"]:
+            image |= {"patient_id": None, "patient": None}
+        content["images"][0]["patient"] = value
+
+    with refused("patient_id", "'patient'") if names else contextlib.nullcontext():
+        list_source(at(change), "train")
 
 
 def test_images_without_a_patient_among_others_are_counted_once(at, caplog):
