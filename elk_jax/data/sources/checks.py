@@ -161,7 +161,7 @@ def check_split_names(infos: Sequence[ImageInfo], where: object = "", split: str
     """UserError if images would be silently left out: they name no split, or one that looks like another, or probably
     means another (`splits.meant`).
 
-    split: the one that is read. If it has a name of its own ("Train"), another case is no error.
+    split: the one that is read. If it is not in SPLITS ("Train"), other names may differ from SPLITS in case alone.
     """
     names: dict[str, str] = {}
     counts = Counter(info.split for info in infos)
