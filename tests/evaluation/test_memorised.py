@@ -162,7 +162,7 @@ def test_own_group_is_not_compared_and_rivals_are_of_other_patients(training):
     twice = np.concatenate([training[:10], training[:1]])  # a second image of the first patient's lesion
     patients = [*PATIENTS[:10], PATIENTS[0]]
     margin = nearest(training[:1], twice, patients).margin[0]
-    assert margin == pytest.approx(nearest(training[:1], training[:10], PATIENTS[:10]).margin[0], abs=1e-6)
+    assert margin == pytest.approx(nearest(training[:1], training[:10], PATIENTS[:10]).margin[0], abs=1e-5)
 
 
 def test_a_single_patient_leaves_no_margin(training):
@@ -203,13 +203,15 @@ def test_report(training):
     assert found["memorised"] == [5, 4] and found["share"] == pytest.approx(2 / 6)
     assert found["nearest"][4:] == [11, 30] and found["similarity"][5] == pytest.approx(1, abs=1e-5)
     among = nearest(training, training, PATIENTS, PATIENTS)
-    assert found["threshold"] == pytest.approx(among.margin.max()) and found["real"] < 0.9
+    assert found["threshold"] == pytest.approx(among.margin.max(), abs=1e-5) and found["real"] < 0.9
     assert found["rate"] == pytest.approx(1 / 41) and found["expected"] == pytest.approx(6 / 41)
     for patients in (["P"] * 40, ["P", "Q"] * 20):
         unknown = memorised_report(synthetic, training, patients)
         assert unknown["threshold"] is unknown["rate"] is unknown["expected"] is None
         assert unknown["memorised"] == [] and unknown["share"] is None
-    assert unknown["margin"][5] == pytest.approx(1 - np.mean(sorted(similarities(synthetic[5], training[1::2]))[-10:]))
+    assert unknown["margin"][5] == pytest.approx(
+        1 - np.mean(sorted(similarities(synthetic[5], training[1::2]))[-10:]), abs=1e-5
+    )
 
 
 def similarities(patch: np.ndarray, training: np.ndarray) -> list[float]:
