@@ -83,8 +83,9 @@ def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
     most = window or UNLIMITED
     chosen = fitting_lesions(source.infos, most)
     counts = summary(source.infos)
+    patients = len({source.infos[position].patient_id for position, _ in chosen})
     run.say(
-        f"  {len(painted)} synthetic lesions, {len(chosen)} real ones of {counts['patients']} patients, "
+        f"  {len(painted)} synthetic lesions, {len(chosen)} real ones of {patients} patients, "
         f"{counts['ignored_boxes']} ignored boxes"
     )
 
