@@ -112,7 +112,7 @@ def memorised_report(synthetic: np.ndarray, training: np.ndarray, patients: Sequ
     above it, by chance: k / (M + 1) for the k-th largest of M margins of training patches, with the largest k for RATE;
     `expected`: such synthetic patches; `memorised`: positions of the synthetic patches above it, largest margin first;
     `share` of them; `synthetic` and `real`: median similarities; `nearest`, `similarity` and `margin`: per synthetic
-    patch, for a gallery. With fewer than three patients there is no reference: threshold, rate, expected are None.
+    patch, for a gallery. The reference needs three patients: with fewer, threshold, rate and expected are None.
     """
     among = nearest(training, training, patients, patients)
     found = nearest(synthetic, training, patients)

@@ -22,7 +22,6 @@ Source: Buda et al., JAMA Netw Open 2021, e2119100; The Cancer Imaging Archive, 
 from __future__ import annotations
 
 import csv
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -117,7 +116,7 @@ def open_bcs_dbt(spec: SourceSpec, split: str = "", progress: ProgressBar = no_b
     volumes = _open_all(entries, spec, progress)
     marked = [(volume.name, entry.boxes, volume.size) for volume, entry in zip(volumes, entries)]
     if line := checks.boxes_outside(marked):
-        logging.getLogger(__name__).warning("%s: %s", spec.spec, line)
+        checks.note(f"{spec.spec}: {line}")
     return as_source(volumes, CLASSES, spec.spec)
 
 

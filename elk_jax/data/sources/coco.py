@@ -8,7 +8,6 @@ Boxes are xywh in the file and xyxy, px, everywhere else.
 
 from __future__ import annotations
 
-import math
 import os
 import unicodedata
 from collections import Counter
@@ -20,15 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elk_jax import fields
-from elk_jax.data.sources import checks
-from elk_jax.data.sources.checks import check_unique, checked_box, checked_lists
+from elk_jax.data.sources import checks, coco_boxes, coco_fields
+from elk_jax.data.sources.checks import check_unique, checked_lists
 from elk_jax.data.sources.decode import decoding_of_partner, files_reader
 from elk_jax.data.sources.patients import unnamed
 from elk_jax.data.sources.source import ImageSource, paired
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.files import read_json, write_json
-from elk_jax.images.names import checked_text, is_plain, whole_number
+from elk_jax.images.names import checked_text, whole_number
 from elk_jax.images.schema import ImageInfo
 from elk_jax.privacy.mechanism import Statement, in_words
 from elk_jax.threads import ProgressBar, no_bar
@@ -93,19 +92,19 @@ def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
 
 
 def check_patients(content: CocoFile, path: str | Path) -> None:
-    """UserError if no image has a `patient_id`, but another field that must be it: every image would be a patient of
-    its own, in any split. A line is logged if only some images have one."""
-    infos, unnamed = content.infos, content.unnamed
-    if 0 < unnamed < len(infos):
-        line = f"{unnamed} of {len(infos)} images name no patient: each, or each volume, counts as a patient"
+    """UserError if no image has a `patient_id`, but another field that must be it: every image would count as its own
+    patient, in any split. A line is logged if only some images have one."""
+    infos, without = content.infos, content.unnamed
+    if 0 < without < len(infos):
+        line = f"{without} of {len(infos)} images name no patient: each, or each volume, counts as a patient"
         checks.note(f"{path}: {line}")
     of_letters = lambda name: "".join(filter(str.isalpha, name.casefold()))
-    fields = sorted(
+    others = sorted(
         {name for info in infos for name in info.meta if of_letters(name) in PATIENT_FIELDS and _names(info.meta[name])}
     )
-    if unnamed == len(infos) and fields:
+    if without == len(infos) and others:
         todo = "call the field patient_id, or set patient_pattern"
-        raise UserError(f"no image has the field patient_id, but there is '{fields[0]}'", where=path, todo=todo)
+        raise UserError(f"no image has the field patient_id, but there is '{others[0]}'", where=path, todo=todo)
 
 
 def _names(value: Any) -> bool:
@@ -169,19 +168,23 @@ def read_coco(path: str | Path) -> CocoFile:
     path = Path(path)
     content = _read(path)
     classes, label_of = _categories(content["categories"], path)
-    ids = [_id(image, "id", f"{path}, images") for image in content["images"]]
+    ids = [coco_fields.text_id(image, "id", f"{path}, images") for image in content["images"]]
     check_unique(ids, "image id", path)
-    entries = {key: _without_nan(image, f"{path}, image {key}") for key, image in zip(ids, content["images"])}
+    entries = {
+        key: coco_fields.without_nan(image, f"{path}, image {key}") for key, image in zip(ids, content["images"])
+    }
     image_of = _one_per_file(entries, path)
-    check_unique((_id(a, "id", f"{path}, annotations") for a in content["annotations"]), "annotation id", path)
+    check_unique(
+        (coco_fields.text_id(a, "id", f"{path}, annotations") for a in content["annotations"]), "annotation id", path
+    )
     annotations: dict[str, list[dict]] = {image_id: [] for image_id in image_of.values()}
     for annotation in content["annotations"]:
         where = f"{path}, annotation {annotation['id']}"
-        image_id = _id(annotation, "image_id", where)
+        image_id = coco_fields.text_id(annotation, "image_id", where)
         if image_id not in image_of:
             what = f"the annotation belongs to image {image_id}, which the file does not list"
             raise UserError(what, where=where, todo="add the image, or remove the annotation")
-        if _whole(annotation, "category_id", where) not in label_of:
+        if coco_fields.whole(annotation, "category_id", where) not in label_of:
             known = ", ".join(f"{key} ({classes[label]})" for key, label in label_of.items())
             raise UserError(
                 f"unknown category {annotation['category_id']}",
@@ -189,7 +192,7 @@ def read_coco(path: str | Path) -> CocoFile:
                 todo=f"use one of: {known}",
             )
         annotations[image_of[image_id]].append(annotation)
-    _check_not_corners(content["annotations"], path)
+    coco_boxes.check_not_corners(content["annotations"], path)
     for image_id, count in Counter(image_of.values()).items():
         if count > 1:
             annotations[image_id] = _not_repeated(annotations[image_id])
@@ -213,7 +216,7 @@ def _categories(categories: list[dict], path: Path) -> tuple[tuple[str, ...], di
     where = f"{path}, categories"
     if not categories:
         raise UserError("the list of categories is empty", where=path, todo="name at least one class")
-    ids = [_whole(category, "id", where) for category in categories]
+    ids = [coco_fields.whole(category, "id", where) for category in categories]
     check_unique(ids, "category id", path)
     name_of = {key: checked_text(one.get("name"), "a name", where) or str(key) for key, one in zip(ids, categories)}
     label_of = {key: label for label, key in enumerate(sorted(ids))}
@@ -233,7 +236,7 @@ def _one_per_file(entries: dict[str, dict], path: Path) -> dict[str, str]:
     folder, first, image_of = image_folder(path), dict[str, str](), dict[str, str]()
     plain = {}
     for key, image in entries.items():
-        file = _file(folder, _file_name(image, f"{path}, image {key}"))
+        file = _file(folder, coco_fields.file_name_of(image, f"{path}, image {key}"))
         plain[key] = image | {"file_name": file, "id": None}
         place = unicodedata.normalize("NFC", f"{image.get('frame') or 0} {file}")
         kept = image_of[key] = first.setdefault(place, key)
@@ -363,16 +366,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where: str) -> ImageInfo:
-    width, height = (_whole(image, side, where) for side in ("width", "height"))
+    width, height = (coco_fields.whole(image, side, where) for side in ("width", "height"))
     if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
         what = f"width and height are {width} and {height}"
         raise UserError(what, where=where, todo=f"give positive whole numbers, at most {LARGEST_SIDE}")
     boxes, ignore = np.zeros((len(annotations), 4), np.float32), np.zeros(len(annotations), bool)
     for row, annotation in enumerate(annotations):
         entry = f"{where} ({image['file_name']}), annotation {annotation['id']}"
-        boxes[row] = _box(annotation, width, height, entry)
-        ignore[row] = _flag(annotation, "iscrowd", entry) | _flag(annotation, "ignore", entry)
-    image_id, place = _id(image, "id", where), _place_in_volume(image, where)
+        boxes[row] = coco_boxes.checked_corners(annotation, width, height, entry)
+        ignore[row] = coco_fields.flag(annotation, "iscrowd", entry) | coco_fields.flag(annotation, "ignore", entry)
+    image_id, place = coco_fields.text_id(image, "id", where), _place_in_volume(image, where)
     own = unnamed(image_id, place.get("volume", ""), image["file_name"], image.get("frame"))
     return ImageInfo(
         image_id=image_id,
@@ -380,7 +383,7 @@ def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where:
         width=width,
         height=height,
         boxes=boxes,
-        labels=np.array([label_of[_whole(a, "category_id", where)] for a in annotations], np.int32),
+        labels=np.array([label_of[coco_fields.whole(a, "category_id", where)] for a in annotations], np.int32),
         ignore=ignore,
         split=checked_text(image.get("split"), "split", where),
         file_name=image["file_name"],
@@ -422,126 +425,6 @@ def _place_in_volume(image: dict, where: str) -> dict[str, Any]:
             what = f"slice {position} of a volume whose volume_slices is {image['volume_slices']!r}"
             raise UserError(what, where=where, todo=todo)
     return {"volume": volume, "slice": position}
-
-
-def _xyxy(annotation: dict, where: str) -> list[float]:
-    """The corners of an annotation's box; `bbox_mode` is a field that detectron2 adds to its records."""
-    if annotation.get("bbox") in (None, []) and annotation.get("segmentation"):
-        todo = "write left, top, width, height of the rectangle around the segmentation"
-        raise UserError("the annotation has a segmentation, but no bbox", where=where, todo=todo)
-    bbox, mode = _field(annotation, "bbox", where), annotation.get("bbox_mode")
-    if mode not in (None, 1, "XYWH_ABS"):
-        todo = "write boxes as left, top, width, height in pixels, and leave bbox_mode out"
-        raise UserError(f"bbox_mode is {mode!r}, which is not COCO's", where=where, todo=todo)
-    if not _are_four(bbox):
-        todo = "give four numbers: left, top, width, height"
-        raise UserError(f"bbox is {bbox!r:.60}", where=where, todo=todo)
-    if not all(abs(value) < math.inf for value in bbox):
-        raise UserError(f"bbox has a coordinate that is NaN or infinite: {bbox}", where=where, todo="correct it")
-    x, y, width, height = map(float, bbox)
-    return [x, y, x + width, y + height]
-
-
-def _are_four(bbox: Any) -> bool:
-    return isinstance(bbox, list) and len(bbox) == 4 and all(type(value) in (int, float) for value in bbox)
-
-
-def _box(annotation: dict, width: int, height: int, where: str) -> np.ndarray:
-    """The corners of an annotation's box in its image; an error tells if its numbers would fit as corners."""
-    corners = _xyxy(annotation, where)
-    try:
-        return checked_box(corners, width, height, where)
-    except UserError as error:
-        left, top, right, bottom = annotation["bbox"]
-        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-            raise
-        todo = f"{error.todo}; if bbox is left, top, right, bottom, write left, top, width, height"
-        raise UserError(error.what, where=error.where, todo=todo) from error
-
-
-def _check_not_corners(annotations: Sequence[dict], path: Path) -> None:
-    """UserError if `area` is that of a rectangle for all boxes, but for some only of one whose corners are in `bbox`.
-
-    Areas of outlines are smaller than those of their rectangles, and show nothing.
-    """
-    readings = [(annotation, _reading(annotation)) for annotation in annotations]
-    corners = [annotation for annotation, reading in readings if reading == "corners"]
-    if corners and all(reading != "neither" for _, reading in readings):
-        first = corners[0]
-        left, top, right, bottom = first["bbox"]
-        what = f"{len(corners)} boxes are given by their corners: the area of the first, {first['bbox']}, is "
-        raise UserError(
-            f"{what}{first['area']}, as from {left}, {top} to {right}, {bottom}, and not {right} x {bottom}",
-            where=f"{path}, image {first['image_id']}, annotation {first['id']}",
-            todo="write boxes as left, top, width, height; if they are, correct or remove `area`",
-        )
-
-
-def _reading(annotation: dict) -> str:
-    """The reading of a box that agrees with its `area`: "size" (COCO's), only "corners" (edges, or the last pixel
-    inside) or "neither"; "" without a usable area."""
-    area: Any = annotation.get("area")
-    bbox: Any = annotation.get("bbox")
-    if type(area) not in (int, float) or not 0 < area < math.inf or not _are_four(bbox):
-        return ""
-    left, top, right, bottom = map(float, bbox)
-    fits = lambda width, height: min(width, height) > 0 and abs(area - width * height) <= 0.5 + 1e-3 * area
-    if fits(right, bottom):
-        return "size"
-    width, height = right - left, bottom - top
-    return "corners" if fits(width, height) or fits(width + 1, height + 1) else "neither"
-
-
-def _field(entry: dict, name: str, where: object) -> Any:
-    if name not in entry:
-        raise UserError(f"the field '{name}' is missing", where=where, todo="add it")
-    return entry[name]
-
-
-def _id(entry: dict, name: str, where: object) -> str:
-    """An id as text: "1" and 1 are the same."""
-    value = checked_text(_field(entry, name, where), f"'{name}'", where)
-    if not value:
-        raise UserError(f"'{name}' is {entry[name]!r}", where=where, todo="write a text or a whole number")
-    return value
-
-
-def _whole(entry: dict, name: str, where: object) -> int:
-    value = whole_number(_field(entry, name, where))
-    if value is None:
-        raise UserError(f"'{name}' is {entry[name]!r}, not a whole number", where=where, todo="correct it")
-    return value
-
-
-def _flag(entry: dict, name: str, where: object) -> bool:
-    """A field that is 0 or 1; null counts as missing."""
-    value = entry.get(name)
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    if whole_number(value) not in (0, 1):
-        todo = "write 1 for a box that is neither lesion nor background, else 0, or omit the field"
-        raise UserError(f"{name} is {value!r}", where=where, todo=todo)
-    return bool(value)
-
-
-def _file_name(image: dict, where: object) -> str:
-    name = _field(image, "file_name", where)
-    if not isinstance(name, str) or not name.strip():
-        raise UserError(f"file_name is {name!r}", where=where, todo="name the image file")
-    if not is_plain(name):
-        raise UserError(f"file_name is {name!r}, which is not a valid file name", where=where, todo="correct it")
-    return name
-
-
-def _without_nan(value: Any, where: object) -> Any:
-    """The same content with None for NaN, which tables exported to JSON contain. UserError for an infinite number."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner, where) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner, where) for inner in value]
-    if isinstance(value, float) and math.isinf(value):
-        raise UserError("a field is infinite", where=where, todo="write null where the value is unknown")
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _plain(value: Any) -> Any:

@@ -297,7 +297,7 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     if (evaluation["real_or_synthetic"] or {"auc": None})["auc"] is None:
         notes.append("lesions of only one patient: the AUC of real against synthetic is undefined")
     if evaluation["memorised"] is not None and evaluation["memorised"]["threshold"] is None:
-        notes.append("lesions of fewer than three training patients: there is no reference for a repeated one")
+        notes.append("repeated lesions are not counted: their reference needs training lesions of three patients")
     return notes
 
 
