@@ -25,9 +25,9 @@ from elk_jax.experiments import resume
 from elk_jax.experiments.parse import kind_of
 from elk_jax.sweeps.plan import Plan, PlannedRun
 from elk_jax.sweeps.settings import Row
+from elk_jax.tasks.results import EVALUATION
 from elk_jax.tasks.stages import EvaluateModelsStage, EvaluateStage
 
-EVALUATION = "evaluation.json"
 BOUNDS = ("low", "high", "level")
 """Numbers that accompany a metric and are not metrics themselves."""
 
