@@ -9,29 +9,50 @@ The members differ in their initial weights and in their batches (`repetition`).
 any run can be members if they have the same classes; for a single member, overlapping boxes are merged. The IoU from
 which two boxes count as the same lesion, and the operating points of the fused boxes, are chosen on the validation
 split; with --config.detector.folds=5, on predictions for all patients outside the test split by folds that had not seen
-them. Variants: as in configs/cem_real.py.
+them. Variants: as in configs/cem_real.py, and
+  architectures  a Faster R-CNN, a RetinaNet and an EfficientDet instead of three Faster R-CNNs; the recipes are
+                 `detector`, `retinanet` and `efficientdet`, all with the same number of folds
 """
 
 from configs import cem_real, variants
 from configs.recipes.detector import detector
 from elk_jax.tasks.detection.recipe import CombineDetectorsStage, EvaluateDetectorsStage, TrainDetectorStage
 
+ARCHITECTURES = "architectures"
+"""The word of the variant."""
+WORDS = (*variants.DETECTOR_EXTRAS, ARCHITECTURES)
+RIVALS = (*variants.RIVALS, (ARCHITECTURES, *variants.KINDS))
 SEEDS = 3
 
 
 def get_config(variant=None):
-    size, extras = variants.parse(variant)
-    names = ["real", *(f"real_{number}" for number in range(1, 2 if size == "tiny" else SEEDS))]
+    size, extras = variants.parse(variant, WORDS, rivals=RIVALS)
+    members, recipes = architectures(size, extras) if ARCHITECTURES in extras else seeds(size, extras)
     return variants.experiment(
         "cem_ensemble",
         data=cem_real.data(size, extras),
-        detector=detector(size, extras),
+        **recipes,
         stages={
-            **{
-                name: TrainDetectorStage(train_on=("real",), validate_on="real", repetition=number)
-                for number, name in enumerate(names)
-            },
-            "ensemble": CombineDetectorsStage(members=tuple(names), validate_on="real"),
-            "evaluate": EvaluateDetectorsStage(models=(*names, "ensemble"), on="real"),
+            **members,
+            "ensemble": CombineDetectorsStage(members=tuple(members), validate_on="real"),
+            "evaluate": EvaluateDetectorsStage(models=(*members, "ensemble"), on="real"),
         },
     )
+
+
+def seeds(size, extras):
+    """The stages of the members, and their recipe: several trainings of one detector."""
+    names = ["real", *(f"real_{number}" for number in range(1, 2 if size == "tiny" else SEEDS))]
+    members = {name: member(repetition=number) for number, name in enumerate(names)}
+    return members, {"detector": detector(size, extras)}
+
+
+def architectures(size, extras):
+    """The same for detectors of different architectures, each with its own recipe."""
+    members = {"real": member(), **{kind: member(recipe=kind) for kind in variants.KINDS}}
+    recipes = {"detector": detector(size, extras), **{kind: detector(size, extras | {kind}) for kind in variants.KINDS}}
+    return members, recipes
+
+
+def member(**settings):
+    return TrainDetectorStage(train_on=("real",), validate_on="real", **settings)

@@ -15,7 +15,17 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
-from configs import cem_mixed, cem_real, cem_real_dp, cem_synthetic, comoto, inpaint_cem, mammo_pretrain, variants
+from configs import (
+    cem_ensemble,
+    cem_mixed,
+    cem_real,
+    cem_real_dp,
+    cem_synthetic,
+    comoto,
+    inpaint_cem,
+    mammo_pretrain,
+    variants,
+)
 from elk_jax.backbones.networks import NETWORKS
 from elk_jax.detection import detectors
 from elk_jax.detection.anchors import pyramid_anchors
@@ -117,6 +127,16 @@ def test_detectors_and_their_backbones(variant, detector, network, extra):
     for rivals in ("half,swin", "retinanet,efficientdet"):
         with pytest.raises(ValueError, match=rivals.replace(",", ".*")):
             cem_real.get_config(f"small,{rivals}")
+
+
+@pytest.mark.parametrize("variant", ["architectures", "small,half,architectures", "tiny,architectures"])
+def test_an_ensemble_of_architectures_has_one_detector_of_each(variant):
+    experiment = parse(cem_ensemble.get_config(variant))
+    members = experiment.stages["ensemble"].members
+    models = [experiment.recipe_of(experiment.stages[name]).model for name in members]
+    assert [model.name for model in models] == ["faster_rcnn", *variants.KINDS]
+    with pytest.raises(ValueError, match="retinanet"):
+        cem_ensemble.get_config(f"{variant},retinanet")
 
 
 @lru_cache
