@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set up .venv and run the main experiment on the embedded data set: no download. About 14 minutes on 2 free CPU
-# cores, set-up included; docs/results.md has the times.
+# cores, set-up included; docs/results/embedded.md has the times.
 #   bash launch/quickstart.sh [WORKDIR] [more flags of launch/train.py]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -56,7 +56,7 @@ Resamples = Annotated[int, Between(0, MOST)]
 
 LEAST_PATIENTS = 20
 """With fewer, intervals are reported as doubtful: the spread of so few patients is itself too narrow (measured for
-thresholds of detectors, docs/results.md)."""
+thresholds of detectors, docs/results/thresholds.md)."""
 LEVEL = 0.95
 LEAST_RESAMPLES = 40
 """With fewer, less than one resample lies beyond either end of an interval: its ends are the extremes."""

@@ -14,7 +14,8 @@ from ml_collections import config_flags
 from elk_jax.experiments.parse import parse
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+RESULTS = sorted(ROOT.glob("docs/results/*.md"))
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *RESULTS]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"python (\w+/\w+\.py) ([^`\n]*)")
 NOT_SETTINGS = ("--workdir=", "--stages=", "--jobs=")
@@ -46,7 +47,7 @@ def default_output(script: str) -> str:
 
 
 RUNS = [
-    (page.name, script, words)
+    (str(page.relative_to(ROOT)), script, words)
     for page in PAGES
     for script, words in commands(page)
     if script in ("launch/train.py", "launch/sweep.py")
@@ -102,10 +103,10 @@ def test_what_documented_commands_write_is_ignored():
 
 
 def test_commands_for_zsh_have_no_comments():
-    assert [line for line in shell_lines(ROOT / "docs" / "results.md") if re.search(r"(^|\s)#", line)] == []
+    assert [line for page in RESULTS for line in shell_lines(page) if re.search(r"(^|\s)#", line)] == []
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
 def test_no_comment_of_a_command_opens_a_quote(page):
     comments = [line.partition("# ")[2] for line in shell_lines(page)]
     assert [comment for comment in comments if comment.count("'") % 2 or comment.count('"') % 2] == []

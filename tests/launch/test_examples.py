@@ -21,7 +21,7 @@ from tests.models import EARLIER, save_earlier
 from tests.tpu import need_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
-PLACES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted((ROOT / "configs").glob("*.py"))]
+PLACES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted((ROOT / "configs").glob("*.py"))]
 PLACES += [path for path in sorted((ROOT / "launch").iterdir()) if path.suffix in (".py", ".sh", ".yaml")]
 COMMAND = re.compile(r"--config=configs/\w+\.py:paper\S*(?: --[\w.]+=\S+)*")
 PHANTOMS = {"coco": "phantom:size=64,count=12"} | dict.fromkeys(
@@ -102,11 +102,14 @@ def test_the_batch_is_divisible_by_the_devices_of_several_machines(name, counts,
 
 
 def documented_lists() -> list:
-    """(the configuration of the last sweep before it, the text) of every list of settings in docs/results.md."""
-    page = (ROOT / "docs" / "results.md").read_text()
-    blocks = [block for block in re.finditer(r"```python\n(.*?)```", page, re.DOTALL) if "ROWS" in block[1]]
-    configs = [re.findall(r"sweep\.py --config=(\S+)", page[: block.start()])[-1] for block in blocks]
-    return [pytest.param(config, block[1], id=config) for config, block in zip(configs, blocks)]
+    """(the configuration of the last sweep before it, the text) of every list of settings in docs/results/."""
+    found = []
+    for page in sorted((ROOT / "docs" / "results").glob("*.md")):
+        text = page.read_text()
+        blocks = [block for block in re.finditer(r"```python\n(.*?)```", text, re.DOTALL) if "ROWS" in block[1]]
+        configs = [re.findall(r"sweep\.py --config=(\S+)", text[: block.start()])[-1] for block in blocks]
+        found += [pytest.param(config, block[1], id=f"{page.stem}-{config}") for config, block in zip(configs, blocks)]
+    return found
 
 
 @pytest.mark.parametrize(("config", "text"), documented_lists())

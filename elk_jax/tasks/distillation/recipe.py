@@ -61,10 +61,10 @@ class DistillationRecipe(DetectionRecipe):
     schedule are scaled with it.
     points, sampling: of a lesion, for `lesion` and `intra_align`. stride: of the level that these and `image` read, in
     pixels per cell, 32 as published; the others read all levels. On the finest level of a pyramid, which finds small
-    lesions, `intra_align` can cost a teacher half of its detections (docs/results.md). tap: the levels to read: those
-    of the pyramid, or of the backbone below it. temperature: of `lesion`, `image`, `classwise`, `cwd`, `contrastive`
-    and `outputs`; None: as published. tolerance: displacement in cells that `mse` and `sigmoid_l2` allow between the
-    maps. confidence: for `outputs`: probability from which the teacher's box is a target; None: 0.3.
+    lesions, `intra_align` can cost a teacher half of its detections (docs/results/comoto.md). tap: the levels to read:
+    those of the pyramid, or of the backbone below it. temperature: of `lesion`, `image`, `classwise`, `cwd`,
+    `contrastive` and `outputs`; None: as published. tolerance: displacement in cells that `mse` and `sigmoid_l2` allow
+    between the maps. confidence: for `outputs`: probability from which the teacher's box is a target; None: 0.3.
     intra_align: the teacher learns similar features for all lesions, unlike those of other tissue (ImPA), with
     align_weight. negatives: cells to contrast with; breast: inside the breast; anywhere: air and padding too.
     """
