@@ -42,13 +42,14 @@ def toy_detectors():
 
 
 def of_detector():
-    """Two folds of a toy detector that looks at mirrored views, fused in two ways; one evaluation, at the end."""
+    """Two folds of a toy detector that looks at mirrored views and two sizes, fused in two ways; one evaluation, at the
+    end."""
     config = cem_real.get_config("tiny")
     with config.unlocked():
         config.detector.model = ConfigDict(dataclasses.asdict(toy_detector.ToyConfig(width=4)))
     config.detector.test_flips, config.detector.folds, config.detector.eval_every = ("horizontal",), 2, 0
     config.detector.test_same, config.detector.best_metric = (0.5, 0.3), "ap10"
-    config.detector.update(steps=80, checkpoint_every=80)
+    config.detector.update(steps=80, checkpoint_every=80, test_scales=(1.0, 1.5))
     config.detector.schedule.update(base=0.01, warmup_steps=5)  # what finds nothing is fused alike by any rule
     return config
 
@@ -65,10 +66,15 @@ def test_operating_points_are_chosen_on_what_folds_say_of_patients_they_have_not
     experiment = parse(of_detector())
     run, recipe = Run(experiment, detected, meshes.make_mesh()), experiment.recipes["detector"]
     whole = dealing.pooled(run.open("real", "train"), run.open("real", "val"))
+    mirrored, sizes = ("horizontal",), (1.0, 1.5)
     ways = {
-        "as they are": ((), 0.5),
-        "as they are+horizontal, one lesion from IoU 0.5": (("horizontal",), 0.5),
-        "as they are+horizontal, one lesion from IoU 0.3": (("horizontal",), 0.3),
+        "as they are": ((), 0.5, (1.0,)),
+        "as they are+horizontal, one lesion from IoU 0.5": (mirrored, 0.5, (1.0,)),
+        "as they are+horizontal, one lesion from IoU 0.3": (mirrored, 0.3, (1.0,)),
+        "as they are at 1 and 1.5 times the size, one lesion from IoU 0.5": ((), 0.5, sizes),
+        "as they are at 1 and 1.5 times the size, one lesion from IoU 0.3": ((), 0.3, sizes),
+        "as they are+horizontal at 1 and 1.5 times the size, one lesion from IoU 0.5": (mirrored, 0.5, sizes),
+        "as they are+horizontal at 1 and 1.5 times the size, one lesion from IoU 0.3": (mirrored, 0.3, sizes),
     }
     by_views: dict[str, list[ImageResult]] = {name: [] for name in ways}
     for number in (1, 2):
@@ -77,8 +83,8 @@ def test_operating_points_are_chosen_on_what_folds_say_of_patients_they_have_not
             i.patient_id for i in whole.infos if patient_hash(i.patient_id) not in fold.description.trained.patients
         }
         theirs = dealing.of_patients(whole, unseen)
-        for name, (flips, same) in ways.items():
-            entry = dataclasses.replace(fold.description.input, same=same)
+        for name, (flips, same, scales) in ways.items():
+            entry = dataclasses.replace(fold.description.input, same=same, scales=scales)
             looking = fold._replace(description=dataclasses.replace(fold.description, input=entry))
             by_views[name] += predict.detect_with(looking, theirs, run.mesh, recipe.score_floor, flips)
     assert sorted(r.image_id for r in by_views["as they are"]) == sorted(i.image_id for i in whole.infos)
@@ -88,8 +94,8 @@ def test_operating_points_are_chosen_on_what_folds_say_of_patients_they_have_not
     measured = {name: score_of(results, recipe) for name, results in by_views.items()}
     assert found["views"] == {name: pytest.approx(value, abs=1e-6) for name, value in measured.items()}
     best = max(found["views"], key=lambda name: found["views"][name])
-    assert len(set(measured.values())) == 3
-    assert found["way"] == best and (model.input.flips, model.input.same) == ways[best]
+    assert len(set(measured.values())) == len(ways)
+    assert found["way"] == best and (model.input.flips, model.input.same, model.input.scales) == ways[best]
     choice = operating.choose(
         by_views[best], score_floor=recipe.score_floor, resamples=recipe.bootstrap, data="2 folds"
     )
@@ -187,7 +193,7 @@ def of_several():
     with config.unlocked():
         config.detector = ConfigDict(of_detector().detector.to_dict())
         config.other = ConfigDict(config.detector.to_dict())
-        config.other.update(steps=60, test_flips=(), test_same=(0.5,))
+        config.other.update(steps=60, test_flips=(), test_same=(0.5,), test_scales=(1.0,))
     config.stages.real_1.recipe = "other"
     config.stages.ensemble.weights = (2.0, 1.0)
     return config
@@ -214,7 +220,7 @@ def test_an_ensemble_is_chosen_by_what_all_members_find_of_patients_that_none_ha
             theirs = dealing.of_patients(
                 whole, {i.patient_id for i in whole.infos if patient_hash(i.patient_id) not in known}
             )
-            entry = dataclasses.replace(fold.description.input, flips=looks.flips, same=looks.same)
+            entry = dataclasses.replace(fold.description.input, flips=looks.flips, same=looks.same, scales=looks.scales)
             looking = fold._replace(description=dataclasses.replace(fold.description, input=entry))
             results += predict.detect_with(looking, theirs, run.mesh, recipe.score_floor)
         assert sorted(r.image_id for r in results) == sorted(i.image_id for i in whole.infos)

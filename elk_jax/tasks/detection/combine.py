@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from elk_jax.tasks import folds, training
 from elk_jax.tasks.detection import model, predict
 from elk_jax.tasks.detection.evaluate import reads_pairs
 from elk_jax.tasks.detection.model import EnsembleDescription
+from elk_jax.tasks.detection.predict import looks
 from elk_jax.tasks.detection.recipe import CombineDetectorsStage, DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.detection.search import (
+    Way,
     best_of,
     choose_way,
     comparing,
@@ -28,6 +31,7 @@ from elk_jax.tasks.detection.search import (
     score_of,
     views_chosen,
     ways_to_look,
+    whole_way,
 )
 from elk_jax.tasks.detection.train import say_skipped
 from elk_jax.tasks.run import Experiment, Run, skipped_images
@@ -64,14 +68,16 @@ def check_combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecip
         try:
             known.append(model.load_one(folder))
             model.check_alike(known[-1].description, known[0].description, folder)
-            for scale in stage.scales:
-                model.at_scale(known[-1].description.input, scale)
+            entry = known[-1].description.input
+            for scale, own in itertools.product(stage.scales, entry.scales):
+                model.at_scale(model.at_scale(entry, scale), own)
         except UserError as error:
             raise error if error.where != "scales" else error.within(f"config.stages.{stage.name}") from error
     if count and set(stage.scales) != {1.0}:
-        what = f"the folds of the members used a single input scale, not {stage.scales}"
+        what = f"the folds of the members did not detect at the scales {stage.scales}"
         where = f"config.stages.{stage.name}.scales"
-        raise UserError(what, where=where, todo="set it to (1.0,), or the folds of the members to 0")
+        todo = "set it to (1.0,) and use test_scales of the members' recipes, or set the folds of the members to 0"
+        raise UserError(what, where=where, todo=todo)
 
 
 def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> Summary:
@@ -148,16 +154,15 @@ def found_by_folds(
     if own.learned_maps:
         what = "a member was not trained to detect, so its folds have no detections"
         raise UserError(what, where=places[0].parent, todo="leave it out, or give it a detection_weight above 0")
-    flips = own.input.flips
-    of_views = predict.own_floor(member, floor) if flips else floor
-    views = read_views(places, infos, len(flips) + 1, len(own.classes), of_views)
-    return predict.together(views, floor, own.input.same)
+    way = Way(own.input.flips, own.input.same, own.input.scales)
+    of_views = predict.own_floor(member, floor) if len(looks(way.flips, way.scales)) > 1 else floor
+    return way.together(read_views(places, infos, way, len(own.classes), of_views), floor)
 
 
 def join_folds(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summary:
     """Write `<stage>/model/`, the ensemble of the stage's folds (`tasks.folds`).
 
-    Each patient was seen by all members but one. The detections of that one choose the mirrored views, the IoU for
+    Each patient was seen by all members but one. The detections of that one choose the views, the IoU for
     fusing boxes (of views and of members), and the operating points, which are therefore those of a single member.
     """
     assert run.fold is not None
@@ -166,14 +171,14 @@ def join_folds(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> 
     validation = run.open(stage.validate_on, "val", members[0].tested_images)
     on = f"{run.fold.in_words}, {folds.UNSEEN}"
     run.say(f"  {len(members)} detectors; {run.fold.in_words}: {counted(validation.infos)}")
-    flips, floor = members[0].description.input.flips, recipe.score_floor
+    everything, floor = whole_way(recipe), recipe.score_floor
     classes = len(members[0].description.classes)
-    views = read_views(folds.to_read(run, stage), validation.infos, len(flips) + 1, classes, floor)
-    ways = ways_to_look(flips, recipe.test_same, fewer=True)
+    views = read_views(folds.to_read(run, stage), validation.infos, everything, classes, floor)
+    ways = ways_to_look(everything, recipe.test_same, fewer=True)
     best_way, by_views = choose_way(ways, views, recipe)
     way = ways[best_way]
     choice = operating.choose(way.together(views, floor), score_floor=floor, resamples=recipe.bootstrap, data=on)
-    looking = [replace(one.description.input, flips=way.flips, same=way.same) for one in members]
+    looking = [replace(one.description.input, **way._asdict()) for one in members]
     described = [replace(one.description, input=entry) for one, entry in zip(members, looking)]
     description = EnsembleDescription(
         architecture=model.ENSEMBLE,

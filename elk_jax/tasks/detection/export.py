@@ -27,7 +27,7 @@ from elk_jax.data.augment import Resize
 from elk_jax.data.batches.buckets import Canvas
 from elk_jax.errors import UserError
 from elk_jax.output import Console
-from elk_jax.tasks.detection.model import Trained, load_one
+from elk_jax.tasks.detection.model import Trained, at_scale, load_one
 from elk_jax.tasks.detection.predict import unlearned
 from elk_jax.tasks.run import new_console
 from elk_jax.weights import model_folder
@@ -87,8 +87,14 @@ def export_folder(model: Path, output: Path, settings: ExportSettings, console: 
 def notes(trained: Trained, settings: ExportSettings) -> list[str]:
     """How the results of an exported detector may differ from those of the original, in words."""
     entry, found = trained.description.input, unlearned(trained, "the detector")
-    if entry.flips:
-        what = f"the image and its mirrored views ({', '.join(entry.flips)})"
+    if entry.flips or len(entry.scales) > 1:
+        what = "the image"
+        what += f" and its mirrored views ({', '.join(entry.flips)})" if entry.flips else ""
+        what += (
+            f" at {' and '.join(f'{scale:g}' for scale in entry.scales)} times the size"
+            if len(entry.scales) > 1
+            else ""
+        )
         found.append(f"thresholds apply to the fused boxes of {what}, but the export reads one image: choose new ones")
     if settings.format == "stablehlo":
         return found
@@ -171,11 +177,12 @@ def _write_tensors(made: Renamed, folder: Path) -> dict[str, Any]:
 
 
 def _canvases(trained: Trained, file: Path) -> tuple[Canvas, ...]:
-    """The canvases of a detector's input. UserError if it names none."""
-    if not trained.description.input.buckets:
+    """The canvases of a detector's input, at all of its scales. UserError if it names none."""
+    entry = trained.description.input
+    if not entry.buckets:
         what = "the detector has no fixed canvas: it derives one from its images"
         raise UserError(what, where=f"{file}: input.buckets", todo="train with loader.buckets")
-    return trained.description.input.buckets
+    return tuple(dict.fromkeys(canvas for scale in entry.scales for canvas in at_scale(entry, scale).buckets))
 
 
 def program(trained: Trained, canvas: Canvas, platforms: Sequence[str] = PLATFORMS) -> export.Exported:
@@ -207,6 +214,7 @@ def about(trained: Trained) -> dict[str, Any]:
         "input": asdict(description.input),
         "thresholds": {
             "of_the_fused_boxes_of": ["image", *description.input.flips],
+            "at_scales": description.input.scales,
             "points": [asdict(point) for point in description.operating_points],
             "chosen_on": asdict(description.chosen_on),
         },

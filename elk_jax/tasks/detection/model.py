@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ Scales = Annotated[tuple[Annotated[float, Between(0.25, 4)], ...], NOT_EMPTY]
 Same = Annotated[float, Range(0, 1, above=True)]
 """A setting: the IoU from which boxes of several views or members count as the same lesion."""
 Weight = Annotated[float, ABOVE_ZERO]
+Sized = TypeVar("Sized", "Input", LoaderConfig)
 LearnedMaps = Literal["", TapName]
 """Maps to which the training of a detector was limited; "" for none."""
 EARLIER = {**detectors.EARLIER, "input": {"crop_to_breast": False, "flips": ()}}
@@ -44,6 +45,7 @@ LATER = {
         "resize": {"stretch": (), "rounding": "nearest", "pixels": "mean", "boxes": "scaled", "float16_white": 0},
         "slice_greys": "window",
         "same": fusion.SAME,
+        "scales": (1.0,),
     },
     "chosen_on": asdict(ChosenOn()),
     "learned_maps": "",
@@ -88,7 +90,8 @@ def trainable(detector: Detector, per_image: bool = False) -> Model:
 @dataclass(frozen=True)
 class Input:
     """How images are prepared for the detector. flips: mirrored views to detect in as well. slice_greys: for whole
-    volumes. same: IoU from which boxes of several views count as the same lesion."""
+    volumes. same: IoU from which boxes of several views count as the same lesion. scales: factors on the size of the
+    input; at each of them, it detects in the image and in the mirrored views."""
 
     crop_to_breast: bool
     resize: Resize
@@ -96,6 +99,7 @@ class Input:
     flips: tuple[Flip, ...]
     slice_greys: SliceGreys = "window"
     same: Same = fusion.SAME
+    scales: Scales = (1.0,)
 
 
 @dataclass(frozen=True)
@@ -190,13 +194,16 @@ def describe(
     slice_greys: SliceGreys = "window",
     same: float = fusion.SAME,
     learned_maps: LearnedMaps = "",
+    scales: Sequence[float] = (1.0,),
 ) -> Description:
     """The description of a detector, with its operating points."""
     return Description(
         architecture=detector.name,
         model=detector.config,
         classes=tuple(classes),
-        input=Input(crop_to_breast, test_loader.resize, test_loader.buckets, tuple(flips), slice_greys, same),
+        input=Input(
+            crop_to_breast, test_loader.resize, test_loader.buckets, tuple(flips), slice_greys, same, tuple(scales)
+        ),
         operating_points=choice.points,
         trained=trained,
         chosen_on=choice.on,
@@ -258,10 +265,10 @@ def check_alike(one: Description, other: Description | EnsembleDescription, wher
         raise UserError(what, where=where, todo="combine detectors of the same classes, in the same order")
 
 
-def at_scale(entry: Input, scale: float) -> Input:
+def at_scale(entry: Sized, scale: float, where: str = "scales") -> Sized:
     """The input of a detector with images of `scale` times the size, on canvases that are multiples of MULTIPLE px.
 
-    UserError for a canvas that is too large.
+    where: the setting, for errors. UserError for a canvas that is too large.
     """
     if scale == 1:
         return entry
@@ -276,7 +283,7 @@ def at_scale(entry: Input, scale: float) -> Input:
     canvases = tuple(dict.fromkeys(rounded))
     if any(not SIDE.takes(side) for canvas in canvases for side in canvas):
         what = f"at a scale of {scale:g} the input of a detector has a side of {max(map(max, canvases))} px"
-        raise UserError(what, where="scales", todo=f"give scales at which its sides are {SIDE} px")
+        raise UserError(what, where=where, todo=f"give scales at which its sides are {SIDE} px")
     return replace(entry, resize=resize, buckets=canvases)
 
 

@@ -385,8 +385,8 @@ def views_sections(trained: Mapping[str, Mapping[str, Any]]) -> list[Section]:
             style = "main" if way == summary["way"] else ""
             rows.append(html.row([html.text(way), html.number(value)], style=style))
     note = (
-        "Original and mirrored images, with the IoU from which boxes of several views are fused. The model uses the "
-        "best one, which was chosen by these values, so its value is optimistic."
+        "Original and mirrored images, at one size or several, with the IoU from which boxes of several views are "
+        "fused. The model uses the best one, which was chosen by these values, so its value is optimistic."
     )
     return [Section("Fusion of views", html.table(head, rows), note)] if rows else []
 

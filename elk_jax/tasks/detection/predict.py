@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import cv2
 import jax
@@ -129,24 +129,43 @@ def detect(
         return detections.join_batches(source.infos, outputs(host_batches), score_floor)
 
 
+class Look(NamedTuple):
+    """One view of the images. scale: factor on the size of the input. mirrored: 0: the images themselves, k: the k-th
+    of the mirrored views."""
+
+    scale: float
+    mirrored: int
+
+
+def looks(flips: Sequence[str], scales: Iterable[float]) -> list[Look]:
+    """All views of the images, in the order in which they are computed."""
+    return [Look(scale, number) for scale in scales for number in range(len(flips) + 1)]
+
+
 def detect_views(
     predictor: Predictor,
     params: Params,
     seen: View,
-    config: LoaderConfig,
+    inputs: Mapping[float, LoaderConfig],
     mesh: Mesh,
     score_floor: float = 0.0,
     flips: Sequence[str] = (),
     progress: bool = True,
-) -> list[list[ImageResult]]:
-    """Detections and truth in the pixels of the whole images: first of the original images, then of each view in
-    `flips`.
+) -> dict[Look, list[ImageResult]]:
+    """Detections and truth in the pixels of the whole images: at each scale of the original images, then of each view
+    in `flips`.
 
-    `together` fuses them.
+    inputs: scale -> the input of the detector. `together` fuses the views.
     """
-    find = lambda source: detect(predictor, params, source, config, mesh, score_floor, progress)
-    views = [find(seen.source), *(_unflipped(find(flipped(seen.source, flip)), flip) for flip in flips)]
-    return views if seen.windows is None else [_uncut(view, seen.whole, seen.windows) for view in views]
+
+    def find(look: Look) -> list[ImageResult]:
+        flip = flips[look.mirrored - 1] if look.mirrored else ""
+        source = flipped(seen.source, flip) if flip else seen.source
+        found = detect(predictor, params, source, inputs[look.scale], mesh, score_floor, progress)
+        found = _unflipped(found, flip) if flip else found
+        return found if seen.windows is None else _uncut(found, seen.whole, seen.windows)
+
+    return {look: find(look) for look in looks(flips, inputs)}
 
 
 def together(views: Sequence[list[ImageResult]], score_floor: float, same: float = fusion.SAME) -> list[ImageResult]:
@@ -164,7 +183,7 @@ def detect_with(
     flips: Sequence[str] | None = None,
     whole_volumes: bool = False,
 ) -> list[ImageResult]:
-    """Run a trained detector, or an ensemble, on a source, at the input size it was trained for.
+    """Run a trained detector, or an ensemble, on a source, at the scales of its input.
 
     score_floor: boxes with a lower score are dropped, after the fusion of views or members: the fusion uses the floor
     with which the model was made, so that its thresholds hold for any floor. flips: mirrored views to detect in as
@@ -190,13 +209,14 @@ def detect_with(
     if whole_volumes:
         source = slices_in(source, description.input.slice_greys, description.input.resize.float16_white or 255)
     flips = tuple(dict.fromkeys(description.input.flips if flips is None else flips))
-    floor = own_floor(trained, score_floor) if flips else score_floor
+    scales = description.input.scales
+    floor = own_floor(trained, score_floor) if flips or len(scales) > 1 else score_floor
     model = trainable(detectors.build(replace(detector.config, score_floor=floor)))
     predictor, placed = compile_predictor(model, mesh), meshes.place(params, mesh)
     seen = view(source, description.input.crop_to_breast)
-    config = input_of(description.input, seen.source.infos)
-    views = detect_views(predictor, placed, seen, config, mesh, floor, flips)
-    return together(views, score_floor, description.input.same)
+    inputs = {scale: input_of(at_scale(description.input, scale), seen.source.infos) for scale in scales}
+    views = detect_views(predictor, placed, seen, inputs, mesh, floor, flips)
+    return together([*views.values()], score_floor, description.input.same)
 
 
 def own_floor(trained: Trained | Ensemble, otherwise: float) -> float:

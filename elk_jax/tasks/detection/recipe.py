@@ -19,7 +19,7 @@ from elk_jax.evaluation.bootstrap import Resamples
 from elk_jax.evaluation.evaluate import METRIC_NAMES
 from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.fields import NOT_EMPTY, SHARE, AtLeast, ByName, OneOf
-from elk_jax.tasks.detection.model import Same, Scales, Weight
+from elk_jax.tasks.detection.model import Same, Scales, Weight, at_scale
 from elk_jax.tasks.stages import CombineStage, EvaluateModelsStage, PrivateTrainStage
 from elk_jax.training.recipe import TrainingRecipe
 
@@ -38,8 +38,9 @@ class DetectionRecipe(TrainingRecipe):
     their ratios. False: use those of `model`.
     crop_to_breast: first cut away the air around the breast.
     test_resize: size of the images in testing, in the canvases of `loader`. test_flips: mirrored views to detect in as
-    well; the detections are fused. Checkpoints are chosen without them. test_same: IoUs to try, from which boxes of
-    several views count as the same lesion; best_metric chooses on the folds or the validation split, the first of
+    well; test_scales: factors on the size of the input, the first of them 1, at each of which it detects in all of
+    these views; the detections are fused. Checkpoints are chosen without them. test_same: IoUs to try, from which boxes
+    of several views count as the same lesion; best_metric chooses on the folds or the validation split, the first of
     equally good ones. slice_greys: of whole volumes, in testing.
     best_metric: metric on the validation split that chooses the checkpoint. choose_score_floor: detections with a lower
     score are dropped while choosing; score_floor: the same in testing.
@@ -56,6 +57,7 @@ class DetectionRecipe(TrainingRecipe):
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     test_resize: Resize = FIT
     test_flips: tuple[Flip, ...] = ()
+    test_scales: Scales = (1.0,)
     test_same: Annotated[tuple[Same, ...], NOT_EMPTY] = (fusion.SAME,)
     slice_greys: SliceGreys = "window"
     best_metric: Annotated[str, OneOf(METRIC_NAMES)] = "mean_sensitivity"
@@ -65,9 +67,15 @@ class DetectionRecipe(TrainingRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.test_same) > 1 and not self.test_flips:
+        if self.test_scales[0] != 1:
+            what = f"the first scale is {self.test_scales[0]:g}, but checkpoints are chosen at 1"
+            todo = "begin with 1.0, or set the size itself in test_resize and loader.buckets"
+            raise UserError(what, where="test_scales", todo=todo)
+        for scale in self.test_scales[1:]:
+            at_scale(self.test_loader(), scale, "test_scales")
+        if len(self.test_same) > 1 and not self.test_flips and len(self.test_scales) == 1:
             what = f"{len(self.test_same)} IoUs for fusing boxes, but only one view"
-            todo = "give mirrored views with test_flips, or leave it out"
+            todo = "give mirrored views with test_flips or sizes with test_scales, or leave it out"
             raise UserError(what, where="test_same", todo=todo)
         if self.privacy is not None:
             self._check_private()

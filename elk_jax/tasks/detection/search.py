@@ -1,4 +1,4 @@
-"""The search over mirrored views of a detector and over the IoU from which their boxes are fused."""
+"""The search over mirrored views and scales of a detector, and over the IoU from which their boxes are fused."""
 
 from __future__ import annotations
 
@@ -12,38 +12,51 @@ from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import predict
+from elk_jax.tasks.detection.predict import Look, looks
 from elk_jax.tasks.detection.recipe import DetectionRecipe
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.task import Summary
 
 K = TypeVar("K")
+Views = Mapping[Look, list[ImageResult]]
+MOST_SAID = 8
+"""More ways than this are not all printed; the report has them."""
 
 
 class Way(NamedTuple):
-    """The mirrored views of a detector, and the IoU from which their boxes count as the same lesion."""
+    """The mirrored views of a detector, the IoU from which their boxes count as the same lesion, and the scales of the
+    input at which it detects in them."""
 
     flips: tuple[Flip, ...]
     same: float
+    scales: tuple[float, ...] = (1.0,)
 
-    def together(self, views: Sequence[list[ImageResult]], score_floor: float) -> list[ImageResult]:
-        """The detections of the first of `views`: those of the original images, then of the mirrored ones in order."""
-        return predict.together(views[: len(self.flips) + 1], score_floor, self.same)
+    def together(self, views: Views, score_floor: float) -> list[ImageResult]:
+        """The fused detections of its views; `views` may have more mirrored views and scales."""
+        return predict.together([views[look] for look in looks(self.flips, self.scales)], score_floor, self.same)
 
 
-def ways_to_look(flips: tuple[Flip, ...], same: Sequence[float], fewer: bool) -> dict[str, Way]:
-    """The combinations of views to try, by name. fewer: also those with only some of the mirrored views, or none."""
-    found = {}
-    for count in range(0 if fewer else len(flips), len(flips) + 1):
-        name = "+".join(("as they are", *flips[:count]))
-        for one in dict.fromkeys(same if count else same[:1]):
-            among = f", one lesion from IoU {one:g}" if count and len(same) > 1 else ""
-            found[name + among] = Way(flips[:count], one)
+def whole_way(recipe: DetectionRecipe) -> Way:
+    """All views of a recipe, with its first IoU."""
+    return Way(tuple(dict.fromkeys(recipe.test_flips)), recipe.test_same[0], tuple(dict.fromkeys(recipe.test_scales)))
+
+
+def ways_to_look(everything: Way, same: Sequence[float], fewer: bool) -> dict[str, Way]:
+    """The combinations of views to try, by name. everything: all views. same: the IoUs to try. fewer: also those with
+    only the first of the mirrored views and scales."""
+    found, flips, scales = {}, everything.flips, everything.scales
+    for sizes in range(1 if fewer else len(scales), len(scales) + 1):
+        for count in range(0 if fewer else len(flips), len(flips) + 1):
+            name = "+".join(("as they are", *flips[:count]))
+            name += f" at {' and '.join(f'{scale:g}' for scale in scales[:sizes])} times the size" if sizes > 1 else ""
+            several = count or sizes > 1
+            for one in dict.fromkeys(same if several else same[:1]):
+                among = f", one lesion from IoU {one:g}" if several and len(same) > 1 else ""
+                found[name + among] = Way(flips[:count], one, scales[:sizes])
     return found
 
 
-def choose_way(
-    ways: Mapping[str, Way], views: Sequence[list[ImageResult]], recipe: DetectionRecipe
-) -> tuple[str, dict[str, float | None]]:
+def choose_way(ways: Mapping[str, Way], views: Views, recipe: DetectionRecipe) -> tuple[str, dict[str, float | None]]:
     """(the best way by the metric that compares detections, the first of equal ones; the value of each, {} for a single
     one)."""
     if len(ways) == 1:
@@ -58,9 +71,15 @@ def best_of(values: Mapping[K, float | None]) -> K:
 
 
 def say_views(run: Run, recipe: DetectionRecipe, values: Mapping[str, float | None], on: str) -> None:
-    """Print the value of each way. on: the data used, in words."""
-    for name, value in values.items():
+    """Print the value of each way; of many, those of the best ones. on: the data used, in words."""
+    said = dict(values)
+    if len(values) > MOST_SAID:
+        best = sorted(values, key=lambda name: -(values[name] or 0.0))[:MOST_SAID]
+        said = {name: values[name] for name in best}
+    for name, value in said.items():
         run.say(f"  views {name}: {comparing(recipe)} {measured(value)} on {on}")
+    if len(values) > len(said):
+        run.say(f"  and {len(values) - len(said)} other ways to look, which find less")
 
 
 def measured(value: float | None) -> str:
@@ -73,26 +92,30 @@ def views_chosen(recipe: DetectionRecipe, chosen: str, values: Mapping[str, floa
     return {"views": values, "way": chosen, "metric": comparing(recipe), "chosen_on": on} if values else {}
 
 
-def write_views(folder: Path, views: Sequence[Sequence[ImageResult]]) -> None:
+def write_views(folder: Path, views: Views) -> None:
     """Keep the detections of each view."""
-    for number, results in enumerate(views):
-        detections.write_results(folder / f"view_{number}.json", results)
+    for look, results in views.items():
+        detections.write_results(folder / _file_of(look), results)
 
 
 def read_views(
-    folders: Sequence[Path], infos: Sequence[ImageInfo], views: int, classes: int, score_floor: float
-) -> list[list[ImageResult]]:
-    """The detections of each view in all folders together, joined with the truth.
+    folders: Sequence[Path], infos: Sequence[ImageInfo], way: Way, classes: int, score_floor: float
+) -> dict[Look, list[ImageResult]]:
+    """The detections of each view of `way` in all folders together, joined with the truth.
 
     classes: how many the detector knows, of which `infos` may lack some. score_floor: as in testing, of the boxes of
     each view.
     """
-    categories, found = range(1, classes + 1), []
-    for number in range(views):
-        parts = [detections.read_results(folder / f"view_{number}.json", infos, categories) for folder in folders]
+    categories, found = range(1, classes + 1), {}
+    for look in looks(way.flips, way.scales):
+        parts = [detections.read_results(folder / _file_of(look), infos, categories) for folder in folders]
         joined = detections.join(infos, {image: one for part in parts for image, one in part.items()})
-        found.append(detections.above(joined, score_floor))
+        found[look] = detections.above(joined, score_floor)
     return found
+
+
+def _file_of(look: Look) -> str:
+    return f"view_{look.mirrored}{'' if look.scale == 1 else f'_at_{look.scale:g}'}.json"
 
 
 def comparing(recipe: DetectionRecipe) -> str:

@@ -24,14 +24,14 @@ from elk_jax.detection import anchors, detectors
 from elk_jax.detection.detector import Detector, has_anchors
 from elk_jax.errors import UserError
 from elk_jax.evaluation import evaluate as metrics
-from elk_jax.evaluation import operating
+from elk_jax.evaluation import fusion, operating
 from elk_jax.evaluation.operating import Choice
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import progress_bar
 from elk_jax.randomness import Purpose, generator
 from elk_jax.tasks import folds, private, training
 from elk_jax.tasks.detection import predict
-from elk_jax.tasks.detection.model import Description, LearnedMaps, describe, stored, trainable
+from elk_jax.tasks.detection.model import Description, LearnedMaps, at_scale, describe, stored, trainable
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.detection.search import (
     Way,
@@ -42,6 +42,7 @@ from elk_jax.tasks.detection.search import (
     say_views,
     views_chosen,
     ways_to_look,
+    whole_way,
     write_views,
 )
 from elk_jax.tasks.private import Learned, Public
@@ -201,7 +202,7 @@ def train_with(
     images: number of images of a record that are read in training; 0: as many as the detector reads.
     """
     network = detectors.build(settings(recipe, recipe.model.num_classes))
-    flips = tuple(dict.fromkeys(recipe.test_flips))
+    everything = whole_way(recipe)
 
     # ---- Data ------------------------------------------------------------------------------------------------
     source = run.open(stage.train_on, "train", images or network.images)
@@ -220,6 +221,7 @@ def train_with(
         run.say("  warning: no lesion in validation; checkpoints cannot be compared, so the last one is kept")
     source = cut(source, recipe)
     test_loader = recipe.test_loader()
+    inputs = {scale: at_scale(test_loader, scale) for scale in everything.scales}
 
     # ---- Model -----------------------------------------------------------------------------------------------
     config = settings(recipe, len(source.classes))
@@ -245,20 +247,22 @@ def train_with(
         crop, greys = recipe.crop_to_breast, recipe.slice_greys
         return describe(
             detector, source.classes, test_loader, crop, way.flips, choice, trained, greys, way.same,
-            learning.learned_maps,
+            learning.learned_maps, way.scales,
         )  # fmt: skip
 
     def evaluate_params(params: Params, step: int) -> dict[str, float]:
         floor, scores = recipe.choose_score_floor, dict[str, float]()
         if learning.detects:
             found, place = of_detector(params), folds.to_write(run, stage, step)
-            views, lowest = (flips, min(floor, recipe.score_floor)) if place else ((), floor)
-            results = predict.detect_views(predictor, found, seen, test_loader, run.mesh, lowest, views, progress=False)
+            way, lowest = (everything, min(floor, recipe.score_floor)) if place else (Way((), fusion.SAME), floor)
+            among = {scale: inputs[scale] for scale in way.scales}
+            views = predict.detect_views(predictor, found, seen, among, run.mesh, lowest, way.flips, progress=False)
             if place and run.is_main:
-                write_views(place, results)
-            as_member = lambda trained: described(trained, Way(flips, recipe.test_same[0]), Choice())
+                write_views(place, views)
+            as_member = lambda trained: described(trained, everything, Choice())
             training.keep_member(run, stage, recipe, found, step, source, as_member)
-            scores = metrics.scalars(metrics.evaluate_detections(results[0], score_floor=floor, resamples=0))
+            plain = views[predict.Look(1.0, 0)]
+            scores = metrics.scalars(metrics.evaluate_detections(plain, score_floor=floor, resamples=0))
         further = learning.measure(params) if learning.measure else {}
         return {recipe.best_metric: nothing_found, **scores, **further}
 
@@ -283,12 +287,13 @@ def train_with(
     if by_folds:
         assert run.fold is not None
         chosen_on = run.fold.in_words
-        views = read_views(held_out, validation.infos, len(flips) + 1, len(source.classes), floor)
+        views = read_views(held_out, validation.infos, everything, len(source.classes), floor)
     else:
         chosen_on = "its own training images" if held_out else operating.VALIDATION
         best = of_detector(result.best_params)
-        views = predict.detect_views(predictor, best, seen, test_loader, run.mesh, floor, flips)
-    ways = ways_to_look(flips, recipe.test_same[:1] if held_out and not by_folds else recipe.test_same, fewer=by_folds)
+        views = predict.detect_views(predictor, best, seen, inputs, run.mesh, floor, everything.flips)
+    same = recipe.test_same[:1] if held_out and not by_folds else recipe.test_same
+    ways = ways_to_look(everything, same, fewer=by_folds)
     best_way, by_views = choose_way(ways, views, recipe)
     way = ways[best_way]
     choice = operating.choose(way.together(views, floor), score_floor=floor, resamples=recipe.bootstrap, data=chosen_on)

@@ -14,6 +14,7 @@ import pytest
 
 from elk_jax.data import breast
 from elk_jax.data.augment import Resize
+from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.detection import faster_rcnn_config
@@ -21,7 +22,7 @@ from elk_jax.evaluation.detections import Detections, above, join
 from elk_jax.evaluation.operating import OperatingPoint
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import predict
-from elk_jax.tasks.detection.model import Ensemble, Input, Trained
+from elk_jax.tasks.detection.model import Ensemble, Input, Trained, at_scale
 from elk_jax.tasks.detection.predict import PredictSettings
 from tests.data.sources.dicom_files import make as dicom_file
 from tests.refusals import refused
@@ -51,6 +52,11 @@ def source() -> ImageSource:
     return ImageSource("painted", ("lesion",), (info,), partial(_paint))
 
 
+def fused(view, flips=()):
+    views = predict.detect_views(None, None, view, {1.0: LoaderConfig()}, None, flips=flips)
+    return predict.together([*views.values()], 0.0)
+
+
 def test_a_detector_sees_the_breast_and_answers_in_the_whole_image(source, monkeypatch):
     view = predict.view(source, crop_to_breast=True)
     (window,) = view.windows
@@ -61,7 +67,7 @@ def test_a_detector_sees_the_breast_and_answers_in_the_whole_image(source, monke
 
     found = Detections(np.array([[1.0, 2.0, 11.0, 12.0]]), np.array([0.9]), np.array([0]))
     monkeypatch.setattr(predict, "detect", lambda *arguments: join(view.source.infos, {"1": found}))
-    (result,) = predict.together(predict.detect_views(None, None, view, None, None), 0.0)
+    (result,) = fused(view)
     np.testing.assert_array_equal(result.boxes, [[29, 10, 39, 20]])
     np.testing.assert_array_equal(result.gt_boxes, source.infos[0].boxes)
     assert (result.width, result.height) == (100, 60)
@@ -78,16 +84,29 @@ def test_mirrored_views_are_brought_back_and_fused(source, monkeypatch):
 
     monkeypatch.setattr(predict, "detect", detect_left)
     view = predict.view(source, crop_to_breast=False)
-    (plain,) = predict.together(predict.detect_views(None, None, view, None, None), 0.0)
-    (mirrored,) = predict.together(predict.detect_views(None, None, view, None, None, flips=("horizontal",)), 0.0)
-    (both,) = predict.together(
-        predict.detect_views(None, None, view, None, None, flips=("horizontal", "vertical", "both")), 0.0
-    )
+    (plain,) = fused(view)
+    (mirrored,) = fused(view, ("horizontal",))
+    (both,) = fused(view, ("horizontal", "vertical", "both"))
     x0, y0, x1, y1 = BREAST
     np.testing.assert_array_equal(plain.boxes, [[x0, y0, 50, y1]])
     assert mirrored.boxes[0].tolist() == [x0, y0, 50, y1] and mirrored.scores[0] == pytest.approx(0.4)
     assert both.boxes[0].tolist() == [x0, y0, 50, y1] and both.scores[0] == pytest.approx(0.4)
     assert {tuple(box) for box in both.boxes} == {(x0, y0, 50, y1), (50, y0, x1, y1)}
+
+
+def test_every_scale_has_its_own_canvas_and_all_mirrored_views(source, monkeypatch):
+    asked = []
+
+    def found(predictor, params, seen, config, *arguments):
+        asked.append(config.buckets)
+        return join(seen.infos, {"1": Detections(np.array([BREAST], float), np.array([0.8]), np.array([0]))})
+
+    monkeypatch.setattr(predict, "detect", found)
+    entry = Input(False, Resize(jitter=(1.0, 1.0)), ((64, 128),), ("horizontal",), scales=(1.0, 1.5))
+    inputs = {scale: predict.input_of(at_scale(entry, scale), source.infos) for scale in entry.scales}
+    views = predict.detect_views(None, None, predict.view(source, False), inputs, None, flips=entry.flips)
+    assert list(views) == predict.looks(entry.flips, entry.scales)
+    assert asked == [((64, 128),)] * 2 + [((96, 192),)] * 2
 
 
 @pytest.mark.parametrize("flips, floors, scores", [(("horizontal",), [0.05], [0.5]), ((), [0.6, 0.02], [0.8])])

@@ -276,3 +276,11 @@ def test_anchor_sizes_of_a_fixed_short_side():
 def test_one_view_has_nothing_to_fuse():
     with refused("2 IoUs", "test_flips", where="config.detector.test_same"):
         fields.build(DetectionRecipe, {"test_same": (0.5, 0.4)}, "config.detector")
+    fields.build(DetectionRecipe, {"test_same": (0.5, 0.4), "test_scales": (1.0, 1.25)}, "config.detector")
+
+
+@pytest.mark.parametrize("scales, words", [((0.8, 1.0), ("0.8", "1.0")), ((1.0, 3.0), ("3", "12288")), ((), ("one",))])
+def test_scales_of_testing_begin_with_the_size_of_training_and_are_not_too_large(scales, words):
+    changes = {"test_scales": scales, "loader": {"buckets": ((4096, 1024),)}}
+    with refused(*words, where="config.detector.test_scales"):
+        fields.build(DetectionRecipe, changes, "config.detector")
