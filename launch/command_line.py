@@ -79,12 +79,20 @@ def imports_folder(path: str) -> Path:
     return Path(path)
 
 
-def numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
-    """The value of a flag that is a list of numbers."""
-    try:
-        return tuple(float(text) for text in flag.value)
-    except ValueError as error:
-        raise UserError(f"--{flag.name}={','.join(flag.value)} is not a list of numbers", todo="see --help") from error
+class _Numbers(flags.ArgumentParser):
+    """Reads `1,0.8` as numbers."""
+
+    def parse(self, argument: Any) -> list[float]:
+        parts = argument.split(",") if isinstance(argument, str) else argument
+        try:
+            return [float(part) for part in parts]
+        except ValueError as error:
+            raise ValueError("not a list of numbers, such as 1,0.8") from error
+
+
+def define_numbers(name: str, default: Sequence[float] | None, text: str) -> flags.FlagHolder:
+    """A flag that is a list of numbers."""
+    return flags.DEFINE(_Numbers(), name, default, text, serializer=flags.ListSerializer(","))
 
 
 def settings(kind: type[T], own: Sequence[flags.FlagHolder], model: str) -> T:

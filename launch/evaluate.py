@@ -50,6 +50,9 @@ BOOTSTRAP = flags.DEFINE_integer(
 FLIPS = flags.DEFINE_list(
     "flips", None, "Also detect in mirrored views and fuse: horizontal, vertical, both. Default: as trained."
 )
+SCALES = command_line.define_numbers(
+    "scales", None, "Detect at these factors on the size of the input and fuse: 1,0.8,1.25. Default: as trained."
+)
 METRIC = flags.DEFINE_enum("metric", "froc", ["froc", "dbtex"], "froc for images, dbtex for tomosynthesis volumes.")
 VOLUME_RULE = flags.DEFINE_enum(
     "volume_rule", "group", ["group", "comoto"], "How detections of slices become findings of a volume."
@@ -59,7 +62,9 @@ ON_ERROR = source_flags.define_on_error()
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results. Default: WORKDIR/evaluation-SPLIT.")
 
 
-OF_DETECTORS = (PREDICTIONS, AGAINST, CRITERION, FLOOR, ALL_IMAGES, BOOTSTRAP, FLIPS, METRIC, VOLUME_RULE, BY_SLICE)
+OF_DETECTORS = (
+    PREDICTIONS, AGAINST, CRITERION, FLOOR, ALL_IMAGES, BOOTSTRAP, FLIPS, SCALES, METRIC, VOLUME_RULE, BY_SLICE
+)  # fmt: skip
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ def define_field(field: str, prefix: str = "") -> flags.FlagHolder:
         low, high = (None if math.isinf(end) else end for end in (limits[0].low, limits[0].high))
         define_number = flags.DEFINE_integer if kind is int else flags.DEFINE_float
         return define_number(name, default, text, low, high)
-    return flags.DEFINE_list(name, list(default), text)  # of numbers
+    return command_line.define_numbers(name, list(default), text)
 
 
 def define_on_error() -> flags.FlagHolder:
@@ -78,4 +78,4 @@ def define_on_error() -> flags.FlagHolder:
 
 
 def _value(flag: flags.FlagHolder) -> Any:
-    return command_line.numbers(flag) if isinstance(flag.value, list) else flag.value
+    return tuple(flag.value) if isinstance(flag.value, list) else flag.value

@@ -84,9 +84,9 @@ def test_operating_points_are_chosen_on_what_folds_say_of_patients_they_have_not
         }
         theirs = dealing.of_patients(whole, unseen)
         for name, (flips, same, scales) in ways.items():
-            entry = dataclasses.replace(fold.description.input, same=same, scales=scales)
+            entry = dataclasses.replace(fold.description.input, flips=flips, same=same, scales=scales)
             looking = fold._replace(description=dataclasses.replace(fold.description, input=entry))
-            by_views[name] += predict.detect_with(looking, theirs, run.mesh, recipe.score_floor, flips)
+            by_views[name] += predict.detect_with(looking, theirs, run.mesh, recipe.score_floor)
     assert sorted(r.image_id for r in by_views["as they are"]) == sorted(i.image_id for i in whole.infos)
     model = load(detected / "real" / "model").description
     found = summary(detected, "real")

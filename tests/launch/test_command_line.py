@@ -396,6 +396,7 @@ EVALUATE_SETTINGS = {
     "--all_images": ("all_images", True),
     "--bootstrap=5": ("bootstrap", 5),
     "--flips=horizontal,both": ("flips", ["horizontal", "both"]),
+    "--scales=1,0.8": ("scales", [1.0, 0.8]),
     "--metric=dbtex": ("metric", "dbtex"),
     "--volume_rule=comoto": ("volume_rule", "comoto"),
     "--by_slice": ("by_slice", True),
@@ -522,6 +523,8 @@ def test_a_model_of_another_task_ends_in_one_line(quick_start, model, script, ar
 def test_a_setting_out_of_range_names_its_flag(quick_start, model):
     flags = (f"--workdir={model('faster_rcnn')}", "--data=a.json", "--flips=diagonal")
     assert_one_line(quick_start("evaluate", *flags), "(--flips)", "diagonal")
+    assert_one_line(quick_start("evaluate", *flags[:2], "--scales=1,9"), "--scales", "from 0.25 to 4")
+    assert_one_line(quick_start("evaluate", *flags[:2], "--scales=half"), "--scales=half", "numbers")
 
 
 def test_the_flags_of_weights_arrive(quick_start, model):

@@ -30,7 +30,7 @@ from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import Report, write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.detection import predict, report, volumes
-from elk_jax.tasks.detection.model import ARCHITECTURES, Ensemble, Trained, load
+from elk_jax.tasks.detection.model import ARCHITECTURES, Ensemble, Scales, Trained, load, looking
 from elk_jax.tasks.detection.page import (
     MAIN,
     DetectionRun,
@@ -196,13 +196,14 @@ def promises_kept(trained: Trained | Ensemble, results: Sequence[ImageResult], r
     }
 
 
-def flips_notes(trained: Trained | Ensemble, flips: Sequence[Flip] | None) -> list[str]:
-    """A note if a model uses other mirrored views than those with which its thresholds were chosen."""
-    if flips is None:
+def views_notes(own: Trained | Ensemble, used: Trained | Ensemble) -> list[str]:
+    """A note if a model looks at other views than its own, with which its thresholds were chosen."""
+    views = lambda one: [(set(m.description.input.flips), set(m.description.input.scales)) for m in one.members]
+    if own is used or views(own) == views(used):
         return []
-    if all(set(one.description.input.flips) == set(flips) for one in trained.members):
-        return []
-    return ["the model's thresholds were chosen with other mirrored views than --flips, so their rates do not apply"]
+    return [
+        "the model's thresholds were chosen in other views than those of --flips and --scales: the rates may differ"
+    ]
 
 
 def references(
@@ -229,10 +230,10 @@ class EvaluateSettings:
 
     predictions: COCO results to evaluate instead of a model. against: a run or model folder, or COCO results, to
     compare with on the same images. criterion: for a hit. all_images: also count false positives of lesion-free images
-    in FROC. bootstrap: number of resamples of patients. flips: mirrored views; None: those of the model's training.
-    metric: froc for images, or dbtex for tomosynthesis volumes, whose predictions are a CSV file of the challenge.
-    volume_rule: how detections of slices become findings of a volume. by_slice: for volumes, also write the detections
-    of slices.
+    in FROC. bootstrap: number of resamples of patients. flips: mirrored views, scales: factors on the size of the
+    input; None: those of the model's training. metric: froc for images, or dbtex for tomosynthesis volumes, whose
+    predictions are a CSV file of the challenge. volume_rule: how detections of slices become findings of a volume.
+    by_slice: for volumes, also write the detections of slices.
     """
 
     predictions: str = ""
@@ -242,6 +243,7 @@ class EvaluateSettings:
     all_images: bool = False
     bootstrap: Resamples = 2000
     flips: tuple[Flip, ...] | None = None
+    scales: Scales | None = None
     metric: Metric = "froc"
     volume_rule: Rule = "group"
     by_slice: bool = False
@@ -294,7 +296,8 @@ def evaluate_source(
     check_output(output, [one.place for one in (subject, other) if one and not one.is_model])
     # files are read first, so that mistakes are reported early
     subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)
-    loaded = {one: load(one.place) for one in subjects if one.is_model}
+    own = {one: load(one.place) for one in subjects if one.is_model}
+    loaded = {one: looking(trained, settings.flips, settings.scales) for one, trained in own.items()}
     images = max([1, *(one.tested_images for one in loaded.values())])
     source = _open(data, split, on_error, images)
     console = new_console()
@@ -316,7 +319,7 @@ def evaluate_source(
     evaluation["notes"] += notes
     if model is not None:
         evaluation["own_thresholds"] = promises_kept(loaded[subject], everything, settings.bootstrap)
-        evaluation["notes"] += flips_notes(loaded[subject], settings.flips)
+        evaluation["notes"] += views_notes(own[subject], loaded[subject])
     evaluations, comparisons = {name: evaluation}, {}
     if other is not None:
         theirs, notes = found[other]
@@ -359,9 +362,11 @@ def _check_looked(model: Path | None, settings: EvaluateSettings) -> None:
         what = "the rule is for volumes, but no model is run on volumes"
         raise UserError(what, where="--volume_rule", todo="give a model and --metric=dbtex, or leave it out")
     looks = model is not None or (settings.against and Path(settings.against).is_dir())
-    if settings.flips is not None and not looks:
-        what = "mirrored views are given, but no model is run on them"
-        raise UserError(what, where="--flips", todo="give a model, or leave it out")
+    for name in ("flips", "scales"):
+        if getattr(settings, name) is not None and not looks:
+            raise UserError(
+                "views are given, but no model is run on them", where=f"--{name}", todo="give a model, or leave it out"
+            )
 
 
 def _evaluate_volumes(
@@ -387,6 +392,7 @@ def _evaluate_volumes(
         score_floor=settings.score_floor,
         resamples=settings.bootstrap,
         flips=settings.flips,
+        scales=settings.scales,
         by_slice=settings.by_slice,
     )
 
@@ -441,5 +447,5 @@ def _detect(
     if source.images > 1 and trained.tested_images == 1:
         notes.append(f"{subject.parts[-1]} reads one image of a breast: it was given the first of each pair")
     lowest = _lowest(trained, settings.score_floor)
-    results = predict.detect_with(trained, source, meshes.make_mesh(), lowest, settings.flips)
+    results = predict.detect_with(trained, source, meshes.make_mesh(), lowest)
     return results, notes

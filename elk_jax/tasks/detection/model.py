@@ -287,6 +287,29 @@ def at_scale(entry: Sized, scale: float, where: str = "scales") -> Sized:
     return replace(entry, resize=resize, buckets=canvases)
 
 
+def looking(
+    trained: Trained | Ensemble, flips: Sequence[Flip] | None = None, scales: Sequence[float] | None = None
+) -> Trained | Ensemble:
+    """The same model, or each of its members, with other mirrored views and scales; None for those of its training.
+
+    The scales of an ensemble are given up for those of its members. UserError for a canvas that is too large.
+    """
+    views = {"flips": flips, "scales": scales}
+    changes: dict[str, Any] = {name: tuple(dict.fromkeys(own)) for name, own in views.items() if own is not None}
+    if not changes:
+        return trained
+    members = []
+    for one in trained.members:
+        entry = replace(one.description.input, **changes)
+        for scale in scales or ():
+            at_scale(entry, scale, "--scales")
+        members.append(one._replace(description=replace(one.description, input=entry)))
+    if not isinstance(trained, Ensemble):
+        return members[0]
+    how = trained.description if scales is None else replace(trained.description, scales=(1.0,))
+    return Ensemble(tuple(members), how)
+
+
 def stored(content: model_folder.Content) -> Description | Imported:
     """The settings of the detector in a model folder, trained here or imported. UserError for an ensemble."""
     if content.architecture == ENSEMBLE:

@@ -180,19 +180,17 @@ def detect_with(
     source: ImageSource,
     mesh: Mesh,
     score_floor: float = 0.0,
-    flips: Sequence[str] | None = None,
     whole_volumes: bool = False,
 ) -> list[ImageResult]:
-    """Run a trained detector, or an ensemble, on a source, at the scales of its input.
+    """Run a trained detector, or an ensemble, on a source, in the views of its input.
 
     score_floor: boxes with a lower score are dropped, after the fusion of views or members: the fusion uses the floor
-    with which the model was made, so that its thresholds hold for any floor. flips: mirrored views to detect in as
-    well; None for those of its training. whole_volumes: the images are slices of volumes, with the grey values set for
-    the detector (`Input.slice_greys`).
+    with which the model was made, so that its thresholds hold for any floor. whole_volumes: the images are slices of
+    volumes, with the grey values set for the detector (`Input.slice_greys`).
     """
     if isinstance(trained, Ensemble):
         how, floor = trained.description, own_floor(trained, score_floor)
-        of_members = members_views(trained.members, how.scales, source, mesh, floor, flips, whole_volumes)
+        of_members = members_views(trained.members, how.scales, source, mesh, floor, whole_volumes)
         return fuse_members(of_members, how.weights, how.same, score_floor)
     detector, params, description = trained
     if description.classes != source.classes:
@@ -208,8 +206,7 @@ def detect_with(
     source = with_images(source, detector.tested_images)
     if whole_volumes:
         source = slices_in(source, description.input.slice_greys, description.input.resize.float16_white or 255)
-    flips = tuple(dict.fromkeys(description.input.flips if flips is None else flips))
-    scales = description.input.scales
+    flips, scales = description.input.flips, description.input.scales
     floor = own_floor(trained, score_floor) if flips or len(scales) > 1 else score_floor
     model = trainable(detectors.build(replace(detector.config, score_floor=floor)))
     predictor, placed = compile_predictor(model, mesh), meshes.place(params, mesh)
@@ -237,14 +234,13 @@ def members_views(
     source: ImageSource,
     mesh: Mesh,
     score_floor: float = 0.0,
-    flips: Sequence[str] | None = None,
     whole_volumes: bool = False,
 ) -> MemberViews:
     """The detections of each detector of an ensemble at each scale of its input. whole_volumes: as in `detect_with`."""
 
     def at(member: Trained, scale: float) -> list[ImageResult]:
         scaled = replace(member.description, input=at_scale(member.description.input, scale))
-        return detect_with(member._replace(description=scaled), source, mesh, score_floor, flips, whole_volumes)
+        return detect_with(member._replace(description=scaled), source, mesh, score_floor, whole_volumes)
 
     return [[at(member, scale) for scale in scales] for member in members]
 

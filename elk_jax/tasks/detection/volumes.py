@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 from elk_jax import files
+from elk_jax.data.flips import Flip
 from elk_jax.data.sources import bcs_dbt, checks
 from elk_jax.data.sources.open import has_volumes, open_source
 from elk_jax.data.sources.source import ImageSource, read_at, summary
@@ -40,7 +41,7 @@ from elk_jax.images import boxes as box_ops
 from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.tasks.detection import predict
-from elk_jax.tasks.detection.model import Ensemble, Trained, load
+from elk_jax.tasks.detection.model import Ensemble, Trained, load, looking
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
 from elk_jax.tasks.detection.volumes_page import evaluation_page, findings_page
 from elk_jax.tasks.results import check_output, new_evaluation
@@ -65,12 +66,11 @@ def detect_volumes(
     mesh: Mesh,
     rule: VolumeRule,
     score_floor: float = 0.0,
-    flips: Sequence[str] | None = None,
 ) -> tuple[list[VolumeDetections], list[ImageResult]]:
     """(the findings of whole volumes, the detections in each slice that the rule uses, without the truth); only a few
     slices are in memory at a time.
 
-    flips: as in `predict.detect_with`. UserError for volumes with missing slices.
+    UserError for volumes with missing slices.
     """
     for volume in volumes:
         if len(volume) != volume.slices:
@@ -78,7 +78,7 @@ def detect_volumes(
             raise UserError(what, where=volume.infos[0].file_name, todo="choose all slices of the volumes")
     seen = [_without_ends(volume, rule.margin) for volume in volumes]
     source = predict.without_truth(as_source(seen, trained.description.classes))
-    results = predict.detect_with(trained, source, mesh, score_floor, flips, whole_volumes=True)
+    results = predict.detect_with(trained, source, mesh, score_floor, whole_volumes=True)
     most = max(len(result.scores) for result in results)
     per_slice = max(1, -(-most // DETECTIONS_STEP)) * DETECTIONS_STEP
     found, start = [], 0
@@ -132,10 +132,9 @@ def measured(
     mesh: Mesh,
     rule: Rule,
     score_floor: float,
-    flips: Sequence[str] | None = None,
 ) -> tuple[list[VolumeResult], list[ImageResult]]:
     """The findings of whole volumes with their lesions, and detections by slice; arguments as in `detect_volumes`."""
-    found, by_slice = detect_volumes(trained, volumes, mesh, RULES[rule], score_floor, flips)
+    found, by_slice = detect_volumes(trained, volumes, mesh, RULES[rule], score_floor)
     return [VolumeResult(truth_of(volume), one) for volume, one in zip(volumes, found, strict=True)], by_slice
 
 
@@ -227,13 +226,15 @@ def evaluate_dbtex(
     rule: Rule,
     score_floor: float,
     resamples: int,
-    flips: Sequence[str] | None,
+    flips: Sequence[Flip] | None = None,
+    scales: Sequence[float] | None = None,
     by_slice: bool = False,
 ) -> dict[str, Any]:
     """Write evaluation.json, submission.csv and report.html into `output`, print the table, return the evaluation.
 
     model: a model folder; None to evaluate `predictions`, a CSV file of the challenge, for which tables of BCS-DBT
-    suffice without their images. by_slice: also write predictions.json, the detections in each slice.
+    suffice without their images. flips, scales: as of `EvaluateSettings`. by_slice: also write predictions.json, the
+    detections in each slice.
     """
     check_output(output, [] if predictions is None else [predictions])
     notes: list[str] = []
@@ -249,10 +250,10 @@ def evaluate_dbtex(
         source = _opened(data, split, on_error)
         volumes, categories = volumes_of(source), source.category_ids
         shown = volumes
-        trained = load(model)
+        trained = looking(load(model), flips, scales)
         notes = patients_seen(model.name, model, [info for volume in volumes for info in volume.infos])
         notes += predict.unlearned(trained, "the model")
-        results, in_slices = measured(trained, volumes, meshes.make_mesh(), rule, score_floor, flips)
+        results, in_slices = measured(trained, volumes, meshes.make_mesh(), rule, score_floor)
     evaluation = evaluated(results, volumes, resamples, rule)
     notes = evaluation["notes"] = [*notes, *evaluation["notes"]]
     place = f"{split or 'every'} split of {data.spec}"

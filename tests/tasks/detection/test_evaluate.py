@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from elk_jax import files
+from elk_jax.data.augment import Resize
 from elk_jax.data.sources.patients import patient_hash
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.evaluation import detections
 from elk_jax.evaluation.operating import ChosenOn, OperatingPoint
 from elk_jax.tasks.detection import evaluate, predict
 from elk_jax.tasks.detection.evaluate import EvaluateSettings
-from elk_jax.tasks.detection.model import Trained
+from elk_jax.tasks.detection.model import Description, Input, Trained
 from tests.refusals import refused
 
 BOXES = {10: [8, 8, 16, 16], 11: [30, 20, 12, 10]}
@@ -156,7 +157,15 @@ def test_settings_of_how_a_model_looks_are_refused_where_none_does(coco, tmp_pat
         evaluated(coco, tmp_path, predictions=own, volume_rule="comoto")
     with refused("no model", where="--flips"):
         evaluated(coco, tmp_path, predictions=own, flips=("horizontal",))
+    with refused("no model", where="--scales"):
+        evaluated(coco, tmp_path, predictions=own, scales=(1.0, 0.5))
     assert not (tmp_path / "out").exists()
+
+
+def described(flips, **points):
+    """A detector of two classes on one canvas."""
+    entry, kind = Input(False, Resize(jitter=(1.0, 1.0)), ((4096, 64),), flips), SimpleNamespace(num_classes=2)
+    return Description("toy", kind, ("mass", "calcification"), entry, **points)
 
 
 # ---- Promises --------------------------------------------------------------------------------------------------------
@@ -165,9 +174,7 @@ def test_settings_of_how_a_model_looks_are_refused_where_none_does(coco, tmp_pat
 def test_promises_are_measured_as_thresholds_are_chosen_and_other_views_are_noted(coco, tmp_path, monkeypatch):
     """Boxes with the right centre and an IoU of a sixteenth are hits of this evaluation, and none of the thresholds."""
     points = UNCHOSEN | {"operating_points": (OperatingPoint(1.0, 0.5),), "chosen_on": ChosenOn("validation", 1, 1, 1)}
-    description = SimpleNamespace(
-        classes=("mass", "calcification"), input=SimpleNamespace(flips=("vertical",)), **points
-    )
+    description = described(("vertical",), **points)
     monkeypatch.setattr(evaluate, "load", lambda folder: Trained(OF_ONE_IMAGE, None, description))
 
     def detect_with(trained, source, *arguments):
@@ -183,19 +190,27 @@ def test_promises_are_measured_as_thresholds_are_chosen_and_other_views_are_note
     evaluation = evaluated(coco, tmp_path, **ask)
     (kept,) = evaluation["own_thresholds"]["points"]
     assert evaluation["mean_sensitivity"]["value"] == 1.0 and kept["sensitivity"]["value"] == 0.0
-    for flips, noted in ((None, False), (("vertical",), False), ((), True)):
-        notes = evaluated(coco, tmp_path, flips=flips, **ask)["notes"]
-        assert any("--flips" in note for note in notes) == noted
+    same, other = [{}, {"flips": ("vertical",)}, {"scales": (1.0,)}], [{"flips": ()}, {"scales": (1.0, 0.5)}]
+    for views in same + other:
+        notes = evaluated(coco, tmp_path, **views, **ask)["notes"]
+        assert any("--flips" in note for note in notes) == (views in other)
+    monkeypatch.setattr(predict, "detect_with", lambda trained, source, *_: asked.append(trained.description.input))
+    asked = []
+    with pytest.raises(TypeError):  # nothing was found
+        evaluated(coco, tmp_path, flips=("both",), scales=(1.0, 0.5, 1.0), **ask)
+    assert asked[0].flips == ("both",) and asked[0].scales == (1.0, 0.5)
+    with refused(16384, where="--scales"):
+        evaluated(coco, tmp_path, scales=(4.0,), **ask)
 
 
 def test_a_floor_of_the_evaluation_takes_nothing_from_the_thresholds_of_the_model(coco, tmp_path, monkeypatch):
     """A false positive and the lesion of every image score 0.3 and 0.4, above a threshold of 0.2 of the model."""
     points = UNCHOSEN | {"operating_points": (OperatingPoint(1.0, 0.2),), "chosen_on": ChosenOn("validation", 1, 1, 1)}
-    description = SimpleNamespace(classes=("mass", "calcification"), input=SimpleNamespace(flips=()), **points)
+    description = described((), **points)
     trained, asked = Trained(OF_ONE_IMAGE, None, description), []
     monkeypatch.setattr(evaluate, "load", lambda folder: trained)
 
-    def detect_with(trained, source, mesh, score_floor, flips):
+    def detect_with(trained, source, mesh, score_floor):
         asked.append(score_floor)
         box = lambda info: np.array([info.boxes[0], [50, 40, 60, 48]], float)
         found = {

@@ -55,7 +55,7 @@ def model(monkeypatch, tmp_path):
     monkeypatch.setattr(volumes, "load", lambda folder: Trained(None, None, description))
     monkeypatch.setattr(volumes, "patients_seen", lambda *arguments: ["a note"])
 
-    def detect_with(trained, source, mesh, score_floor=0.0, flips=None, whole_volumes=False):
+    def detect_with(trained, source, mesh, score_floor=0.0, whole_volumes=False):
         assert whole_volumes
         found = {}
         for position, info in enumerate(source.infos):
