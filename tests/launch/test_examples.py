@@ -117,4 +117,5 @@ def test_a_documented_list_has_settings_that_there_are(config, text, tmp_path, m
     (tmp_path / "rows.py").write_text(text)
     rows = read_rows(tmp_path / "rows.py")
     experiment = parsed(f"--config={config}", monkeypatch).config
-    assert len(plan(experiment, rows, 1, tmp_path / "run").runs) == len(rows) > 1
+    own = {row.config: parsed(f"--config={row.config}", monkeypatch).config for row in rows if row.config}
+    assert len(plan(experiment, rows, 1, tmp_path / "run", own).runs) == len(rows) > 1
