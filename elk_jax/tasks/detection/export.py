@@ -27,7 +27,7 @@ from elk_jax.data.augment import Resize
 from elk_jax.data.batches.buckets import Canvas
 from elk_jax.errors import UserError
 from elk_jax.output import Console
-from elk_jax.tasks.detection.model import Trained, at_scale, load_one
+from elk_jax.tasks.detection.model import Trained, at_scale, in_words, load_one
 from elk_jax.tasks.detection.predict import unlearned
 from elk_jax.tasks.run import new_console
 from elk_jax.weights import model_folder
@@ -87,14 +87,9 @@ def export_folder(model: Path, output: Path, settings: ExportSettings, console: 
 def notes(trained: Trained, settings: ExportSettings) -> list[str]:
     """How the results of an exported detector may differ from those of the original, in words."""
     entry, found = trained.description.input, unlearned(trained, "the detector")
-    if entry.flips or len(entry.scales) > 1:
-        what = "the image"
-        what += f" and its mirrored views ({', '.join(entry.flips)})" if entry.flips else ""
-        what += (
-            f" at {' and '.join(f'{scale:g}' for scale in entry.scales)} times the size"
-            if len(entry.scales) > 1
-            else ""
-        )
+    if entry.flips or entry.scales != (1.0,):
+        what = "the image" + (f" and its mirrored views ({', '.join(entry.flips)})" if entry.flips else "")
+        what += in_words(entry.scales)
         found.append(f"thresholds apply to the fused boxes of {what}, but the export reads one image: choose new ones")
     if settings.format == "stablehlo":
         return found

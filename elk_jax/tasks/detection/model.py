@@ -287,6 +287,14 @@ def at_scale(entry: Sized, scale: float, where: str = "scales") -> Sized:
     return replace(entry, resize=resize, buckets=canvases)
 
 
+def in_words(scales: Sequence[float]) -> str:
+    """ " at 1, 0.64 and 1.5 times the size"; "" for the size of training alone."""
+    if tuple(scales) == (1.0,):
+        return ""
+    *before, last = (f"{scale:g}" for scale in scales)
+    return f" at {', '.join(before)}{' and ' if before else ''}{last} times the size"
+
+
 def looking(
     trained: Trained | Ensemble, flips: Sequence[Flip] | None = None, scales: Sequence[float] | None = None
 ) -> Trained | Ensemble:

@@ -12,6 +12,7 @@ from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import predict
+from elk_jax.tasks.detection.model import in_words
 from elk_jax.tasks.detection.predict import Look, looks
 from elk_jax.tasks.detection.recipe import DetectionRecipe
 from elk_jax.tasks.run import Run
@@ -47,8 +48,7 @@ def ways_to_look(everything: Way, same: Sequence[float], fewer: bool) -> dict[st
     found, flips, scales = {}, everything.flips, everything.scales
     for sizes in range(1 if fewer else len(scales), len(scales) + 1):
         for count in range(0 if fewer else len(flips), len(flips) + 1):
-            name = "+".join(("as they are", *flips[:count]))
-            name += f" at {' and '.join(f'{scale:g}' for scale in scales[:sizes])} times the size" if sizes > 1 else ""
+            name = "+".join(("as they are", *flips[:count])) + in_words(scales[:sizes])
             several = count or sizes > 1
             for one in dict.fromkeys(same if several else same[:1]):
                 among = f", one lesion from IoU {one:g}" if several and len(same) > 1 else ""
