@@ -21,6 +21,7 @@ if str(ROOT) not in sys.path:  # config files import their shared parts as `conf
 
 from elk_jax.errors import UserError, run_main  # noqa: E402
 
+flags.disclaim_key_flags()  # flags are listed in the help of the script that defines them
 T = TypeVar("T")
 
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError)
@@ -83,11 +84,11 @@ class _Numbers(flags.ArgumentParser):
     """Reads `1,0.8` as numbers."""
 
     def parse(self, argument: Any) -> list[float]:
-        parts = argument.split(",") if isinstance(argument, str) else argument
+        parts = argument.split(",") if isinstance(argument, str) and argument.strip() else argument or ()
         try:
             return [float(part) for part in parts]
         except ValueError as error:
-            raise ValueError("not a list of numbers, such as 1,0.8") from error
+            raise ValueError("not a list of numbers, such as 0.5,0.25") from error
 
 
 def define_numbers(name: str, default: Sequence[float] | None, text: str) -> flags.FlagHolder:

@@ -26,6 +26,12 @@ Canvases = tuple[tuple[Side, Side], ...]
 MULTIPLE = 32
 
 
+def padded(canvas: Sequence[int]) -> Canvas:
+    """The canvas with sides rounded up to multiples of MULTIPLE."""
+    height, width = (-(-side // MULTIPLE) * MULTIPLE for side in canvas)
+    return height, width
+
+
 def worst_size(info: ImageInfo, resize: Resize, augmentation: Augmentation) -> Canvas:
     """The largest (height, width) this record can have in a batch."""
     size = resize.stretched((info.height, info.width))
@@ -39,8 +45,7 @@ def worst_size(info: ImageInfo, resize: Resize, augmentation: Augmentation) -> C
 def choose_buckets(infos: Sequence[ImageInfo], resize: Resize, augmentation: Augmentation) -> tuple[Canvas, ...]:
     """One canvas that holds every record, sides rounded up to a multiple of MULTIPLE. Not for `jitter`."""
     sizes = np.array([worst_size(info, resize, augmentation) for info in infos])
-    height, width = (np.ceil(sizes.max(axis=0) / MULTIPLE) * MULTIPLE).astype(int).tolist()
-    return ((height, width),)
+    return (padded(sizes.max(axis=0).tolist()),)
 
 
 def assign_buckets(

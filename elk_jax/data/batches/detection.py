@@ -13,7 +13,7 @@ import numpy as np
 
 from elk_jax.data.augment import NO_AUGMENTATION, Augmentation, Resize, augment, resize_only
 from elk_jax.data.batches import mixing
-from elk_jax.data.batches.buckets import Canvas, Canvases, assign_buckets, choose_buckets
+from elk_jax.data.batches.buckets import Canvas, Canvases, assign_buckets, choose_buckets, padded
 from elk_jax.data.batches.shuffle import blank, host_rows
 from elk_jax.data.batches.stream import Reading, Stream, digest, finite
 from elk_jax.data.paste import MAX_PASTED
@@ -114,19 +114,20 @@ def records(source: ImageSource) -> list[Any]:
 
 
 def eval_batches(
-    source: ImageSource, config: LoaderConfig, process_index: int = 0, process_count: int = 1
+    source: ImageSource, config: LoaderConfig, process_index: int = 0, process_count: int = 1, pad: bool = False
 ) -> Iterator[Batch]:
     """Every record once, resized without randomness; within a bucket in the order of the source.
 
-    The last batch of a bucket is filled with copies whose `valid` is False. Every host gets the same number
-    of batches.
+    pad: whether canvases are padded to multiples of 32 px; images keep the size that fits the canvas. The last batch of
+    a bucket is filled with copies whose `valid` is False. Every host gets the same number of batches.
     """
     canvases = config.buckets or choose_buckets(source.infos, config.resize, NO_AUGMENTATION)
     buckets = assign_buckets(source.infos, canvases, config.resize, NO_AUGMENTATION)
     batches = mixing.ordered_batches(buckets, config.batch_size)
     rows = host_rows(config.batch_size, process_index, process_count)
     max_boxes = find_max_boxes(source.infos, config.max_boxes)
-    make = Batches(_EvalExamples(source, config, canvases, batches), rows, canvases, max_boxes, source.images)
+    shapes = tuple(map(padded, canvases)) if pad else canvases
+    make = Batches(_EvalExamples(source, config, canvases, batches), rows, shapes, max_boxes, source.images)
     return finite(make, len(batches), config)
 
 

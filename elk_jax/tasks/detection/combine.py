@@ -70,7 +70,7 @@ def check_combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecip
             model.check_alike(known[-1].description, known[0].description, folder)
             entry = known[-1].description.input
             for scale, own in itertools.product(stage.scales, entry.scales):
-                model.at_scale(model.at_scale(entry, scale), own)
+                model.at_scale(entry, scale * own)
         except UserError as error:
             raise error if error.where != "scales" else error.within(f"config.stages.{stage.name}") from error
     if count and set(stage.scales) != {1.0}:

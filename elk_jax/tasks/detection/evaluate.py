@@ -198,7 +198,12 @@ def promises_kept(trained: Trained | Ensemble, results: Sequence[ImageResult], r
 
 def views_notes(own: Trained | Ensemble, used: Trained | Ensemble) -> list[str]:
     """A note if a model looks at other views than its own, with which its thresholds were chosen."""
-    views = lambda one: [(set(m.description.input.flips), set(m.description.input.scales)) for m in one.members]
+
+    def views(model: Trained | Ensemble) -> list[Any]:
+        scales = model.description.scales if isinstance(model, Ensemble) else (1.0,)
+        entries = [member.description.input for member in model.members]
+        return [(set(one.flips), {own * scale for own in one.scales for scale in scales}) for one in entries]
+
     if own is used or views(own) == views(used):
         return []
     return [

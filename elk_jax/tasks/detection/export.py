@@ -27,7 +27,7 @@ from elk_jax.data.augment import Resize
 from elk_jax.data.batches.buckets import Canvas
 from elk_jax.errors import UserError
 from elk_jax.output import Console
-from elk_jax.tasks.detection.model import Trained, at_scale, in_words, load_one
+from elk_jax.tasks.detection.model import Trained, in_words, load_one
 from elk_jax.tasks.detection.predict import unlearned
 from elk_jax.tasks.run import new_console
 from elk_jax.weights import model_folder
@@ -90,7 +90,10 @@ def notes(trained: Trained, settings: ExportSettings) -> list[str]:
     if entry.flips or entry.scales != (1.0,):
         what = "the image" + (f" and its mirrored views ({', '.join(entry.flips)})" if entry.flips else "")
         what += in_words(entry.scales)
-        found.append(f"thresholds apply to the fused boxes of {what}, but the export reads one image: choose new ones")
+        found.append(
+            f"thresholds apply to the fused boxes of {what}, but the export reads one image, at the size of training: "
+            "choose new ones"
+        )
     if settings.format == "stablehlo":
         return found
     strides = sorted(trained.detector.strides)
@@ -172,12 +175,11 @@ def _write_tensors(made: Renamed, folder: Path) -> dict[str, Any]:
 
 
 def _canvases(trained: Trained, file: Path) -> tuple[Canvas, ...]:
-    """The canvases of a detector's input, at all of its scales. UserError if it names none."""
-    entry = trained.description.input
-    if not entry.buckets:
+    """The canvases of a detector's input at the size of training. UserError if it names none."""
+    if not trained.description.input.buckets:
         what = "the detector has no fixed canvas: it derives one from its images"
         raise UserError(what, where=f"{file}: input.buckets", todo="train with loader.buckets")
-    return tuple(dict.fromkeys(canvas for scale in entry.scales for canvas in at_scale(entry, scale).buckets))
+    return trained.description.input.buckets
 
 
 def program(trained: Trained, canvas: Canvas, platforms: Sequence[str] = PLATFORMS) -> export.Exported:

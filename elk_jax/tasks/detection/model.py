@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from elk_jax.data.augment import Resize
-from elk_jax.data.batches.buckets import MULTIPLE, Canvases
+from elk_jax.data.batches.buckets import Canvas, Canvases, padded
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.flips import Flip
 from elk_jax.data.slice_greys import SliceGreys
@@ -35,7 +35,7 @@ Scales = Annotated[tuple[Annotated[float, Between(0.25, 4)], ...], NOT_EMPTY]
 Same = Annotated[float, Range(0, 1, above=True)]
 """A setting: the IoU from which boxes of several views or members count as the same lesion."""
 Weight = Annotated[float, ABOVE_ZERO]
-Sized = TypeVar("Sized", "Input", LoaderConfig)
+AnyInput = TypeVar("AnyInput", "Input", LoaderConfig)
 LearnedMaps = Literal["", TapName]
 """Maps to which the training of a detector was limited; "" for none."""
 EARLIER = {**detectors.EARLIER, "input": {"crop_to_breast": False, "flips": ()}}
@@ -265,25 +265,28 @@ def check_alike(one: Description, other: Description | EnsembleDescription, wher
         raise UserError(what, where=where, todo="combine detectors of the same classes, in the same order")
 
 
-def at_scale(entry: Sized, scale: float, where: str = "scales") -> Sized:
-    """The input of a detector with images of `scale` times the size, on canvases that are multiples of MULTIPLE px.
+def at_scale(entry: AnyInput, scale: float, where: str = "scales") -> AnyInput:
+    """The input of a detector with images of `scale` times the size. Its batches must be padded (`eval_batches`).
 
     where: the setting, for errors. UserError for a canvas that is too large.
     """
     if scale == 1:
         return entry
     times = lambda sides: tuple(max(1, round(side * scale)) for side in sides)
+    canvases: tuple[Canvas, ...] = tuple(dict.fromkeys(map(times, entry.buckets)))
+    if not entry.resize.jitter:  # images have a size of their own, which may be rounded up
+        canvases = tuple(dict.fromkeys(map(padded, canvases)))
+    stretch = times(entry.resize.stretch)
+    sides = [side for canvas in (*map(padded, canvases), stretch) for side in canvas]
+    if any(not SIDE.takes(side) for side in sides):
+        what = f"at a scale of {scale:g} the input of a detector has a side of {max(sides)} px"
+        raise UserError(what, where=where, todo=f"give scales at which its sides are {SIDE} px")
     resize = replace(
         entry.resize,
         short_sides=times(entry.resize.short_sides),
         max_long_side=round(entry.resize.max_long_side * scale),
-        stretch=times(entry.resize.stretch),
+        stretch=stretch,
     )
-    rounded = (tuple(-(-side // MULTIPLE) * MULTIPLE for side in times(canvas)) for canvas in entry.buckets)
-    canvases = tuple(dict.fromkeys(rounded))
-    if any(not SIDE.takes(side) for canvas in canvases for side in canvas):
-        what = f"at a scale of {scale:g} the input of a detector has a side of {max(map(max, canvases))} px"
-        raise UserError(what, where=where, todo=f"give scales at which its sides are {SIDE} px")
     return replace(entry, resize=resize, buckets=canvases)
 
 

@@ -104,10 +104,12 @@ def detect(
     mesh: Mesh,
     score_floor: float = 0.0,
     progress: bool = True,
+    pad: bool = False,
 ) -> list[ImageResult]:
-    """Run a detector on a source and join its detections with the truth, in the source's own pixels."""
+    """Run a detector on a source and join its detections with the truth, in the source's own pixels. pad: as of
+    `eval_batches`."""
     needed = ("image", "image_size", "index", "scale", "valid")
-    host_batches = batches.eval_batches(source, config, jax.process_index(), jax.process_count())
+    host_batches = batches.eval_batches(source, config, jax.process_index(), jax.process_count(), pad)
 
     def outputs(host_batches: Iterable[Mapping[str, Any]]):
         waiting = None  # fetch the result of a batch while the next one is computed
@@ -152,16 +154,17 @@ def detect_views(
     flips: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[Look, list[ImageResult]]:
-    """Detections and truth in the pixels of the whole images: at each scale of the original images, then of each view
-    in `flips`.
+    """Detections and truth in the pixels of the whole images; at each scale first of the images themselves, then of
+    each mirrored view.
 
-    inputs: scale -> the input of the detector. `together` fuses the views.
+    inputs: scale -> the input of the detector (`at_scale`). `together` fuses the views.
     """
 
     def find(look: Look) -> list[ImageResult]:
         flip = flips[look.mirrored - 1] if look.mirrored else ""
         source = flipped(seen.source, flip) if flip else seen.source
-        found = detect(predictor, params, source, inputs[look.scale], mesh, score_floor, progress)
+        pad = look.scale != 1
+        found = detect(predictor, params, source, inputs[look.scale], mesh, score_floor, progress, pad)
         found = _unflipped(found, flip) if flip else found
         return found if seen.windows is None else _uncut(found, seen.whole, seen.windows)
 
@@ -239,7 +242,8 @@ def members_views(
     """The detections of each detector of an ensemble at each scale of its input. whole_volumes: as in `detect_with`."""
 
     def at(member: Trained, scale: float) -> list[ImageResult]:
-        scaled = replace(member.description, input=at_scale(member.description.input, scale))
+        entry = member.description.input
+        scaled = replace(member.description, input=replace(entry, scales=tuple(scale * own for own in entry.scales)))
         return detect_with(member._replace(description=scaled), source, mesh, score_floor, whole_volumes)
 
     return [[at(member, scale) for scale in scales] for member in members]

@@ -73,7 +73,7 @@ class DetectionRecipe(TrainingRecipe):
             raise UserError(what, where="test_scales", todo=todo)
         for scale in self.test_scales[1:]:
             at_scale(self.test_loader(), scale, "test_scales")
-        if len(self.test_same) > 1 and not self.test_flips and len(self.test_scales) == 1:
+        if len(self.test_same) > 1 and not self.test_flips and set(self.test_scales) == {1.0}:
             what = f"{len(self.test_same)} IoUs for fusing boxes, but only one view"
             todo = "give mirrored views with test_flips or sizes with test_scales, or leave it out"
             raise UserError(what, where="test_same", todo=todo)

@@ -74,12 +74,12 @@ def say_views(run: Run, recipe: DetectionRecipe, values: Mapping[str, float | No
     """Print the value of each way; of many, those of the best ones. on: the data used, in words."""
     said = dict(values)
     if len(values) > MOST_SAID:
-        best = sorted(values, key=lambda name: -(values[name] or 0.0))[:MOST_SAID]
+        best = sorted(values, key=lambda name: -round(values[name] or 0.0, 9))[:MOST_SAID]
         said = {name: values[name] for name in best}
     for name, value in said.items():
         run.say(f"  views {name}: {comparing(recipe)} {measured(value)} on {on}")
     if len(values) > len(said):
-        run.say(f"  and {len(values) - len(said)} other ways to look, which find less")
+        run.say(f"  {len(values) - len(said)} other ways to look find no more")
 
 
 def measured(value: float | None) -> str:
@@ -115,7 +115,7 @@ def read_views(
 
 
 def _file_of(look: Look) -> str:
-    return f"view_{look.mirrored}{'' if look.scale == 1 else f'_at_{look.scale:g}'}.json"
+    return f"view_{look.mirrored}{'' if look.scale == 1 else f'_at_{look.scale!r}'}.json"
 
 
 def comparing(recipe: DetectionRecipe) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,7 @@ import optax
 
 from elk_jax.data import breast
 from elk_jax.data.batches import detection as batches
-from elk_jax.data.batches.buckets import MULTIPLE, assign_buckets, choose_buckets
+from elk_jax.data.batches.buckets import Canvas, assign_buckets, choose_buckets, padded
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.sources import checks
 from elk_jax.data.sources.source import ImageSource, counted, summary, with_images
@@ -367,16 +367,18 @@ def workload(stage: TrainDetectorStage, recipe: DetectionRecipe, batch_size: int
         sides = short, loader.resize.max_long_side or 2 * short
         if own := loader.resize.stretch:
             sides = loader.resize.size(own, loader.resize.scale(own, own, short))
-        canvases = (tuple(-(-side // MULTIPLE) * MULTIPLE for side in sides),)  # type: ignore[assignment]
+        canvases = (padded(sides),)
         assumed.append(f"images of {sides[1]} x {sides[0]} px, as the recipe has no canvas")
     count, detector = batch_size or loader.batch_size, detectors.build(settings(recipe, 1))
 
-    def blanks(images: int) -> dict[str, Any]:
+    def blanks(images: int, canvases: Iterable[Canvas]) -> dict[str, Any]:
         most = loader.max_boxes or 8
         return {f"{size[0]}x{size[1]}": batches.blank_batch(count, size, most, images) for size in canvases}
 
-    model = trainable(detector, per_image=recipe.privacy is not None)
-    return Workload(model, count, blanks(detector.images), blanks(detector.tested_images), tuple(assumed))
+    model, fixed = trainable(detector, per_image=recipe.privacy is not None), replace(loader, buckets=canvases)
+    larger = [padded(size) for scale in recipe.test_scales[1:] for size in at_scale(fixed, scale).buckets]
+    trained, tested = blanks(detector.images, canvases), blanks(detector.tested_images, (*canvases, *larger))
+    return Workload(model, count, trained, tested, tuple(assumed))
 
 
 def with_planned_anchors(run: Run, config: Any, infos: tuple[ImageInfo, ...], loader: LoaderConfig) -> Any:

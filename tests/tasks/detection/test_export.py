@@ -247,7 +247,7 @@ def test_after_an_error_nothing_is_written(small, tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_detector_that_looks_at_several_sizes_has_a_program_for_each(tmp_path, monkeypatch):
+def test_a_detector_that_looks_at_several_sizes_is_exported_at_the_size_of_training(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "program", lambda *_: SimpleNamespace(serialize=lambda: b"whole", in_avals=()))
     detector = detector_of("retinanet")
     description = model.describe(detector, ("lesion",), LOADER, True, (), CHOICE, scales=(1.0, 2.0))
@@ -256,7 +256,7 @@ def test_a_detector_that_looks_at_several_sizes_has_a_program_for_each(tmp_path,
     export.export_folder(tmp_path / "model", tmp_path / "new", PROGRAMS, Console(file=printed, width=1000))
     about = json.loads((tmp_path / "new" / export.SETTINGS).read_text())
     sizes = [name.removeprefix("detector_").removesuffix(".bin") for name in about["programs"]]
-    assert sizes == ["96x64", "64x96", "192x128", "128x192"] and about["thresholds"]["at_scales"] == [1.0, 2.0]
+    assert sizes == ["96x64", "64x96"] and about["thresholds"]["at_scales"] == [1.0, 2.0]
     (note,) = [line for line in printed.getvalue().splitlines() if line.startswith("note:")]
     assert "1 and 2 times" in note
 

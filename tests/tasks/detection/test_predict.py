@@ -14,7 +14,7 @@ import pytest
 
 from elk_jax.data import breast
 from elk_jax.data.augment import Resize
-from elk_jax.data.batches.detection import LoaderConfig
+from elk_jax.data.batches.detection import LoaderConfig, eval_batches
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.detection import faster_rcnn_config
@@ -97,16 +97,25 @@ def test_mirrored_views_are_brought_back_and_fused(source, monkeypatch):
 def test_every_scale_has_its_own_canvas_and_all_mirrored_views(source, monkeypatch):
     asked = []
 
-    def found(predictor, params, seen, config, *arguments):
-        asked.append(config.buckets)
+    def found(predictor, params, seen, config, mesh, score_floor, progress, pad):
+        asked.append((config.buckets, pad))
         return join(seen.infos, {"1": Detections(np.array([BREAST], float), np.array([0.8]), np.array([0]))})
 
     monkeypatch.setattr(predict, "detect", found)
-    entry = Input(False, Resize(jitter=(1.0, 1.0)), ((64, 128),), ("horizontal",), scales=(1.0, 1.5))
+    entry = Input(False, Resize(jitter=(1.0, 1.0)), ((64, 128),), ("horizontal",), scales=(1.0, 1.1))
     inputs = {scale: predict.input_of(at_scale(entry, scale), source.infos) for scale in entry.scales}
     views = predict.detect_views(None, None, predict.view(source, False), inputs, None, flips=entry.flips)
     assert list(views) == predict.looks(entry.flips, entry.scales)
-    assert asked == [((64, 128),)] * 2 + [((96, 192),)] * 2
+    assert asked == [(((64, 128),), False)] * 2 + [(((70, 141),), True)] * 2
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.0, 1.01, 1.25])
+def test_images_have_exactly_the_scale_that_is_asked_for_within_a_padded_canvas(source, scale):
+    config = replace(LoaderConfig(), resize=Resize(jitter=(1.0, 1.0)), buckets=((60, 100),), batch_size=1)
+    (batch,) = eval_batches(source, at_scale(config, scale), pad=scale != 1)
+    np.testing.assert_array_equal(batch["image_size"][0], np.round(np.array([60, 100]) * scale))
+    assert batch["image"].shape[1:3] == {0.8: (64, 96), 1.0: (60, 100), 1.01: (64, 128), 1.25: (96, 128)}[scale]
+    assert not batch["image"][0, round(60 * scale) :].any() and not batch["image"][0, :, round(100 * scale) :].any()
 
 
 @pytest.mark.parametrize("flips, floors, scores", [(("horizontal",), [0.05], [0.5]), ((), [0.6, 0.02], [0.8])])

@@ -276,6 +276,8 @@ def test_anchor_sizes_of_a_fixed_short_side():
 def test_one_view_has_nothing_to_fuse():
     with refused("2 IoUs", "test_flips", where="config.detector.test_same"):
         fields.build(DetectionRecipe, {"test_same": (0.5, 0.4)}, "config.detector")
+    with refused("2 IoUs", where="config.detector.test_same"):
+        fields.build(DetectionRecipe, {"test_same": (0.5, 0.4), "test_scales": (1.0, 1.0)}, "config.detector")
     fields.build(DetectionRecipe, {"test_same": (0.5, 0.4), "test_scales": (1.0, 1.25)}, "config.detector")
 
 
