@@ -10,8 +10,8 @@ any run can be members if they have the same classes; for a single member, overl
 which two boxes count as the same lesion, and the operating points of the fused boxes, are chosen on the validation
 split; with --config.detector.folds=5, on predictions for all patients outside the test split by folds that had not seen
 them. Variants: as in configs/cem_real.py, and
-  architectures  a Faster R-CNN, a RetinaNet and an EfficientDet instead of three Faster R-CNNs; the recipes are
-                 `detector`, `retinanet` and `efficientdet`, all with the same number of folds
+  architectures  a Faster R-CNN (stage `real`), a RetinaNet and an EfficientDet instead of three Faster R-CNNs; each has
+                 a recipe: --config.detector.folds=5 --config.retinanet.folds=5 --config.efficientdet.folds=5
 """
 
 from configs import cem_real, variants

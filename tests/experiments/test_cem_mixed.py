@@ -19,7 +19,7 @@ from elk_jax.evaluation.evaluate import evaluate_detections, scalars
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.tasks import find_model
 from elk_jax.tasks.detection.evaluate import EvaluateSettings, evaluate_source
-from elk_jax.tasks.detection.model import load, looking
+from elk_jax.tasks.detection.model import load, with_views
 from elk_jax.tasks.detection.predict import PredictSettings, detect_with, predict_files
 from elk_jax.training.mesh import make_mesh
 from tests.refusals import refused
@@ -105,7 +105,7 @@ def test_training_validates_as_testing_tests(mixed):
     recipe, folder = config.detector, mixed / "real" / "model"
     assert recipe.crop_to_breast
     validation, trained = open_source(SourceSpec(config.data.real.spec), "val"), load(folder)
-    results = detect_with(looking(trained, flips=()), validation, make_mesh(), recipe.score_floor)
+    results = detect_with(with_views(trained, flips=()), validation, make_mesh(), recipe.score_floor)
     evaluation = evaluate_detections(results, score_floor=recipe.choose_score_floor, resamples=0)
     chosen = files.read_json(mixed / "real" / "finished.json")["summary"]["best"]
     assert any(chosen.values()) and scalars(evaluation) == pytest.approx(chosen, abs=1e-6)

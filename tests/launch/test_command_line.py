@@ -61,6 +61,20 @@ def test_help_teaches(script):
     assert f"python launch/{script}.py" in done.stdout and "--" in done.stdout
 
 
+SCRIPTS = [
+    path.stem for path in sorted((ROOT / "launch").glob("*.py")) if path.stem not in ("command_line", "source_flags")
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_every_flag_of_the_script(quick_start, script):
+    text = (ROOT / "launch" / f"{script}.py").read_text()
+    own = re.findall(r"(?:DEFINE_\w+|define_numbers)\(\s*\"(\w+)\"", text)
+    own += ["split_shares"] * ("source_flags.define(" in text and script != "compare_sets")
+    helped = re.findall(r"^  --(?:\[no\])?(\w+)", quick_start(script, "--help").stdout, re.MULTILINE)
+    assert own and set(own) <= set(helped)
+
+
 @pytest.mark.parametrize("script", ["train", "import_weights"])
 def test_freed_memory_is_retained_before_anything_runs(quick_start, script):
     done = quick_start(script, instead="elk_jax.host_memory.keep_freed")
@@ -224,6 +238,7 @@ def test_folders_of_another_kind_end_in_one_line(quick_start, tmp_path):
 def test_wrong_flags_of_an_evaluation_end_in_one_line(quick_start, tmp_path):
     common = ("evaluate", f"--workdir={tmp_path}", "--data=phantom:size=64,count=12")
     assert_one_line(quick_start(*common, "--split_shares=most,some,few"), "--split_shares=most,some,few")
+    assert "split_shares" not in quick_start(*common, "--split_shares=").stderr
     assert_one_line(quick_start(*common, "--where=view"), "--where", "field=value")
     assert_one_line(quick_start(*common, "--bit_depth=99"), "bit_depth", "99")
 

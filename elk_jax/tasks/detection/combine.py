@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from elk_jax import files
 from elk_jax.data.sources.source import counted, summary
@@ -63,16 +64,17 @@ def check_combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecip
         of_detectors = before is None or isinstance(run.experiment.recipe_of(before), DetectionRecipe)
         if not of_detectors or (written and kind not in DETECTORS):
             raise UserError(f"not a detector: {name}", where=where, todo="name a stage that trains one")
-        if not written:
-            continue
-        try:
+        if written:
             known.append(model.load_one(folder))
             model.check_alike(known[-1].description, known[0].description, folder)
-            entry = known[-1].description.input
-            for scale, own in itertools.product(stage.scales, entry.scales):
-                model.at_scale(entry, scale * own)
-        except UserError as error:
-            raise error if error.where != "scales" else error.within(f"config.stages.{stage.name}") from error
+            entry: Any = known[-1].description.input
+            own = known[-1].description.input.scales
+        else:
+            assert before is not None
+            trained = run.experiment.recipe_of(before)
+            entry, own = trained.test_loader(), trained.test_scales
+        for scale, one in itertools.product(stage.scales, own):
+            model.at_scale(entry, scale * one, f"config.stages.{stage.name}.scales")
     if count and set(stage.scales) != {1.0}:
         what = f"the folds of the members did not detect at the scales {stage.scales}"
         where = f"config.stages.{stage.name}.scales"

@@ -30,7 +30,7 @@ from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import Report, write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.detection import predict, report, volumes
-from elk_jax.tasks.detection.model import ARCHITECTURES, Ensemble, Scales, Trained, load, looking
+from elk_jax.tasks.detection.model import ARCHITECTURES, Ensemble, Scales, Trained, load, with_views
 from elk_jax.tasks.detection.page import (
     MAIN,
     DetectionRun,
@@ -302,7 +302,7 @@ def evaluate_source(
     # files are read first, so that mistakes are reported early
     subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)
     own = {one: load(one.place) for one in subjects if one.is_model}
-    loaded = {one: looking(trained, settings.flips, settings.scales) for one, trained in own.items()}
+    loaded = {one: with_views(trained, settings.flips, settings.scales) for one, trained in own.items()}
     images = max([1, *(one.tested_images for one in loaded.values())])
     source = _open(data, split, on_error, images)
     console = new_console()
@@ -369,9 +369,8 @@ def _check_looked(model: Path | None, settings: EvaluateSettings) -> None:
     looks = model is not None or (settings.against and Path(settings.against).is_dir())
     for name in ("flips", "scales"):
         if getattr(settings, name) is not None and not looks:
-            raise UserError(
-                "views are given, but no model is run on them", where=f"--{name}", todo="give a model, or leave it out"
-            )
+            what = f"{'mirrored views' if name == 'flips' else 'sizes'} are given, but no model is run on them"
+            raise UserError(what, where=f"--{name}", todo="give a model, or leave it out")
 
 
 def _evaluate_volumes(

@@ -298,7 +298,7 @@ def in_words(scales: Sequence[float]) -> str:
     return f" at {', '.join(before)}{' and ' if before else ''}{last} times the size"
 
 
-def looking(
+def with_views(
     trained: Trained | Ensemble, flips: Sequence[Flip] | None = None, scales: Sequence[float] | None = None
 ) -> Trained | Ensemble:
     """The same model, or each of its members, with other mirrored views and scales; None for those of its training.

@@ -41,7 +41,8 @@ class DetectionRecipe(TrainingRecipe):
     well; test_scales: factors on the size of the input, the first of them 1, at each of which it detects in all of
     these views; the detections are fused. Checkpoints are chosen without them. test_same: IoUs to try, from which boxes
     of several views count as the same lesion; best_metric chooses on the folds or the validation split, the first of
-    equally good ones. slice_greys: of whole volumes, in testing.
+    equally good ones. With folds it also chooses how many of the mirrored views and of the scales are used, in the
+    order given. slice_greys: of whole volumes, in testing.
     best_metric: metric on the validation split that chooses the checkpoint. choose_score_floor: detections with a lower
     score are dropped while choosing; score_floor: the same in testing.
     bootstrap: resamples of patients for the intervals; 0: no intervals.

@@ -41,7 +41,7 @@ from elk_jax.images import boxes as box_ops
 from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.tasks.detection import predict
-from elk_jax.tasks.detection.model import Ensemble, Trained, load, looking
+from elk_jax.tasks.detection.model import Ensemble, Trained, load, with_views
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
 from elk_jax.tasks.detection.volumes_page import evaluation_page, findings_page
 from elk_jax.tasks.results import check_output, new_evaluation
@@ -250,7 +250,7 @@ def evaluate_dbtex(
         source = _opened(data, split, on_error)
         volumes, categories = volumes_of(source), source.category_ids
         shown = volumes
-        trained = looking(load(model), flips, scales)
+        trained = with_views(load(model), flips, scales)
         notes = patients_seen(model.name, model, [info for volume in volumes for info in volume.infos])
         notes += predict.unlearned(trained, "the model")
         results, in_slices = measured(trained, volumes, meshes.make_mesh(), rule, score_floor)

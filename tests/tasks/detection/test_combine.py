@@ -332,4 +332,6 @@ def test_an_input_at_another_scale():
     assert found.buckets == ((96, 160),)  # 144 is not a multiple of 32
     assert model.at_scale(fixed, 1.0) == fixed
     fitted = model.Input(True, Resize(jitter=(1.0, 1.0)), ((64, 32), (32, 32)), ("horizontal",))
-    assert model.at_scale(fitted, 0.5) == replace(fitted, buckets=((32, 32),))
+    assert model.at_scale(fitted, 0.5) == replace(fitted, buckets=((32, 16), (16, 16)))
+    with refused(16384, where="scales"):
+        model.at_scale(replace(fixed, resize=Resize(jitter=(1.0, 1.0), stretch=(4096, 64))), 4.0)
