@@ -234,6 +234,12 @@ def _workloads(experiment: Experiment, stage: Stage) -> Make:
     return workload
 
 
+def _of_testing_alone(workload: Workload) -> list[str]:
+    """The largest shape of batches that only prediction has, such as that of a larger size in testing; [] for none."""
+    size = lambda shape: sum(map(np.size, jax.tree.leaves(workload.prediction[shape])))
+    return sorted(workload.prediction.keys() - workload.training.keys(), key=size)[-1:]
+
+
 @dataclass(frozen=True)
 class _Compiler:
     """Compiles the programs of a stage for one slice."""
@@ -252,7 +258,7 @@ class _Compiler:
         programs: list[Program] = []
         refused: list[Refused] = []
         for what in kinds:
-            for shape in shapes:
+            for shape in (*shapes, *_of_testing_alone(workload)) if what == PREDICTION else shapes:
                 program = self.program(workload, what, shape)
                 if isinstance(program, Program):
                     programs.append(self.during_training(program, programs))

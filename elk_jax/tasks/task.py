@@ -43,7 +43,7 @@ class Workload:
 
     model: its constants may be shapes. batch_size: of the global batch; for units, their expected number. training,
     prediction: blank global batches of the shapes that the step and `model.predict` are compiled for, by a name such as
-    "800x1344"; both have the same keys.
+    "800x1344"; prediction has all keys of training, and may have more.
     assumed: assumptions that only data or weights could confirm. protection: of a private training, whose batches are
     of units; its numbers are not those of the data.
     """

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import variants
+from configs import cem_real, variants
 from elk_jax.experiments.parse import parse
 from elk_jax.output import Console
 from elk_jax.planning import folder, tables
@@ -169,6 +169,17 @@ def test_the_largest_batch_is_that_of_the_shape_that_does_not_fit(monkeypatch):
     monkeypatch.setattr(_Compiler, "program", lambda self, workload, what, shape: asked.append(shape) or "too large")
     assert compiler.largest(replace(one, refused=(Refused(STEP, "9x9", "too large"),)), 4) == 0
     assert set(asked) == {"9x9"}
+
+
+def test_the_larger_sizes_of_testing_are_planned_for_prediction(monkeypatch):
+    config = cem_real.get_config("tiny")
+    config.detector.test_scales = (1.0, 0.5, 1.1)
+    asked = []
+    monkeypatch.setattr(
+        _Compiler, "program", lambda self, workload, what, shape: asked.append((what, shape)) or "large"
+    )
+    plan(config, "real", ["here"], every_shape=True)
+    assert asked == [(STEP, "128x96"), (PREDICTION, "128x96"), (PREDICTION, "160x128")]
 
 
 def test_a_slice_is_planned_once():
