@@ -170,8 +170,8 @@ def changed(base: ConfigDict, overrides: Mapping[str, Any], where: str) -> Confi
 
 
 def start(plan: Plan) -> None:
-    """Make the folder of a sweep; refuse the folder of a run, whose report the sweep's would replace, and that of a
-    sweep with another configuration or with a setting missing here.
+    """Write what the sweep varies into its folder, which the caller has locked. Refuse the folder of a run, whose
+    report the sweep's would replace, and that of a sweep with another configuration or with a setting missing here.
 
     More settings and another number of seeds continue the same sweep.
     """
@@ -194,7 +194,6 @@ def start(plan: Plan) -> None:
         if found:
             todo = "name another --workdir, or give the same settings"
             raise UserError(f"this folder belongs to another sweep: {found[0]}", where=plan.folder, todo=todo)
-    files.make_folder(plan.folder)
     files.write_json(path, now)
 
 

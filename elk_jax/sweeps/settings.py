@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import itertools
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -189,10 +190,12 @@ def baselines(rows: Sequence[Row], against: str, values: Values) -> dict[str, st
 
 
 def _assigned(text: str, values: Values) -> dict[str, Any]:
-    """Key -> value, for KEY=VALUE,... of the values of `--over`; {} for anything else."""
+    """Key -> value, for KEY=VALUE,... of the values of `--over`, written as there; {} for anything else."""
     short = _short(list({key: None for key, _ in values}))
     known = {f"{name}={value}": (key, value) for key, value in values for name in (key, short[key])}
-    parts = _split(text, f"--against={text}")
+    where = f"--against={text}"
+    pairs = [part.strip().partition("=") for part in _split(text, where)]
+    parts = [f"{name}={_unquoted(value, where)}" for name, _, value in pairs]
     return {known[part][0]: values[known[part]] for part in parts} if all(part in known for part in parts) else {}
 
 
@@ -292,6 +295,7 @@ def _rows_of_python(path: Path, variant: str) -> list[Row]:
     if spec is None or spec.loader is None:
         raise UserError("not a Python or JSON file", where=path, todo="give a .py file with ROWS, or a .json file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up the module of their fields' types
     try:
         exec(compile(text, str(path), "exec"), module.__dict__)
         rows = getattr(module, "ROWS", None)

@@ -41,8 +41,9 @@ def run_sweep(
     if jobs < 1:
         raise UserError(f"{jobs} jobs", where="--jobs", todo="give 1 or more")
     console = new_console()
-    plans.start(plan)
+    files.make_folder(plan.folder)
     with files.locked(plan.folder):
+        plans.start(plan)
         left = [run for run in plan.runs if not run.is_finished]
         before = len(plan.runs) - len(left)
         console.print(f"{plan.base.name}: {len(plan.runs)} runs, {before} already finished; folder {plan.folder}")

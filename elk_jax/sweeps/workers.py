@@ -64,8 +64,9 @@ def run_all(jobs: Sequence[Job], at_once: int, tell: Callable[[int, Ended | None
                     number, slot = ready.pop(0), free.pop(0)
                     waiting.remove(number)
                     tell(number, None)
-                    open_programs[number] = _start(jobs[number], shares[slot], at_once)
-                    running[pool.submit(_finish, open_programs[number], jobs[number])] = number, slot
+                    program, before = _start(jobs[number], shares[slot], at_once)
+                    open_programs[number] = program
+                    running[pool.submit(_finish, program, jobs[number].log, before)] = number, slot
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     number, slot = running.pop(future)
@@ -91,25 +92,27 @@ def core_shares(at_once: int) -> list[list[int]]:
     return [cores[slot::at_once] or [cores[slot % len(cores)]] for slot in range(at_once)]
 
 
-def _start(job: Job, cores: Sequence[int], at_once: int) -> subprocess.Popen:
+def _start(job: Job, cores: Sequence[int], at_once: int) -> tuple[subprocess.Popen, int]:
+    """(the process, the bytes of its log from earlier attempts)."""
     files.make_folder(job.log.parent)
     environment: Mapping[str, str] = os.environ | {WORKER: "1"}
     if at_once > 1:
         environment = {MEMORY: f"{SHARED_MEMORY / at_once:.3f}", **environment}
     with open(job.log, "ab") as log:
+        before = log.tell()
         program = subprocess.Popen(
             job.command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
         )
     if hasattr(os, "sched_setaffinity"):  # covers its threads, which start later
         os.sched_setaffinity(program.pid, cores)
-    return program
+    return program, before
 
 
-def _finish(program: subprocess.Popen, job: Job) -> Ended:
+def _finish(program: subprocess.Popen, log: Path, before: int) -> Ended:
     started = time.monotonic()
     code = program.wait()
     seconds = time.monotonic() - started
-    return Ended(seconds) if code == 0 else Ended(seconds, said_error(job.log, code))
+    return Ended(seconds) if code == 0 else Ended(seconds, said_error(log, code, before))
 
 
 def _stop(program: subprocess.Popen) -> None:
@@ -122,12 +125,13 @@ def _stop(program: subprocess.Popen) -> None:
         program.wait()
 
 
-def said_error(log: Path, code: int) -> str:
-    """The error of a process that ended with `code`, in one line: the last one in its log."""
+def said_error(log: Path, code: int, before: int) -> str:
+    """The error of a process that ended with `code`, in one line: the last one in its log, after the `before` bytes of
+    earlier attempts."""
     if code < 0:
         return f"killed by signal {-code}{', possibly out of memory' if code == -9 else ''}"
     with open(log, "rb") as file:
-        file.seek(max(0, os.path.getsize(log) - LAST))
+        file.seek(max(before, os.path.getsize(log) - LAST))
         lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return visible((errors or lines or [f"exit code {code}"])[-1].removeprefix("error: "))

@@ -117,6 +117,18 @@ def test_each_setting_is_compared_with_its_baseline():
             baselines(ROWS, unknown, VALUES)
 
 
+def test_a_baseline_is_written_like_the_values():
+    """With quotes around commas and brackets, and spaces beside commas, as in `--over`."""
+    overs = [read_over("data.spec='phantom:size=64,count=24','a(b'"), read_over("mode=none, lesion")]
+    values = {(over.key, text): text for over in overs for text in over.texts}
+    rows = product(overs, values)
+    names = [row.name for row in rows]
+    assert baselines(rows, "spec='phantom:size=64,count=24'", values) == {names[2]: names[0], names[3]: names[1]}
+    assert set(baselines(rows, "data.spec='a(b', mode=none", values).values()) == {names[2]}
+    with refused("is not closed", where="--against=spec='a(b"):
+        baselines(rows, "spec='a(b", values)
+
+
 def test_a_row_that_is_not_run_is_no_baseline():
     rows = checked([Row("theirs", not_run="needs a GPU"), Row("a", {"x": 1}), Row("b", {"x": 2})], "list")
     assert baselines(rows, "", {}) == {"b": "a"}
@@ -141,6 +153,15 @@ def test_lists_are_python_or_json(tmp_path):
     (tmp_path / "table.py").write_text(f"{python} Row('theirs', not_run='needs a GPU'))")
     assert read_rows(tmp_path / "table.json") == read_rows(tmp_path / "table.py")
     assert read_rows(tmp_path / "table.py")[0].published == {"auroc": 0.7}
+
+
+def test_a_list_may_define_classes(tmp_path):
+    """A dataclass looks its module up; with annotations as text it needs the module's names."""
+    lines = ("from __future__ import annotations", "from dataclasses import dataclass")
+    lines += ("from elk_jax.sweeps.settings import Row", "@dataclass", "class Pair:", "    size: int")
+    lines += ("ROWS = tuple(Row(f'{pair}', {'a': pair.size}) for pair in (Pair(1), Pair(2)))",)
+    (tmp_path / "table.py").write_text("\n".join(lines))
+    assert [row.overrides for row in read_rows(tmp_path / "table.py")] == [{"a": 1}, {"a": 2}]
 
 
 VARIANTS = """

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from elk_jax import files
+from elk_jax.sweeps import plan as plans
 from elk_jax.sweeps.plan import plan
 from elk_jax.sweeps.settings import Row
 from elk_jax.sweeps.sweep import run_one, run_sweep
@@ -67,6 +68,16 @@ def test_a_copied_evaluation_is_not_repeated_where_stages_are_named(tmp_path, mo
         run_one(both, f"{row.name}/seed-42")
         ends[row.name] = (tmp_path / "runs" / row.name / "seed-42/evaluate/finished.json").read_text()
     assert ends["one"] == ends["two"], "with the time that it took"
+
+
+def test_a_second_sweep_in_the_folder_of_a_running_one_changes_nothing(tmp_path):
+    """Not even the list of settings, with which the first could not be resumed."""
+    found = plan(toy_task.get_config(), ROWS[:1], 1, tmp_path)
+    plans.start(found)
+    more = plan(toy_task.get_config(), ROWS, 1, tmp_path)
+    with files.locked(tmp_path), refused("process", where=tmp_path):
+        run_sweep(more, {}, jobs=1, resamples=10, command=("no program is started",))
+    plans.start(found)
 
 
 def test_runs_that_fail_are_listed_and_the_others_counted(tmp_path, capsys):

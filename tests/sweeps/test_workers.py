@@ -87,9 +87,21 @@ def _is_running(pid: int) -> bool:
 def test_the_last_error_of_a_log_is_the_one(tmp_path):
     log = tmp_path / "log"
     log.write_bytes(b"error: of an earlier attempt\nresumed\nerror: now \x1b[2J\xff\n")
-    assert said_error(log, 2).startswith("now \\x1b")
+    assert said_error(log, 2, 0).startswith("now \\x1b")
     log.write_text("Traceback\nValueError: wrong\n")
-    assert said_error(log, 1) == "ValueError: wrong"
+    assert said_error(log, 1, 0) == "ValueError: wrong"
     log.write_text("")
-    assert "1" in said_error(log, 1)
+    assert "1" in said_error(log, 1, 0)
     assert workers.WORKER not in os.environ
+
+
+def test_an_error_of_an_earlier_attempt_is_not_that_of_the_next(tmp_path):
+    """The log of a run is continued; an attempt that ends without a line of its own must not repeat an old one."""
+    first = job(tmp_path, "run", "import sys; print('error: no data'); sys.exit(2)")
+    tell = lambda at, end: None
+    assert run_all([first], 1, tell)[0].error == "no data"
+    (second,) = run_all([job(tmp_path, "run", "raise ValueError('wrong')")], 1, tell)
+    assert second.error == "ValueError: wrong"
+    (third,) = run_all([job(tmp_path, "run", "import sys; sys.exit(3)")], 1, tell)
+    assert "3" in third.error
+    assert first.log.read_text().startswith("error: no data\n")
