@@ -1,6 +1,6 @@
 """Detections in the slices of a volume -> findings of the volume, on the device, with static shapes.
 
-S slices (padded), K detections per slice, N = S * K, Q candidates, D findings of the volume.
+S slices (padded), K detections per slice, N = S * K, D findings of the volume.
 
 A lesion is also visible in neighbouring slices, so detections at one place along z form one finding. Two rules:
 
@@ -19,11 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from elk_jax.detection import boxes as box_ops
-from elk_jax.detection.nms import settle
 from elk_jax.fields import SHARE, AtLeast, check
-
-CANDIDATES = 1000
-"""Number of best detections of a volume that are grouped: comparing more would not change the result."""
 
 
 class VolumeFindings(NamedTuple):
@@ -87,26 +83,50 @@ def find(
     at = jnp.repeat(jnp.arange(slices, dtype=jnp.int32), per_slice)
     if rule.name == "peaks":
         valid = _peaks(boxes, scores, labels, valid, reach, rule.overlap)
-    flat = (boxes.reshape(-1, 4), scores.reshape(-1), labels.reshape(-1), valid.reshape(-1))
-    most = rule.most if rule.name == "peaks" else max(rule.most, CANDIDATES)
-    order = jnp.argsort(jnp.where(flat[3], -flat[1], jnp.inf), stable=True)[: min(most, slices * per_slice)]
-    boxes, scores, labels, valid = (array[order] for array in flat)
-    at = at[order]
-    first = last = at
-    if rule.name == "group":
-        near = (jnp.abs(at[:, None] - at[None, :]) <= reach) & (labels[:, None] == labels[None, :])
-        same = near & (box_ops.iou(boxes, boxes) > rule.overlap) & valid[:, None] & valid[None, :]
-        keep = settle(same, valid)
-        # A box that is not kept goes to the best kept one that absorbs it: the first, since all are sorted by score.
-        taken_by = jnp.where(keep, jnp.arange(len(keep)), jnp.argmax(same & keep[:, None], axis=0))
-        counts = valid & (scores >= rule.span * scores[taken_by])
-        first = jnp.full_like(at, slices).at[taken_by].min(jnp.where(counts, at, slices))
-        last = jnp.full_like(at, -1).at[taken_by].max(jnp.where(counts, at, -1))
-        valid = keep
-    (kept,) = jnp.nonzero(valid, size=rule.most, fill_value=len(valid))
-    filled = kept < len(valid)
-    take = lambda array: array.at[kept].get(mode="fill", fill_value=0)
-    return VolumeFindings(take(boxes), take(at), take(first), take(last), take(scores), take(labels), filled)
+    boxes, scores, labels, valid = boxes.reshape(-1, 4), scores.reshape(-1), labels.reshape(-1), valid.reshape(-1)
+    if rule.name == "peaks":
+        best = _highest(scores, valid, rule.most)
+        first = last = at.at[best].get(mode="fill", fill_value=0)
+    else:
+        best, first, last = _groups(rule, boxes, scores, labels, valid, at, reach)
+    take = lambda array: array.at[best].get(mode="fill", fill_value=0)
+    return VolumeFindings(take(boxes), take(at), first, last, take(scores), take(labels), best < len(valid))
+
+
+def _highest(scores: jax.Array, valid: jax.Array, most: int) -> jax.Array:
+    """[D] positions of the valid scores [N], descending; N in empty slots."""
+    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)[:most]
+    order = jnp.where(valid[order], order, len(valid))
+    return jnp.pad(order, (0, most - len(order)), constant_values=len(valid))
+
+
+def _groups(
+    rule: VolumeRule,
+    boxes: jax.Array,
+    scores: jax.Array,
+    labels: jax.Array,
+    valid: jax.Array,
+    at: jax.Array,
+    reach: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """([D] position of the best detection of each finding, N in empty slots; [D] its first slice; its last).
+
+    Findings are made one after another from all N detections: a dense volume has far more detections of one lesion than
+    of all others, so a fixed number of the best ones would not hold every finding, nor all of its slices.
+    """
+    places, slices = jnp.arange(len(valid)), jnp.int32(len(valid))
+
+    def next_finding(left: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+        best = jnp.argmax(jnp.where(left, scores, -jnp.inf))
+        same = (jnp.abs(at - at[best]) <= reach) & (labels == labels[best])
+        same &= box_ops.iou(boxes[best][None], boxes)[0] > rule.overlap
+        own = left & (same | (places == best))
+        spanned = own & (scores >= rule.span * scores[best])
+        ends = jnp.where(spanned, at, slices).min(), jnp.where(spanned, at, -1).max()
+        filled = left[best]
+        return left & ~own, (jnp.where(filled, best, len(valid)), *(jnp.where(filled, end, 0) for end in ends))
+
+    return jax.lax.scan(next_finding, valid, length=rule.most)[1]
 
 
 def _peaks(

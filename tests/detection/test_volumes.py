@@ -63,6 +63,40 @@ def test_slices_beyond_the_count_are_not_seen_and_the_best_are_kept():
     assert found_by._cache_size() <= 3
 
 
+def looped_groups(rule, boxes, scores, count):
+    """(score, best, first, last) of findings made one by one from all detections [S, K], with plain NumPy."""
+    at = np.broadcast_to(np.arange(len(scores))[:, None], scores.shape).ravel()
+    x0, y0, x1, y1 = boxes.reshape(-1, 4).astype(float).T
+    scores, found = np.where(at < count, scores.ravel(), -1.0), []
+    while len(found) < rule.most and scores.max() >= 0:
+        best, area = scores.argmax(), (x1 - x0) * (y1 - y0)
+        inter = np.clip(np.minimum(x1, x1[best]) - np.maximum(x0, x0[best]), 0, None)
+        inter *= np.clip(np.minimum(y1, y1[best]) - np.maximum(y0, y0[best]), 0, None)
+        same = (abs(at - at[best]) <= count // 4) & (inter > rule.overlap * (area + area[best] - inter)) & (scores >= 0)
+        slices = at[same & (scores >= rule.span * scores[best])]
+        found.append((scores[best], at[best], slices.min(), slices.max()))
+        scores = np.where(same, -1.0, scores)
+    return np.array(found)
+
+
+def test_every_detection_of_a_dense_volume_is_grouped():
+    """Thousands of detections of the brightest lesions leave room for the others, and for all slices of each."""
+    slices, per_slice, lesions, rng = 64, 64, 16, np.random.default_rng(0)
+    which = rng.integers(0, lesions, (slices, per_slice))
+    strong, middle = rng.uniform(0.05, 0.9, lesions), rng.integers(0, slices, lesions)
+    centre = rng.uniform(100, 1900, (lesions, 2))[which] + rng.normal(0, 8, (*which.shape, 2))
+    half = rng.uniform(30, 70, (*which.shape, 2))
+    boxes = np.concatenate([centre - half, centre + half], -1).astype(np.float32)
+    near = np.exp(-(((np.arange(slices)[:, None] - middle[which]) / 10) ** 2))
+    scores = (strong[which] * near * rng.uniform(0.5, 1, which.shape) + 0.01).astype(np.float32)
+    valid, labels, count = np.ones(which.shape, bool), np.zeros(which.shape, np.int32), 60
+    found = found_by(VolumeRule(), boxes, scores, labels, valid, np.int32(count))
+    wanted, kept = looped_groups(VolumeRule(), boxes, scores, count), np.asarray(found.valid)
+    assert kept.sum() == len(wanted) == VolumeRule().most
+    columns = (found.scores, found.best, found.first, found.last)
+    np.testing.assert_allclose(np.stack([np.asarray(column)[kept] for column in columns], 1), wanted)
+
+
 def published_peaks(rows, count, overlap=0.5):
     """The published loop: slices i - d to i + d, half-open; a box stays if it scores at least as much as all."""
 
