@@ -114,7 +114,7 @@ def _groups(
     Findings are made one after another from all N detections: a dense volume has far more detections of one lesion than
     of all others, so a fixed number of the best ones would not hold every finding, nor all of its slices.
     """
-    places, slices = jnp.arange(len(valid)), jnp.int32(len(valid))
+    places, none = jnp.arange(len(valid)), len(valid)
 
     def next_finding(left: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
         best = jnp.argmax(jnp.where(left, scores, -jnp.inf))
@@ -122,11 +122,11 @@ def _groups(
         same &= box_ops.iou(boxes[best][None], boxes)[0] > rule.overlap
         own = left & (same | (places == best))
         spanned = own & (scores >= rule.span * scores[best])
-        ends = jnp.where(spanned, at, slices).min(), jnp.where(spanned, at, -1).max()
-        filled = left[best]
-        return left & ~own, (jnp.where(filled, best, len(valid)), *(jnp.where(filled, end, 0) for end in ends))
+        first, last = jnp.where(spanned, at, none).min(), jnp.where(spanned, at, -1).max()
+        return left & ~own, (jnp.where(left[best], best, none), first, last)
 
-    return jax.lax.scan(next_finding, valid, length=rule.most)[1]
+    _, (best, first, last) = jax.lax.scan(next_finding, valid, length=rule.most)
+    return best, jnp.where(best < none, first, 0), jnp.where(best < none, last, 0)
 
 
 def _peaks(

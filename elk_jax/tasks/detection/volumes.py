@@ -6,7 +6,7 @@ Shapes: S slices of a volume, padded to a multiple of SLICES_STEP; K detections 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -146,10 +146,12 @@ def check_start(run: Run, stage: EvaluateDetectorsStage) -> None:
     if has_volumes(run.spec(stage.on)):
         return
     place, todo = f"config.stages.{stage.name}.on", "name a source of whole volumes, or leave the stage out by --stages"
-    for volume in volumes_of(run.list(stage.on, stage.split)):
+    volumes = volumes_of(run.list(stage.on, stage.split))
+    for volume in volumes:
         if len(volume) != volume.slices:
             what = f"{stage.on} has only {len(volume)} of {volume.slices} slices of the volume {volume.name}"
             raise UserError(what, where=place, todo=todo)
+    _check_views(volumes, place)
 
 
 def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> Summary:
@@ -249,6 +251,7 @@ def evaluate_dbtex(
         assert model is not None
         source = _opened(data, split, on_error)
         volumes, categories = volumes_of(source), source.category_ids
+        _check_views(volumes, data.spec)
         shown = volumes
         trained = with_views(load(model), flips, scales)
         notes = patients_seen(model.name, model, [info for volume in volumes for info in volume.infos])
@@ -402,7 +405,7 @@ def predict_volumes(
     """
     pairs = [_find_volumes(entry, decoding) for entry in inputs]
     volumes = _each_once([volume for found, _ in pairs for volume in found])
-    notes = _of_one_view(volumes)
+    notes = _view_notes(volumes)
     trained = load(model)
     files.check_writable(output)
     points = trained.description.operating_points
@@ -434,7 +437,7 @@ def _find_volumes(entry: str, decoding: SourceSpec) -> tuple[Sequence[Volume], S
 def _each_once(volumes: Sequence[Volume]) -> list[Volume]:
     """Each volume once, as first given, however its path is spelled.
 
-    Two files that tables list under one name are two volumes, which `_of_one_view` checks.
+    Two files that tables list under one name are two volumes, which `_view_notes` checks.
     """
     found: dict[tuple[Path, Path], Volume] = {}
     for volume in volumes:
@@ -442,23 +445,37 @@ def _each_once(volumes: Sequence[Volume]) -> list[Volume]:
     return list(found.values())
 
 
-def _of_one_view(volumes: Sequence[Volume]) -> list[str]:
+def _check_views(volumes: Sequence[Volume], where: str) -> None:
+    """UserError for two volumes of one study and view, before a detector spends hours on them: the metric, like the
+    challenge, takes them for one."""
+    for one, other in _of_one_view(volumes):
+        what = f"two volumes of the study {one.study} and the view '{one.view}': {one.name} and {other.name}"
+        raise UserError(what, where=where, todo="give each its own view, such as lcc and lcc2")
+
+
+def _of_one_view(volumes: Sequence[Volume]) -> Iterator[tuple[Volume, Volume]]:
+    """Volumes of the same study and view, each with the first of them."""
+    of_view: dict[tuple[str, str], Volume] = {}
+    for volume in volumes:
+        if (first := of_view.setdefault((volume.study, volume.view), volume)) is not volume:
+            yield first, volume
+
+
+def _view_notes(volumes: Sequence[Volume]) -> list[str]:
     """A note on volumes of the same study and view, which rows of the challenge's file cannot distinguish.
 
     UserError for two files of one volume, whose findings would count twice.
     """
-    of_view: dict[tuple[str, str], Volume] = {}
     of_instance: dict[str, Volume] = {}
-    notes = []
     for volume in volumes:
         if volume.instance and (other := of_instance.setdefault(volume.instance, volume)) is not volume:
             what = f"two files for one volume: {other.infos[0].file_name} and {volume.infos[0].file_name}"
             raise UserError(what, where=f"SOPInstanceUID {volume.instance}", todo="keep one of them")
-        if (other := of_view.setdefault((volume.study, volume.view), volume)) is not volume:
-            both = f"{other.infos[0].file_name} and {volume.infos[0].file_name}"
-            name = f"the study {volume.study} and the view '{volume.view}'"
-            notes.append(f"two volumes of {name}, {both}: only findings.json distinguishes them, findings.csv does not")
-    return notes
+    return [
+        f"two volumes of the study {one.study} and the view '{one.view}', {one.infos[0].file_name} and "
+        f"{other.infos[0].file_name}: only findings.json distinguishes them, findings.csv does not"
+        for one, other in _of_one_view(volumes)
+    ]
 
 
 def _entries(volume: Volume, found: VolumeDetections, classes: Sequence[str], threshold: float) -> list[dict[str, Any]]:

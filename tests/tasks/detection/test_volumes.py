@@ -425,6 +425,22 @@ def test_a_stage_refuses_what_are_no_whole_volumes_before_it_starts(tmp_path):
         of_stage(tmp_path, spec, models=("a",), late=(("a", "b"),))
 
 
+def test_volumes_of_one_study_and_view_are_refused_before_a_detector_sees_them(model, monkeypatch, tmp_path):
+    image = {"file_name": "a.png", "width": 9, "height": 9, "patient_id": "P", "split": "train", "slice": 0}
+    image |= {"study_uid": "S", "view": "lcc", "volume_slices": 1}
+    images = [image | {"id": k, "volume": f"v{k}", "file_name": f"{k}.png"} for k in (1, 2)]
+    for one in images:
+        cv2.imwrite(str(tmp_path / one["file_name"]), np.arange(81, dtype=np.uint8).reshape(9, 9))
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "lesion"}]}
+    (tmp_path / "twice.json").write_text(json.dumps(content))
+    spec = SourceSpec(f"coco:{tmp_path / 'twice.json'}")
+    monkeypatch.setattr(predict, "detect_with", lambda *_, **__: pytest.fail("detected"))
+    with refused("'lcc'", "v1 and v2", where=spec.spec):
+        run(None, tmp_path / "out", model, data=spec)
+    with refused("'lcc'", "v1 and v2", where="config.stages.volumes.on"):
+        evaluate.check_start(*of_stage(tmp_path, spec, models=("a",)), DetectionRecipe(), ())
+
+
 VOLUMES = "phantom_volumes:size=64,count=12,slices=9"
 
 
