@@ -346,6 +346,43 @@ def test_prediction_and_evaluation_of_volumes_read_the_greys_of_the_model_folder
     assert results[0] != results[1]
 
 
+def bright_boxes(model, mesh):
+    """In place of a network: boxes around what is bright, in pixels of its input."""
+
+    def predictor(params, batch):
+        found = {"boxes": np.zeros((len(batch["image"]), 4, 4)), "labels": np.zeros((len(batch["image"]), 4), int)}
+        found["valid"] = np.zeros((len(batch["image"]), 4), bool)
+        for row, image in enumerate(np.asarray(batch["image"])):
+            blobs = cv2.connectedComponentsWithStats((image[..., 0] > 0.7).astype(np.uint8))[2][1:5, :4]
+            found["boxes"][row, : len(blobs)] = np.hstack([blobs[:, :2], blobs[:, :2] + blobs[:, 2:]])
+            found["valid"][row, : len(blobs)] = True
+        own = {name: np.asarray(batch[name]) for name in ("index", "scale", "valid")}
+        return {"predictions": {**found, "scores": np.full((len(batch["image"]), 4), 0.9)}, "batch": own}
+
+    return predictor
+
+
+def test_boxes_of_turned_cropped_mirrored_volumes_in_several_sizes_are_in_pixels_of_the_slices(
+    folder, trained, monkeypatch, tmp_path
+):
+    """A wrong corner, side or factor at any step would move a box by more than the rounding of its smallest size."""
+    one = trained("window")
+    sees = replace(one.description.input, crop_to_breast=True, flips=("horizontal", "both"), scales=(1.0, 2.0, 0.75))
+    monkeypatch.setattr(volumes, "load", lambda folder: one._replace(description=replace(one.description, input=sees)))
+    monkeypatch.setattr(volumes, "patients_seen", lambda *arguments: [])
+    monkeypatch.setattr(predict, "compile_predictor", bright_boxes)
+    run(folder, tmp_path / "out", tmp_path / "model")
+    found = {}
+    for line in (tmp_path / "out" / "submission.csv").read_text().splitlines()[1:]:
+        patient, study, view, x, width, y, height, z, depth, _ = line.split(",")
+        found[patient, study, view, int(z)] = [int(x), int(y), int(width), int(height)]
+        assert int(depth) == 0
+    wanted = {box[:4]: list(box[4:]) for box in dbt_files.BOXES if box[2] != "lcc2"}
+    assert found.keys() == wanted.keys()
+    for place, box in wanted.items():
+        np.testing.assert_allclose(found[place], box, atol=2, err_msg=str(place))
+
+
 def test_slices_at_the_ends_are_not_looked_at_by_the_published_rule(folder, model, tmp_path):
     found = run(folder, tmp_path / "out", model, volume_rule="comoto")
     assert found["detections"] == 3  # of slices 3, 8, 5, 6, 6 those from 4 to 7
