@@ -19,7 +19,7 @@ import numpy as np
 
 from elk_jax import files
 from elk_jax.data.sources import dicom
-from elk_jax.data.sources.decode import DICOM_SUFFIXES, decode_as, image_size, slice_reader
+from elk_jax.data.sources.decode import DICOM_SUFFIXES, SUFFIXES, decode_as, image_size, slice_reader
 from elk_jax.data.sources.dicom_grey import attributes_of_frame, first_number
 from elk_jax.data.sources.dicom_series import SliceFile, series_of, slice_file
 from elk_jax.data.sources.dicom_volumes import BESIDE, OrientedFrames, check_volume, described, lies_beside
@@ -219,6 +219,8 @@ def find_volumes(entry: Path, spec: SourceSpec) -> tuple[tuple[Volume, ...], tup
     UserError if there is no volume, and for damaged files: a volume may lack a slice.
     """
     if not entry.is_dir():
+        if entry.suffix.lower() in SUFFIXES and not _is_dicom(entry):
+            raise UserError("an image, not a volume", where=entry, todo="give a folder with one file per slice")
         return (dicom_volume(entry, spec),), ()
     paths, others = find_images([entry])
     skipped = [(path, "not an image") for path in others]

@@ -388,6 +388,8 @@ def predict_inputs(
 ) -> object:
     """`predict.predict_files` for images, or `predict_volumes`, which stops at an unreadable volume."""
     if not settings.volumes:
+        if tables := next((entry for entry in inputs if SourceSpec(entry).kind == "bcs_dbt"), None):
+            raise UserError("tables of volumes, not images", where=tables, todo="add --volumes")
         return predict.predict_files(
             model=model, inputs=inputs, decoding=decoding, on_error=on_error, output=output, settings=settings
         )

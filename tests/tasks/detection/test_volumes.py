@@ -525,6 +525,11 @@ def test_findings_in_files_are_written_with_their_pages(folder, model, tmp_path)
     assert (tmp_path / "out" / "report.html").read_text().count("<figure>") == 2 * 7
     with refused("skip", where="--on_error"):
         volumes.predict_inputs(inputs=[str(stack)], on_error="skip", **how)
+    with refused("an image", "folder", where=stack / "0.png"):
+        volumes.predict_inputs(inputs=[str(stack / "0.png")], on_error="stop", **how)
+    how["settings"] = predict.PredictSettings()
+    with refused("tables", "--volumes", where=f"bcs_dbt:{folder}"):
+        volumes.predict_inputs(inputs=[f"bcs_dbt:{folder}"], on_error="stop", **how)
 
 
 def test_a_rule_for_volumes_is_refused_where_the_inputs_are_images():
