@@ -29,9 +29,9 @@ can be added later. A run that fails does not stop the others.
 
 At the end, the sweep writes table.csv, table.json and report.html: the mean over seeds, the deviation of a single seed,
 95 % intervals by resampling patients and seeds, and the difference of each setting from --against on the same patients
-and seeds. --against is the first setting, a named one, or, with KEY=VALUE, the setting that has this value and is
-otherwise the same. The models of an evaluation are also compared within each run, on the same patients and seed by
-seed: each with the first one, or with those named by --models_against:
+and seeds. --against is the first setting, a named one, or, with KEY=VALUE as in --over, the setting that has this
+value and is otherwise the same. The models of an evaluation are also compared within each run, on the same patients and
+seed by seed: each with the first one, or with those named by --models_against:
   python launch/sweep.py --config=configs/unified.py:small --seeds=5 --models_against=capacity,sm --workdir=runs/gains
 A sweep selects nothing: comparisons on a test split are only reported.
 """
