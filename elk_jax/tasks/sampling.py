@@ -109,18 +109,13 @@ def compile_sampler(model: Predictor, mesh: Mesh) -> Sampler:
     """(params, host batch) -> pictures [B, S, S, 1] drawn by `model.predict`, on the host.
 
     The batch holds the inputs of `model.predict`: `seed` [B, 2] uint32 (each picture depends on its own seed only), and
-    usually more, such as `image` [B, S, S, 1]. B may be any number; it is padded to a multiple of the devices.
+    usually more, such as `image` [B, S, S, 1]. B may be any number.
     """
     predict, constants = prediction.on_mesh(model, mesh), meshes.place_constants(model.constants, mesh)
 
     def sample(params: Params, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        count = len(batch["seed"])
-        missing = -count % mesh.size
-        filled = {key: np.concatenate([value, value[-1:].repeat(missing, 0)]) for key, value in batch.items()}
-        # every process holds the whole batch, and lays it out over all devices
-        placed = {key: jax.device_put(value, meshes.batch_sharding(mesh)) for key, value in filled.items()}
-        found, _ = predict(params, constants, placed)
-        return np.asarray(jax.device_get(found["image"]))[:count]
+        found, _ = predict(params, constants, meshes.spread_batch(batch, mesh))
+        return np.asarray(jax.device_get(found["image"]))[: len(batch["seed"])]
 
     return sample
 
@@ -136,7 +131,7 @@ def fixed_loss(
     def evaluate(params: Params, step: int) -> dict[str, float]:
         losses, counts = [], []
         for number, batch in enumerate(batches):
-            placed = meshes.put_batch(host_share(batch), mesh)
+            placed = meshes.spread_batch(batch, mesh)
             for draw in range(VALIDATION_DRAWS):
                 rng = jax.random.fold_in(jax.random.key(draw), number)
                 losses.append(measure(params, constants, placed, rng))
@@ -144,13 +139,6 @@ def fixed_loss(
         return {"loss": float(np.average(np.asarray(jax.device_get(losses)), weights=counts))}
 
     return evaluate
-
-
-def host_share(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """This process's part of a batch that all of them hold."""
-    part = len(batch["valid"]) // jax.process_count()
-    rows = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
-    return {key: value[rows] for key, value in batch.items()}
 
 
 def grid(rows: Sequence[np.ndarray]) -> np.ndarray:

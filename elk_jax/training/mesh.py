@@ -128,6 +128,19 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     return jax.tree_util.tree_map_with_path(put, dict(batch))
 
 
+def spread_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Lay out a batch that every process holds in full over the devices. Its rows stay in their order on any mesh.
+
+    A number of rows that the devices do not divide is filled up with copies of the last row, whose `valid` is False.
+    """
+    count = len(jax.tree.leaves(batch)[0])
+    rows = np.minimum(np.arange(count + -count % mesh.size), count - 1)
+    filled = jax.tree.map(lambda x: np.asarray(x)[rows], dict(batch))
+    if "valid" in filled:
+        filled["valid"][count:] = False
+    return jax.tree.map(lambda x: _put(x, batch_sharding(mesh)), filled)
+
+
 def check_micro_batches(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Raise UserError if a global batch in `accumulate` parts does not give every device whole examples."""
     if batch_size % (accumulate * mesh.size):

@@ -117,7 +117,16 @@ def eight_devices(out: Path) -> dict:
             "difference": largest_difference(got, wanted),
         }
     jax.config.update("jax_enable_x64", False)
+    seen["spread"] = spread(layouts["fsdp"])
     return seen | {"collectives": per_image_stages(meshes.make_mesh(fsdp=2))}
+
+
+def spread(mesh) -> dict:
+    """Eleven numbers, the last of which does not count, as they come back from the devices of `mesh`."""
+    placed = meshes.spread_batch({"number": np.arange(11), "valid": np.arange(11) < 10}, mesh)
+    back = jax.jit(lambda batch: batch, out_shardings=meshes.replicated(mesh))(placed)
+    on_one = placed["number"].addressable_shards[0].data.size
+    return {"on_one": on_one, **{name: np.asarray(values).tolist() for name, values in back.items()}}
 
 
 def per_image_stages(mesh) -> dict:
@@ -172,6 +181,9 @@ def two_processes(out: Path, index: int, port: str) -> dict:
         "split": not placed["large"].is_fully_replicated,
         "same": bool(np.array_equal(back["large"], large) and np.array_equal(back["small"], large[:3])),
     }
+
+    by_process = np.array(jax.devices()).reshape(2, 2)
+    seen["spread"] = spread(meshes.make_mesh(devices=by_process.T.ravel().tolist()))  # as on a TPU slice
 
     # SIGTERM reaches one process only; both stop at the same step, and the run resumes from there
     def terminate(number):

@@ -109,6 +109,13 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_a_checkpoint(two):
     assert two["saved_leaves"] == 5
 
 
+def test_a_batch_that_all_hold_is_filled_up_and_keeps_its_order_even_on_a_mesh_that_mixes_processes(eight, two):
+    for found, rows in ((eight["spread"], 16), (two["spread"], 12)):
+        assert found["number"] == [*range(11), *[10] * (rows - 11)]
+        assert found["valid"] == [True] * 10 + [False] * (rows - 10)
+    assert eight["spread"]["on_one"] == 2 and two["spread"]["on_one"] == 3
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_of_two_processes_is_killed_the_other_ends_and_the_run_goes_on(tmp_path, victim):
     port = processes.free_port()

@@ -29,7 +29,6 @@ from elk_jax.tasks.classification.model import NetworkDescription, TrainedNetwor
 from elk_jax.tasks.classification.recipe import DecisionRecipe, NetworkRecipe, TrainClassifierStage
 from elk_jax.tasks.labelled import openly, privately
 from elk_jax.tasks.run import Fold, Run, skipped_images
-from elk_jax.tasks.sampling import host_share
 from elk_jax.tasks.stages import Data, TrainStage
 from elk_jax.tasks.task import Summary, Workload
 from elk_jax.training import mesh as meshes
@@ -207,7 +206,7 @@ def _validating(
     def evaluate(params: Params, step: int) -> dict[str, float]:
         found = []
         for batch in labelled.eval_batches(images, recipe.images):
-            answer, echo = jax.device_get(predict(params, constants, meshes.put_batch(host_share(batch), mesh)))
+            answer, echo = jax.device_get(predict(params, constants, meshes.spread_batch(batch, mesh)))
             found.append(answer["probability"][echo["valid"]])
         probability = np.concatenate(found).astype(np.float64)
         training.keep_member(

@@ -109,6 +109,8 @@ def detect(
     """Run a detector on a source and join its detections with the truth, in the source's own pixels. pad: as of
     `eval_batches`."""
     needed = ("image", "image_size", "index", "scale", "valid")
+    # the batch size of a private training is an expected number, which the devices need not divide
+    config = replace(config, batch_size=-(-config.batch_size // mesh.size) * mesh.size)
     host_batches = batches.eval_batches(source, config, jax.process_index(), jax.process_count(), pad)
 
     def outputs(host_batches: Iterable[Mapping[str, Any]]):
@@ -261,7 +263,7 @@ def fuse_members(views: MemberViews, weights: Sequence[float], same: float, scor
 def input_of(entry: Input, infos: Sequence[ImageInfo]) -> LoaderConfig:
     """The input of a trained detector; images that fit none of its canvases share one more."""
     return LoaderConfig(
-        batch_size=max(2, jax.device_count()),
+        batch_size=2,
         resize=entry.resize,
         augmentation=NO_AUGMENTATION,
         buckets=entry.buckets if _all_fit(infos, entry.buckets, entry.resize) else (),

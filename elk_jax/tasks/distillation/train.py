@@ -262,9 +262,8 @@ def _likeness(
     patients = np.array([numbers[info.patient_id] for info in pairs.infos], np.int32)
     seen = view(pairs, recipe.crop_to_breast).source
     loader, constants = recipe.test_loader(), meshes.place_constants(teacher.params, run.mesh)
-    compare = jax.jit(
-        partial(likeness_of_batch, detector, teacher.detector, recipe), out_shardings=meshes.replicated(run.mesh)
-    )
+    of_batch = meshes.traced_on(run.mesh, partial(likeness_of_batch, detector, teacher.detector, recipe))
+    compare = jax.jit(of_batch, out_shardings=meshes.replicated(run.mesh))
 
     def measure(params: Any) -> dict[str, float]:
         total = None

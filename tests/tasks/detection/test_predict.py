@@ -212,6 +212,23 @@ def test_images_that_fit_no_canvas_of_the_model_have_one_of_their_own(source):
     assert predict.input_of(fixed, source.infos).buckets == ()
 
 
+def test_a_batch_that_the_devices_do_not_divide_is_filled_up(source, monkeypatch):
+    placed = []
+    monkeypatch.setattr(predict.meshes, "put_batch", lambda batch, mesh: placed.append(len(batch["image"])) or batch)
+
+    def predictor(params, batch):
+        count = len(batch["image"])
+        boxes, none = np.tile([0, 0, 10, 10.0], (count, 1, 1)), np.zeros((count, 1), int)
+        scores = np.where(batch["valid"], 0.5, np.nan)[:, None]
+        return {"batch": batch, "predictions": {"boxes": boxes, "scores": scores, "labels": none, "valid": none == 0}}
+
+    for batch_size in (1, 4, 5):
+        loader = LoaderConfig(batch_size=batch_size, buckets=((64, 128),))
+        (found,) = predict.detect(predictor, None, source, loader, SimpleNamespace(size=4), progress=False)
+        assert found.scores.tolist() == [0.5]
+    assert placed == [4, 4, 8]
+
+
 # ---- Over image files ----------------------------------------------------------------------------------------------
 
 
