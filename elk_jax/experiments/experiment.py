@@ -99,6 +99,8 @@ def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
     if done and not isinstance(stage, TrainStage) and resume.have_changed(run, stage):
         run.say(f"stage {stage.name}: the annotations have changed since it finished, so it is repeated")
         done = False
+    if jax.process_count() > 1:
+        resume.check_alike(stage, depends, resume.annotation_hash(run, stage))
     meet(f"{stage.name}: looked")  # before the main process changes files that the others read
     if done and not (repeat and not isinstance(stage, TrainStage)):
         run.say(f"stage {stage.name}: finished before, skipped")

@@ -14,6 +14,7 @@ from elk_jax.tasks import folds, private
 from elk_jax.tasks.run import Experiment, Run
 from elk_jax.tasks.stages import Stage, SynthesizeStage, TrainStage
 from elk_jax.tasks.training import annotated
+from elk_jax.training.mesh import gathered
 
 PAINTED = "synth*.json"
 """Files of a synthesis stage: the annotations, and the settings that determine the images."""
@@ -162,6 +163,18 @@ def check_inputs(run: Run, stage: Stage, now: dict[str, Any]) -> None:
             where=folder,
             todo="remove that folder to train the stage again, or name another --workdir",
         )
+
+
+def check_alike(stage: Stage, depends: dict[str, Any], annotations: str) -> None:
+    """Refuse to run a stage in several processes with different settings, inputs or annotations (their hash): all
+    compute parts of one result."""
+    own = {**depends, "annotations": annotations}
+    first, *others = map(json.loads, gathered(json.dumps(own)))
+    for number, other in enumerate(others, start=1):
+        if found := differences(first, other):
+            what = f"process {number} differs from process 0 in {'; '.join(found[:3])}"
+            todo = "start every process with the same command, on the same files and model folders"
+            raise UserError(what, where=f"stage {stage.name}", todo=todo)
 
 
 def _is_begun_training(run: Run, stage: Stage) -> bool:

@@ -28,12 +28,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from elk_jax import files
 from elk_jax.errors import UserError, from_os_error
 from elk_jax.threads import map_in_threads
+from elk_jax.training.mesh import gathered
 from elk_jax.training.state import TrainState
 
 SCORE = "score"
@@ -81,7 +81,7 @@ class Checkpoints:
             self._delete_removed()  # left by a killed run
             found = _set_aside_damaged(self.folder)
         # all processes use what the main one found, which has renamed folders by then
-        self.damaged = {int(step): reason for step, reason in json.loads(_gather(json.dumps(found))[0]).items()}
+        self.damaged = {int(step): reason for step, reason in json.loads(gathered(json.dumps(found))[0]).items()}
         self._saving = 0
         _raise_without_printing()
         self._sign = 1.0 if best_mode == "max" else -1.0
@@ -120,7 +120,7 @@ class Checkpoints:
         data_state: the result of `get_state()` of this process's data iterator, JSON. meta: JSON.
         metric: finite or NaN (which is never the best). The error of a failed earlier write is raised here.
         """
-        content = dict(meta) | {"data_states": _gather(json.dumps(data_state)), MARK: True}
+        content = dict(meta) | {"data_states": gathered(json.dumps(data_state)), MARK: True}
         items: dict[str, Any] = {
             "params": ocp.args.StandardSave(state.params),
             "optimizer": ocp.args.StandardSave(state.opt_state),
@@ -361,18 +361,6 @@ def _metadata_tree(saved: Any) -> Any:
 
 def _score(metrics: Mapping[str, float]) -> float:
     return float(metrics[SCORE])
-
-
-def _gather(text: str) -> list[str]:
-    """The texts of all processes, on every process."""
-    if jax.process_count() == 1:
-        return [text]
-    raw = np.frombuffer(text.encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.asarray(raw.size, np.int32)))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: raw.size] = raw
-    rows = np.asarray(multihost_utils.process_allgather(padded))
-    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes)]
 
 
 def _raise_without_printing() -> None:

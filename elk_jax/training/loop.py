@@ -119,6 +119,7 @@ def train(
     """
     workdir = Path(workdir)
     identity = dict(identity or {})
+    check_alike(identity, data_iterator)
     program = on_mesh(step, mesh)
     constants = meshes.place_constants(step.constants, mesh)
 
@@ -309,6 +310,16 @@ def check_identity(saved: Mapping[str, str], now: Mapping[str, str], where: Path
                 where=where,
                 todo="start in a new workdir, or restore the settings that this one was started with",
             )
+
+
+def check_alike(identity: Mapping[str, str], data_iterator: DataIterator) -> None:
+    """UserError if the processes of a run read different data: their parts would not be those of one batch."""
+    if len(set(meshes.gathered(json.dumps([dict(identity), data_iterator.get_state()], sort_keys=True)))) > 1:
+        raise UserError(
+            "the processes of this run read different images or annotations",
+            where="data",
+            todo="give every machine the same files; with on_error=skip, make sure that all of them can be read there",
+        )
 
 
 def protected(protection: Protection | None, number: int) -> dict[str, Any]:

@@ -199,3 +199,15 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
         by_slurm = described["cluster_detection_method"] == "slurm"
         where = described.get("coordinator_address", "SLURM" if by_slurm else "TPU slice")
         raise UserError(f"could not join the other processes: {error}", where=where) from error
+
+
+def gathered(text: str) -> list[str]:
+    """The texts of all processes, on every process; all of them must call this."""
+    if jax.process_count() == 1:
+        return [text]
+    raw = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.asarray(raw.size, np.int32)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: raw.size] = raw
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes)]

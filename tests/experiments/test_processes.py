@@ -106,6 +106,15 @@ def test_a_finished_run_is_not_repeated_and_an_error_of_one_process_ends_both(tw
     assert left_by_stages(two) == before
 
 
+def test_processes_with_different_settings_end_before_a_stage_begins(tmp_path):
+    codes = processes.finish(start_two(tmp_path, "differ", (), ("--config.detector.steps=6",)), 200)
+    said = [(tmp_path / f"log-differ-{i}").read_text() for i in range(2)]
+    assert codes == [2, 2], said
+    for text in said:
+        assert "error: process 1 differs from process 0 in recipe.steps" in text
+    assert not (tmp_path / "run" / "real").exists()
+
+
 def left_by_stages(run: Path) -> dict[str, int]:
     """Every file of a stage and when it was written."""
     return {str(p): p.stat().st_mtime_ns for stage in ("real", "evaluate") for p in (run / stage).rglob("*")}

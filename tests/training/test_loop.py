@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elk_jax.training import loop
 from elk_jax.training.checkpoint import load_state
 from elk_jax.training.loop import RECOMPILED, Evaluation
 from elk_jax.training.model import Model
@@ -229,6 +230,15 @@ def test_another_identity_is_refused(whole):
     folder, _ = whole
     with refused("config", where=folder / "checkpoints"):
         killed.run(folder, STEPS, identity={"config": "abc"})
+
+
+@pytest.mark.parametrize("differing", ["config", "number"])
+def test_processes_that_read_different_data_end_before_anything_is_written(tmp_path, monkeypatch, differing):
+    of_the_other = lambda text: [text, text.replace(f'"{differing}"', '"other"')]
+    monkeypatch.setattr(loop.meshes, "gathered", of_the_other)
+    with refused("different", where="data"):
+        killed.run(tmp_path, 2, identity={"config": "abc"})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_metric_that_the_evaluation_does_not_give_is_named(tmp_path):
