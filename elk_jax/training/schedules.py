@@ -39,9 +39,9 @@ class WarmupMultistep(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupCosine(Checked):
-    """Linear from 0 to `base` in `warmup_steps`, then half a cosine down to `base * end_factor` at the last step.
+    """Linear from 0 to `base` in `warmup_steps`, then half a cosine down to `base * end_factor` after the last update.
 
-    The first update already moves: its rate is base / (warmup_steps + 1), not 0.
+    Every update moves: the rate of the first is base / (warmup_steps + 1), and with end_factor 0 the last is above 0.
     """
 
     name: Literal["warmup_cosine"] = "warmup_cosine"
