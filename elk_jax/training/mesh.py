@@ -119,7 +119,7 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
             raise UserError(
                 f"{name} of shape {x.shape} cannot be divided among {local_devices} devices",
                 where="batch",
-                todo="choose a batch size that is a multiple of the number of devices",
+                todo=f"choose a batch size that is a multiple of {mesh.size}, or fewer devices (CUDA_VISIBLE_DEVICES)",
             )
         if jax.process_count() == 1:
             return jax.device_put(x, sharding)
