@@ -1,4 +1,4 @@
-"""The class of a whole image, for tasks that classify images: the class of its boxes."""
+"""The class of a whole image, for tasks that classify images: the class of its boxes; and that of all lesions."""
 
 from __future__ import annotations
 
@@ -26,6 +26,16 @@ def image_labels(source: ImageSource) -> np.ndarray:
             raise UserError(what, where=where, todo=todo)
         labels[position] = found[0]
     return labels
+
+
+def lesion_class(source: ImageSource) -> str:
+    """The class of all lesions, for a painter, which learns them alike. UserError if there are several."""
+    found = sorted({int(label) for info in source.infos for label in info.labels[~info.ignore]})
+    if len(found) > 1:
+        named = " and ".join(source.classes[label] for label in found)
+        what = f"lesions of the classes {named} would be painted alike, and no painted lesion would have a class"
+        raise UserError(what, where=source.name, todo="give lesions of one class, or make them one category")
+    return source.classes[found[0] if found else 0]
 
 
 def check_both_classes(labels: np.ndarray, source: ImageSource, split: str) -> None:

@@ -163,9 +163,9 @@ class Description:
     """The content of `model.json`.
 
     prompts: the texts of `words`, by name. window, margin: of the close-ups in training. areas: sizes of the lesions of
-    the training split, or of the validation split if the training is private, by kind ('free', 'medium'). classes: of
-    the data; lesions are painted as the first. parts: the configurations of diffusers that the networks were imported
-    with; None in pixel space.
+    the training split, or of the validation split if the training is private, by kind ('free', 'medium'). classes: the
+    one of the lesions; all of the data in folders of earlier versions. parts: the configurations of diffusers that the
+    networks were imported with; None in pixel space.
     """
 
     architecture: str

@@ -155,7 +155,7 @@ def paint_lesions(
     """Write `count` images, each with one painted lesion besides those of its canvas.
 
     model: an inpainter's model folder. canvases: images of TRAINING patients. Raises UserError for a folder that was
-    started with other settings, and for canvases without room for a lesion.
+    started with other settings, for canvases without room for a lesion, and for those without its class.
     """
     if count < 1:
         raise UserError(f"{count} lesions to paint", where="count", todo="give 1 or more")
@@ -165,6 +165,7 @@ def paint_lesions(
     rule, window = inpainters.rule(description.areas, settings.area), description.window
     patients = {info.patient_id for info in canvases.infos}
     positions = healthy.canvas_positions(canvases.infos, patients, window, settings.lesion_free)
+    label = _label(description.classes, canvases)
     planner = Planner(canvases, positions, window, description.margin, parts.model.size, rule, seed)
     begun = {
         "model": files.fingerprint(model),
@@ -193,7 +194,7 @@ def paint_lesions(
                 bar.update(bar.done + len(chosen))
         if is_main():
             seen = canvases.seen_patients | model_folder.seen_patients(model)
-            _finish(output, canvases, count, seen, _promises(canvases, model))
+            _finish(output, canvases, count, label, seen, _promises(canvases, model))
 
 
 def _batch(planned: Sequence[Planned], seed: int) -> dict[str, np.ndarray]:
@@ -214,6 +215,17 @@ def _of_training_or_error(canvases: ImageSource) -> None:
             where=canvases.name,
             todo="paint on images of the split 'train', or on images that name no split",
         )
+
+
+def _label(classes: Sequence[str], canvases: ImageSource) -> int:
+    """The class of painted lesions among those of the canvases. classes: of the model's lesions. A single class of a
+    model and a single class of the data count as the same."""
+    if len(classes) == len(canvases.classes) == 1:
+        return 0
+    if len(classes) == 1 and classes[0] in canvases.classes:
+        return canvases.classes.index(classes[0])
+    what = f"the model paints {' and '.join(classes)}, but the canvases have the classes {', '.join(canvases.classes)}"
+    raise UserError(what, where=canvases.name, todo="use a model of lesions of one class, which the canvases have")
 
 
 def _digest(canvases: ImageSource) -> str:
@@ -282,29 +294,30 @@ def _finish(
     output: Path,
     canvases: ImageSource,
     count: int,
+    label: int,
     seen_patients: Collection[str],
     promises: Sequence[Statement] | None,
 ) -> None:
-    """The COCO file of all painted images: the new lesions and those of the canvases."""
+    """The COCO file of all painted images: the new lesions, with this class, and those of the canvases."""
     infos, by_id = [], {info.image_id: info for info in canvases.infos}
     for index in range(count):
         name = f"{index:06d}"
         record = files.read_object(output / "provenance" / f"{name}.json", *PROVENANCE)
-        infos.append(_info(name, by_id[record["canvas"]], record))
+        infos.append(_info(name, by_id[record["canvas"]], record, label))
     description = "Synthetic lesions in real breasts"
     coco.write_coco(
         output / coco.SYNTHETIC, infos, canvases.classes, description, seen_patients=seen_patients, promises=promises
     )
 
 
-def _info(name: str, canvas: ImageInfo, record: dict[str, Any]) -> ImageInfo:
+def _info(name: str, canvas: ImageInfo, record: dict[str, Any], label: int) -> ImageInfo:
     box = np.array([record["box"]], np.float32)
     return replace(
         canvas,
         image_id=name,
         file_name=f"{name}.png",
         boxes=np.concatenate([box, canvas.boxes]),
-        labels=np.concatenate([np.zeros(1, np.int32), canvas.labels]),
+        labels=np.concatenate([np.array([label], np.int32), canvas.labels]),
         ignore=np.concatenate([np.zeros(1, bool), canvas.ignore]),
         split="train",
         meta={"synthetic": True, **{key: record[key] for key in PROVENANCE}},

@@ -12,7 +12,7 @@ import numpy as np
 from elk_jax import files
 from elk_jax.data.batches import crops
 from elk_jax.data.batches.stream import Stream
-from elk_jax.data.sources import checks
+from elk_jax.data.sources import checks, labels
 from elk_jax.data.sources.source import ImageSource, summary
 from elk_jax.diffusion import inpainter
 from elk_jax.diffusion.autoencoder import AutoencoderConfig
@@ -68,6 +68,7 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
     """Train an inpainter and write `<stage>/model/`."""
     # ---- Data ----------------------------------------------------------------------------------------------------
     source, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
+    classes = (labels.lesion_class(source),)
     told = validation if recipe.privacy else source  # whose contrast and lesion sizes the model folder has
     start = starting_point(run, stage, recipe, told)
     parts, base, closeups = start.parts, start.params, recipe.closeups
@@ -109,7 +110,7 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
     if run.is_main:
         folder = run.folder / stage.name / "model"
         rules = {kind: crops.lesion_sizes(told, closeups.largest, kind) for kind in AREAS}
-        described = (parts, start.prompts, closeups, rules, source.classes, start.networks, trained)
+        described = (parts, start.prompts, closeups, rules, classes, start.networks, trained)
         if start.tokenizer is not None:
             tokenizer.write_tokenizer(files.make_folder(folder), start.tokenizer)
         weights = inpainters.merged(params, model, recipe.lora)

@@ -138,6 +138,29 @@ def test_canvases_that_cannot_be_painted_on_leave_no_folder(model, tmp_path, pix
     assert not (tmp_path / "out").exists()
 
 
+def test_painted_lesions_have_the_class_of_the_models_lesions(model, tmp_path):
+    """A file of Roboflow has a category without annotations before the first real one."""
+    paint(model, of_classes(tmp_path, "breast", "mass"), tmp_path / "out")
+    painted = files.read_json(tmp_path / "out" / coco.SYNTHETIC)
+    named = {one["id"]: one["name"] for one in painted["categories"]}
+    assert [named[one["category_id"]] for one in painted["annotations"]] == ["mass", "mass"]  # painted, and the canvas's
+    paint(model, of_classes(tmp_path / "one", "lesion"), tmp_path / "one" / "out")  # one of each count as the same
+    with refused("mass", "breast, cyst"):
+        paint(model, of_classes(tmp_path / "other", "breast", "cyst"), tmp_path / "other" / "out")
+    assert not (tmp_path / "other" / "out").exists()
+
+
+def of_classes(folder, *names):
+    """A source of one breast with a lesion of the last of these classes."""
+    spec = write_source(folder, {"a.png": np.full((90, 90), 90, np.uint8)}, {"a.png": [[60, 60, 10, 10]]})
+    place = folder / "images.json"
+    content = files.read_json(place)
+    content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names)]
+    content["annotations"][0]["category_id"] = len(names) - 1
+    files.write_json(place, content)
+    return spec
+
+
 # ---- With a trained inpainter --------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import cv2
 import jax
 import numpy as np
 
+from elk_jax.data.sources.labels import lesion_class
 from elk_jax.diffusion import inpainter
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
@@ -48,6 +49,26 @@ def test_the_same_networks_are_trained_further_at_another_picture_size(run):
     assert start.parts.model.std == parts.model.std
     fresh = jax.eval_shape(lambda rng: inpainter.init(start.parts.model, rng), jax.random.key(0))
     assert jax.tree.map(np.shape, fresh) == jax.tree.map(np.shape, params)
+
+
+def test_lesions_of_several_classes_are_not_learned_alike(tmp_path, monkeypatch):
+    opened = Run.open
+    monkeypatch.setattr(Run, "open", lambda *arguments: of_two_classes(opened(*arguments)))
+    with refused("mass", "cyst"):
+        run_experiment(tiny(), tmp_path, stages=["inpainter"])
+
+
+def test_classes_without_lesions_do_not_count(tmp_path):
+    run = Run(parse(tiny()), tmp_path, make_mesh())
+    assert lesion_class(of_two_classes(run.open("real", "train"), ignored=True)) == "mass"
+
+
+def of_two_classes(source, ignored=False):
+    """The same images with masses, a cyst on the last one, and no lesion of the first class."""
+    infos = [replace(info, labels=info.labels + 1) for info in source.infos]
+    box = np.array([[9, 9, 20, 20]], np.float32)
+    infos[-1] = replace(infos[-1], boxes=box, labels=np.array([2], np.int32), ignore=np.array([ignored]))
+    return replace(source, classes=("breast", "mass", "cyst"), infos=tuple(infos))
 
 
 def test_a_training_is_not_resumed_with_another_validation_split(run, tmp_path, monkeypatch):
