@@ -87,12 +87,16 @@ def evaluate(statistic: Statistic, weights: np.ndarray) -> dict[str, np.ndarray]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def doubts(resamples: int, patients: int) -> list[str]:
-    """A note where intervals cannot be given, or have too few resamples for their ends; for none asked for, no note."""
+def doubts(resamples: int, patients: int, main: Estimate) -> list[str]:
+    """A note where intervals cannot be given, have too few resamples for their ends, or, for the estimate `main`, no
+    width; for none asked for, no note."""
     if resamples and patients < 2:
         return ["fewer than two patients: no intervals"]
     if 0 < resamples < LEAST_RESAMPLES:
         return [f"{resamples} resamples: the ends of a 95 % interval take at least {LEAST_RESAMPLES}, and better 2000"]
+    if main["low"] is not None and main["low"] == main["high"]:
+        what = f"all resamples of the patients give {main['value']:.3f}, so the interval has no width"
+        return [f"{what}; other patients may give other values"]
     return []
 
 

@@ -263,7 +263,7 @@ def _counts(predictions: Predictions) -> dict[str, Any]:
 def _notes(
     predictions: Predictions, estimates: Mapping[str, bootstrap.Estimate], resamples: int, patients: int
 ) -> list[str]:
-    notes = bootstrap.doubts(resamples, patients)
+    notes = bootstrap.doubts(resamples, patients, estimates["auroc"])
     if estimates["calibration_slope"]["value"] is None:
         notes.append("the calibration slope is not defined: the scores are all equal, or separate the classes")
     if len(np.unique(predictions.probabilities, axis=0)) == 1:

@@ -162,7 +162,7 @@ def evaluate_detections(
         "froc_images": froc_images,
         "score_floor": score_floor,
         "bootstrap": {"over": "patients", "resamples": resamples, "seed": seed, "level": bootstrap.LEVEL},
-        "notes": _notes(scored, statistic, resamples),
+        "notes": _notes(scored, statistic, resamples, estimates["mean_sensitivity"]),
     }
 
 
@@ -326,7 +326,9 @@ def _count_all(results: Sequence[ImageResult]) -> dict[str, int]:
     }
 
 
-def _notes(results: Sequence[ImageResult], statistic: DetectionStatistic, resamples: int) -> list[str]:
+def _notes(
+    results: Sequence[ImageResult], statistic: DetectionStatistic, resamples: int, main: bootstrap.Estimate
+) -> list[str]:
     notes = doubts(results)
     if statistic.froc.counts.total_lesions == 0:
         notes.append("no lesions to find: sensitivity, AUFROC and AP are undefined")
@@ -334,7 +336,7 @@ def _notes(results: Sequence[ImageResult], statistic: DetectionStatistic, resamp
         notes.append("no predictions at or above the score floor")
     if not any(result.is_lesion_free for result in results):
         notes.append("no lesion-free images: false positives on lesion-free images are undefined")
-    notes += bootstrap.doubts(resamples, len(statistic.patients))
+    notes += bootstrap.doubts(resamples, len(statistic.patients), main)
     missing = [f"{r:g}" for r, t in zip(RATES, statistic.thresholds, strict=True) if t is None]
     if missing and statistic.froc.counts.total_lesions:
         notes.append(f"no threshold at {', '.join(missing)} false positives per image: no lesion is found at that rate")

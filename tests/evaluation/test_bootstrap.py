@@ -136,9 +136,12 @@ def test_p_value_is_uniform_enough_under_no_difference():
 
 
 @pytest.mark.parametrize(
-    "resamples, patients, word",
-    [(0, 9, ""), (40, 9, ""), (2000, 1, "no intervals"), (0, 1, ""), (1, 9, "40"), (39, 2, "40")],
-)
-def test_too_few_patients_or_resamples_for_an_interval_are_noted(resamples, patients, word):
-    notes = bootstrap.doubts(resamples, patients)
+    "resamples, patients, found, word",
+    [(0, 9, 0.5, ""), (40, 9, 0.5, ""), (2000, 1, 0.5, "no intervals"), (0, 1, 1, ""), (1, 9, 0.5, "40"),
+     (39, 2, 0.5, "40"), (40, 9, 1, "no width"), (40, 9, 0, "no width"), (0, 9, 1, "")],
+)  # fmt: skip
+def test_intervals_that_say_little_are_noted(resamples, patients, found, word):
+    values = np.arange(patients) < found * patients
+    main = bootstrap.estimate(proportion(values, np.ones(patients)), patients, resamples=resamples)["share"]
+    notes = bootstrap.doubts(resamples, patients, main)
     assert len(notes) == bool(word) and all(word in note for note in notes)

@@ -31,6 +31,7 @@ from elk_jax.evaluation.bootstrap import PatientStatistic
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.volumes import (
     LEAST_DISTANCE,
+    PRIMARY,
     VolumeDetections,
     VolumeResult,
     VolumeStatistic,
@@ -204,9 +205,10 @@ def evaluated(results: Sequence[VolumeResult], volumes: Sequence[Volume], resamp
     """The content of evaluation.json. volumes: their slices, if available, with findings by `rule`."""
     truths = [result.truth for result in results]
     notes = [*size_notes(volumes), *end_notes(volumes, RULES[rule].margin), *outside_notes(truths, volumes)]
-    notes += bootstrap.doubts(resamples, len({truth.patient_id for truth in truths}))
+    evaluation = evaluate_volumes(results, resamples=resamples)
+    notes += bootstrap.doubts(resamples, evaluation["patients"], evaluation["metrics"][PRIMARY])
     notes += [*repeated_notes([result.found for result in results]), *marked_again_notes(truths)]
-    return evaluate_volumes(results, resamples=resamples) | {"notes": notes}
+    return evaluation | {"notes": notes}
 
 
 def _write(folder: Path, evaluation: dict[str, Any], results: Sequence[VolumeResult]) -> None:

@@ -258,8 +258,7 @@ def test_small_slices_are_said_to_be_small_for_a_file_too_where_they_are_at_hand
     path.write_text(",".join((*submission.KEY, *submission.NUMBERS)) + "\n")
     found = run(folder, tmp_path / "out", predictions=str(path), data=data, split="test")
     assert any("64 px" in note for note in found["notes"])
-    (unread,) = run(folder, tmp_path / "tables", predictions=str(path))["notes"]
-    assert "not read" in unread
+    assert any("not read" in note for note in run(folder, tmp_path / "tables", predictions=str(path))["notes"])
 
 
 def test_detections_of_slices_are_written_on_demand_and_can_be_evaluated_as_images(folder, model, tmp_path):
