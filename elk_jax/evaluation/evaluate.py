@@ -330,6 +330,10 @@ def _notes(
     results: Sequence[ImageResult], statistic: DetectionStatistic, resamples: int, main: bootstrap.Estimate
 ) -> list[str]:
     notes = doubts(results)
+    classes = {int(label) for result in results for label in (*result.gt_labels, *result.labels)}
+    if len(classes) > 1:
+        together = "sensitivity is of all lesions together, AP the mean over classes"
+        notes.append(f"{len(classes)} classes: a box counts only for lesions of its own class; {together}")
     if statistic.froc.counts.total_lesions == 0:
         notes.append("no lesions to find: sensitivity, AUFROC and AP are undefined")
     if not any(len(result.scores) for result in results):

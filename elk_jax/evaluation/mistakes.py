@@ -16,7 +16,7 @@ import numpy as np
 
 from elk_jax.evaluation import froc
 from elk_jax.evaluation.detections import ImageResult
-from elk_jax.evaluation.hits import ELK_RULE, Criterion
+from elk_jax.evaluation.hits import ELK_RULE, Criterion, lies_on
 from elk_jax.images.boxes import area, iou, relative_side
 
 REPEATED = 0.5
@@ -26,6 +26,7 @@ FALSE_POSITIVES = {
     "larger": "on a missed lesion, larger than it",
     "smaller": "on a missed lesion, no larger than it",
     "duplicate": "on a lesion that another box finds",
+    "other_class": "on a lesion of another class",
     "repeated": "elsewhere, over a better false positive",
     "elsewhere": "elsewhere",
 }
@@ -34,6 +35,7 @@ MISSES = {
     "shown": "a box lies on it",
     "unsure": "a box hits it, with a score below the threshold",
     "faint": "a box lies on it, with a score below the threshold",
+    "other_class": "only boxes of another class lie on it",
     "nothing": "no box",
 }
 """Descriptions of the kinds of missed lesions; each has the first kind that applies."""
@@ -52,10 +54,12 @@ def mistakes(
     wrong = dict.fromkeys([*FALSE_POSITIVES, "round_several"], 0)
     missed = dict.fromkeys(MISSES, 0)
     for result in results:
-        for one in froc.match(result, criterion):
-            for kind in _false_positives(one, threshold):
+        classes = froc.match(result, criterion)
+        for one in classes:
+            others = [other for other in classes if other is not one]
+            for kind in _false_positives(one, others, threshold):
                 wrong[kind] += 1
-            for kind in _misses(one, threshold):
+            for kind in _misses(one, others, threshold):
                 missed[kind] += 1
             chosen = one.boxes[one.false & (one.scores >= threshold)]
             centres = (one.truth[:, :2] + one.truth[:, 2:]) / 2
@@ -64,8 +68,10 @@ def mistakes(
     return {"false_positives": wrong, "misses": missed}
 
 
-def _false_positives(one: froc.Matches, threshold: float) -> list[str]:
+def _false_positives(one: froc.Matches, others: Sequence[froc.Matches], threshold: float) -> list[str]:
+    """The kind of each false positive of a class. others: the other classes of the image."""
     kinds: list[str] = []
+    on_others = lies_on(one.boxes, np.concatenate([np.zeros((0, 4)), *(other.truth for other in others)])).any(axis=1)
     overlap = np.where(one.on, iou(one.boxes, one.truth), -1.0)
     better: list[int] = []  # better false positives elsewhere
     for k in np.argsort(-one.scores, kind="stable"):
@@ -77,16 +83,22 @@ def _false_positives(one: froc.Matches, threshold: float) -> list[str]:
             found = one.found[lesion] >= threshold
             kinds.append("duplicate" if found else "larger" if larger else "smaller")
             continue
+        if on_others[k]:
+            kinds.append("other_class")
+            continue
         again = iou(one.boxes[[k]], one.boxes[better]) >= REPEATED
         kinds.append("repeated" if again.any() else "elsewhere")
         better.append(int(k))
     return kinds
 
 
-def _misses(one: froc.Matches, threshold: float) -> list[str]:
+def _misses(one: froc.Matches, others: Sequence[froc.Matches], threshold: float) -> list[str]:
+    """The kind of each miss of a class. others: the other classes of the image."""
     found = one.found
+    of_others = lies_on(np.concatenate([np.zeros((0, 4)), *(other.boxes for other in others)]), one.truth).any(axis=0)
     shown = (one.on & (one.scores[:, None] >= threshold)).any(axis=0)
-    kinds = np.select([shown, found > froc.NEVER, one.on.any(axis=0)], ["shown", "unsure", "faint"], default="nothing")
+    conditions = [shown, found > froc.NEVER, one.on.any(axis=0), of_others]
+    kinds = np.select(conditions, ["shown", "unsure", "faint", "other_class"], default="nothing")
     return [str(kind) for kind in kinds[found < threshold]]
 
 

@@ -33,6 +33,8 @@ class Picture:
     gt_ignore: np.ndarray | None = None  # [N] bool
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))  # [K, 4]
     scores: np.ndarray | None = None  # [K]
+    gt_names: Sequence[str] = ()  # [N] written below the boxes; (): none
+    names: Sequence[str] = ()  # [K] written before the scores; (): none
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,18 @@ def figure(picture: Picture) -> str:
     shapes = [_rectangle(box, "ignored" if skip else "gt") for box, skip in zip(picture.gt_boxes, ignore, strict=True)]
     shapes += [_rectangle(box, "pred") for box in picture.boxes]
     letter = 0.036 * max(height, width)
-    for box, score in zip(picture.boxes, picture.scores if picture.scores is not None else ()):
+
+    def written(said: str, x: float, y: float) -> str:
+        x = max(min(x, width - 0.55 * letter * len(said)), 0.0)
+        return f'<text x="{x:.1f}" y="{y:.1f}" style="font-size:{letter:.1f}px">{text(said)}</text>'
+
+    scores = [] if picture.scores is None else [f"{score:.2f}" for score in picture.scores]
+    for box, score, name in zip(picture.boxes, scores, picture.names or [""] * len(scores), strict=True):
         inside = float(box[1]) < 1.2 * letter  # no room above the box
         y = float(box[1]) + 1.1 * letter if inside else float(box[1]) - 0.3 * letter
-        x = min(max(float(box[0]), 0.0), width - 2.2 * letter)
-        shapes.append(f'<text x="{x:.1f}" y="{y:.1f}" style="font-size:{letter:.1f}px">{score:.2f}</text>')
+        shapes.append(written(f"{name} {score}".lstrip(), float(box[0]), y))
+    for box, name in zip(picture.gt_boxes, picture.gt_names):
+        shapes.append(written(name, float(box[0]), min(float(box[3]) + letter, height - 0.3 * letter)))
     caption = f"<br>{text(picture.caption)}" if picture.caption else ""
     frame = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">'
     return (

@@ -114,6 +114,12 @@ def test_no_predictions(make):
     assert any("no predictions" in note for note in evaluation["notes"])
 
 
+def test_several_classes_are_noted(make):
+    told = lambda labels: any("classes" in note for note in evaluate_detections([found(labels)], resamples=0)["notes"])
+    found = lambda labels: make("1", [A], [A], [0.9], labels=labels)
+    assert told([1]) and not told([0])
+
+
 def test_one_patient_has_no_interval(make):
     results = [make("1", [A], [A], [0.9], patient="x"), make("2", [B], [], [], patient="x")]
     evaluation = evaluate_detections(results, resamples=20)

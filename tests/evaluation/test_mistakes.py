@@ -65,8 +65,15 @@ def test_misses_are_of_the_first_kind_that_fits(make, boxes, scores, missed):
     assert counted(make, [LESION], boxes, scores)[1] == missed
 
 
-def test_boxes_of_other_classes_and_ignored_ones_have_no_part(make):
-    assert counted(make, [LESION], [INSIDE], [0.9], labels=[1]) == ({"elsewhere": 1}, {"nothing": 1})
+def test_boxes_on_lesions_of_another_class_are_told_apart(make):
+    assert counted(make, [LESION], [LESION], [0.9], labels=[1]) == ({"other_class": 1}, {"other_class": 1})
+    assert counted(make, [LESION], [LESION], [0.4], labels=[1]) == ({}, {"other_class": 1})
+    assert counted(make, [LESION], [FAR], [0.9], labels=[1]) == ({"elsewhere": 1}, {"nothing": 1})
+    both = counted(make, [LESION], [INSIDE, LESION], [0.9, 0.9], labels=[0, 1])
+    assert both == ({"smaller": 1, "other_class": 1}, {"shown": 1})
+
+
+def test_ignored_lesions_have_no_part(make):
     assert counted(make, [LESION], [INSIDE], [0.9], ignore=[True]) == ({}, {})
 
 

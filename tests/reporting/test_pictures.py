@@ -79,6 +79,12 @@ def test_scores_stay_inside_the_image():
     assert x < 95 and y > 2
 
 
+def test_classes_are_named():
+    boxes, names = np.array([[3.0, 30, 13, 40]]), {"gt_names": ["a < b"], "names": ["cyst"]}
+    markup = figure(Picture(np.zeros((50, 100)), "t", gt_boxes=boxes, boxes=boxes, scores=np.array([0.5]), **names))
+    assert ">a &lt; b</text>" in markup and ">cyst 0.50</text>" in markup
+
+
 def test_gallery_without_boxes():
     plain = Picture(np.zeros((10, 10)), "t")
     assert gallery([plain, plain]).count("<figure>") == 2

@@ -258,11 +258,12 @@ def mistakes_section(evaluations: Evaluations) -> Section:
         ("Missed lesions", "misses", MISSES),
     )
     for title, key, kinds in groups:
-        totals = [str(sum(one[key][k] for k in kinds if k not in round_several)) for one in known.values()]
+        totals = [str(sum(one[key].get(k, 0) for k in kinds if k not in round_several)) for one in known.values()]
         rows.append(html.row([title, *totals], style="main"))
-        rows += [
-            html.row([html.text(said), *(str(one[key][k]) for one in known.values())]) for k, said in kinds.items()
-        ]
+        for kind, said in kinds.items():
+            counts = [one[key].get(kind, 0) for one in known.values()]
+            if kind != "other_class" or any(counts):  # missing in evaluations of earlier versions
+                rows.append(html.row([html.text(said), *map(str, counts)]))
     sizes = [one.get("by_size", ()) for one in known.values()]  # missing in evaluations of earlier versions
     if all(sizes):
         rows.append(html.row(["Found lesions, by size", *(_found(of_model) for of_model in sizes)], style="main"))

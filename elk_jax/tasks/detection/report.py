@@ -82,14 +82,20 @@ def _entry(result: ImageResult, outcome: Mapping[str, Any], threshold: float) ->
         **outcome,
         "gt_boxes": np.asarray(result.gt_boxes, float).tolist(),
         "gt_ignore": np.asarray(result.gt_ignore, bool).tolist(),
+        "gt_labels": np.asarray(result.gt_labels, int).tolist(),
         "boxes": result.boxes[kept].tolist(),
         "scores": result.scores[kept].tolist(),
+        "labels": result.labels[kept].tolist(),
     }
 
 
 def pictures(model: str, chosen: Mapping[str, Any], source: ImageSource) -> Pictures:
     """The chosen images with their pixels, without those removed from the source since the evaluation."""
     position = {info.image_id: i for i, info in enumerate(source.infos)}
+    several = len(source.classes) > 1
+
+    def names(entry: Mapping[str, Any], labels: str) -> list[str]:
+        return [source.classes[label] for label in entry.get(labels, ())] if several else []  # not in earlier versions
 
     def draw(entry: Mapping[str, Any]) -> Picture:
         record = source[position[entry["image_id"]]]
@@ -101,6 +107,8 @@ def pictures(model: str, chosen: Mapping[str, Any], source: ImageSource) -> Pict
             gt_ignore=np.asarray(entry["gt_ignore"], bool),
             boxes=np.reshape(np.asarray(entry["boxes"], float), (-1, 4)),
             scores=np.asarray(entry["scores"], float),
+            gt_names=names(entry, "gt_labels"),
+            names=names(entry, "labels"),
         )
 
     present = lambda kind: [entry for entry in chosen[kind] if entry["image_id"] in position]

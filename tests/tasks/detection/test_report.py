@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -140,3 +141,10 @@ def test_images_that_the_data_have_lost_are_left_out(run):
     summary = {"kind": "evaluate", "on": "real", "split": "test", "data": {}, "skipped": [], "models": ["small"]}
     page = write_report(run, {"evaluate": summary}).read_text()
     assert "1 of 1 lesion found, no false positives" in page and "0 of 1 lesion found" not in page
+
+
+def test_classes_are_named_where_there_are_several(run):
+    source, chosen = run.list("real", "test"), files.read_object(run.folder / "again" / "gallery.json")["small"]
+    for classes, named in ((("mass",), []), (("mass", "cyst"), ["mass"])):
+        pictures = report.pictures("small", chosen, replace(source, classes=classes))
+        assert pictures.worst[0].gt_names == pictures.best[0].names == named

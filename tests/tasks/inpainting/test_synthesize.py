@@ -143,7 +143,10 @@ def test_painted_lesions_have_the_class_of_the_models_lesions(model, tmp_path):
     paint(model, of_classes(tmp_path, "breast", "mass"), tmp_path / "out")
     painted = files.read_json(tmp_path / "out" / coco.SYNTHETIC)
     named = {one["id"]: one["name"] for one in painted["categories"]}
-    assert [named[one["category_id"]] for one in painted["annotations"]] == ["mass", "mass"]  # painted, and the canvas's
+    assert [named[one["category_id"]] for one in painted["annotations"]] == [
+        "mass",
+        "mass",
+    ]  # painted, and the canvas's
     paint(model, of_classes(tmp_path / "one", "lesion"), tmp_path / "one" / "out")  # one of each count as the same
     with refused("mass", "breast, cyst"):
         paint(model, of_classes(tmp_path / "other", "breast", "cyst"), tmp_path / "other" / "out")
