@@ -71,7 +71,8 @@ def mistakes(
 def _false_positives(one: froc.Matches, others: Sequence[froc.Matches], threshold: float) -> list[str]:
     """The kind of each false positive of a class. others: the other classes of the image."""
     kinds: list[str] = []
-    on_others = lies_on(one.boxes, np.concatenate([np.zeros((0, 4)), *(other.truth for other in others)])).any(axis=1)
+    their_truth = np.concatenate([np.zeros((0, 4)), *(other.truth for other in others)])
+    on_others: np.ndarray = np.any(lies_on(one.boxes, their_truth), axis=1)
     overlap = np.where(one.on, iou(one.boxes, one.truth), -1.0)
     better: list[int] = []  # better false positives elsewhere
     for k in np.argsort(-one.scores, kind="stable"):
@@ -95,7 +96,8 @@ def _false_positives(one: froc.Matches, others: Sequence[froc.Matches], threshol
 def _misses(one: froc.Matches, others: Sequence[froc.Matches], threshold: float) -> list[str]:
     """The kind of each miss of a class. others: the other classes of the image."""
     found = one.found
-    of_others = lies_on(np.concatenate([np.zeros((0, 4)), *(other.boxes for other in others)]), one.truth).any(axis=0)
+    their_boxes = np.concatenate([np.zeros((0, 4)), *(other.boxes for other in others)])
+    of_others = lies_on(their_boxes, one.truth).any(axis=0)
     shown = (one.on & (one.scores[:, None] >= threshold)).any(axis=0)
     conditions = [shown, found > froc.NEVER, one.on.any(axis=0), of_others]
     kinds = np.select(conditions, ["shown", "unsure", "faint", "other_class"], default="nothing")
