@@ -63,7 +63,7 @@ def figure(picture: Picture) -> str:
     letter = 0.036 * max(height, width)
 
     def written(said: str, x: float, y: float) -> str:
-        x = max(min(x, width - 0.55 * letter * len(said)), 0.0)
+        x = max(min(x, width - 0.62 * letter * len(said)), 0.0)
         return f'<text x="{x:.1f}" y="{y:.1f}" style="font-size:{letter:.1f}px">{text(said)}</text>'
 
     scores = [] if picture.scores is None else [f"{score:.2f}" for score in picture.scores]

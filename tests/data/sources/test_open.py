@@ -229,6 +229,12 @@ def test_a_missing_file_whose_name_looks_like_another_says_so(at, tmp_path, name
             open_source(at(lambda content, o=other: content["images"][0].update(file_name=o)), "train")
 
 
+def test_a_name_that_repeats_the_folder_of_images_says_so(at):
+    """Label Studio writes images/NAME beside a folder of this name."""
+    with refused("missing", "'images/'", where="data.json"):
+        open_source(at(lambda content: content["images"][0].update(file_name="images/1.png")), "train")
+
+
 def test_blanks_around_a_value_do_not_leave_images_out(at):
     spec = at(lambda content: content["images"][0].update(birads=" 5 "), where="birads=5")
     assert ids(list_source(spec, "train")) == ["1", "2", "3", "4"]
