@@ -370,8 +370,8 @@ def chosen_threshold(points: Sequence[OperatingPoint]) -> float:
 
 
 def notes(trained: Trained | Ensemble, settings: PredictSettings) -> list[str]:
-    """Notes on findings that are less reliable than they seem: the threshold is UNCHOSEN, chosen on slices instead of
-    volumes, or below the floor, or the model was not trained to detect."""
+    """Notes on findings that are less reliable than they seem: the threshold is UNCHOSEN, doubtful (`operating.doubt`),
+    chosen on slices instead of volumes, or below the floor, or the model was not trained to detect."""
     points = trained.description.operating_points
     found, saved = unlearned(trained, "the model"), _saved_threshold(points)
     threshold = chosen_threshold(points) if settings.threshold is None else settings.threshold
@@ -384,6 +384,8 @@ def notes(trained: Trained | Ensemble, settings: PredictSettings) -> list[str]:
     elif settings.threshold is None and settings.volumes:
         what = f"the threshold was chosen for {operating.MAIN:g} false positive per slice"
         found.append(f"{what}, and a whole volume, with many slices, may have more; choose another with --threshold")
+    elif settings.threshold is None and (doubt := operating.doubt(points, trained.description.chosen_on)):
+        found.append(doubt)
     return found
 
 

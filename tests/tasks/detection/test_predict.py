@@ -19,7 +19,7 @@ from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.detection import faster_rcnn_config
 from elk_jax.evaluation.detections import Detections, above, join
-from elk_jax.evaluation.operating import OperatingPoint
+from elk_jax.evaluation.operating import ChosenOn, OperatingPoint
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import predict
 from elk_jax.tasks.detection.model import Ensemble, Input, Trained, at_scale
@@ -182,10 +182,10 @@ def test_the_threshold_of_prediction_is_the_saved_one_of_one_false_positive_per_
 def test_what_findings_mean_less_than_they_seem_to_is_said():
     """A threshold of slices beside findings of volumes; a student that has learned maps, alone or as a member."""
 
-    def trained(threshold=0.3, maps=""):
-        return Trained(
-            None, None, SimpleNamespace(operating_points=(OperatingPoint(1.0, threshold),), learned_maps=maps)
-        )
+    def trained(threshold=0.3, maps="", **point):
+        points = (OperatingPoint(1.0, threshold, rate_low=0.8, rate_high=1.2, **point),)
+        on = ChosenOn("validation", patients=90, images=90, lesions=90)
+        return Trained(None, None, SimpleNamespace(operating_points=points, chosen_on=on, learned_maps=maps))
 
     images, volumes = PredictSettings(), PredictSettings(volumes=True)
     assert predict.notes(trained(), images) == [] == predict.notes(trained(), PredictSettings(0.2, volumes=True))
@@ -199,7 +199,9 @@ def test_what_findings_mean_less_than_they_seem_to_is_said():
         assert "--score_floor" in missing and "missing" in missing
     (maps,) = predict.notes(trained(maps="pyramid"), images)
     assert maps.startswith("the model was") and "maps of the pyramid" in maps
-    of_both = SimpleNamespace(operating_points=(OperatingPoint(1.0, 0.3),))
+    (short,) = predict.notes(trained(rate=0.1), images)
+    assert "0.10 false positives" in short and predict.notes(trained(rate=0.1), PredictSettings(0.2)) == []
+    of_both = trained().description
     (member,) = predict.notes(Ensemble((trained(), trained(maps="backbone")), of_both), images)
     assert "a member of the model" in member and "maps of the backbone" in member
 
@@ -240,7 +242,9 @@ def found(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     cv2.imwrite(str(tmp_path / "in" / "a.png"), image)
     (tmp_path / "in" / "notes.txt").write_text("not an image")
-    description = SimpleNamespace(classes=("lesion",), operating_points=(OperatingPoint(1.0, 0.5),), learned_maps="")
+    description = SimpleNamespace(
+        classes=("lesion",), chosen_on=ChosenOn(), operating_points=(OperatingPoint(1.0, 0.5),), learned_maps=""
+    )
     monkeypatch.setattr(predict, "load", lambda folder: Trained(None, None, description))
 
     def detect_with(trained, source, mesh, score_floor):
@@ -283,7 +287,9 @@ def test_findings_of_files_are_written_and_drawn(found, capsys):
 def test_a_model_without_a_threshold_is_said_to_have_none(found, monkeypatch, capsys):
     found()
     assert "no threshold" not in capsys.readouterr().out
-    description = SimpleNamespace(classes=("lesion",), operating_points=(OperatingPoint(1.0, None),), learned_maps="")
+    description = SimpleNamespace(
+        classes=("lesion",), chosen_on=ChosenOn(), operating_points=(OperatingPoint(1.0, None),), learned_maps=""
+    )
     monkeypatch.setattr(predict, "load", lambda folder: Trained(None, None, description))
     found()
     assert "no threshold" in (printed := capsys.readouterr().out) and "0.5" in printed
