@@ -58,6 +58,9 @@ def _xyxy(annotation: dict, where: str) -> list[float]:
     if mode not in (None, 1, "XYWH_ABS"):
         todo = "write boxes as left, top, width, height in pixels, and leave bbox_mode out"
         raise UserError(f"bbox_mode is {mode!r}, which is not COCO's", where=where, todo=todo)
+    if angle := _rotation(annotation):
+        todo = "write left, top, width, height of the rectangle around the rotated box, and rotation 0"
+        raise UserError(f"the box is rotated by {angle:g} degrees, and bbox is the one before", where=where, todo=todo)
     if not _are_four(bbox):
         todo = "give four numbers: left, top, width, height"
         raise UserError(f"bbox is {bbox!r:.60}", where=where, todo=todo)
@@ -65,6 +68,14 @@ def _xyxy(annotation: dict, where: str) -> list[float]:
         raise UserError(f"bbox has a coordinate that is NaN or infinite: {bbox}", where=where, todo="correct it")
     x, y, width, height = map(float, bbox)
     return [x, y, x + width, y + height]
+
+
+def _rotation(annotation: dict) -> float:
+    """The angle, degrees, by which a box of CVAT is rotated; a half turn changes nothing and counts as 0."""
+    attributes = annotation.get("attributes")
+    angle = attributes.get("rotation") if isinstance(attributes, dict) else None
+    turned = isinstance(angle, int | float) and math.isfinite(angle) and angle % 180 != 0
+    return float(angle) if turned else 0.0
 
 
 def _reading(annotation: dict) -> str:

@@ -100,6 +100,7 @@ def set_box(box):
         (lambda c: c["categories"][0].update(id=True), ["'id' is True", "categories"]),
         (set_box([True, 6, 4, 4]), ["four numbers", "annotation 13"]),
         (lambda c: c["annotations"][2].update(bbox_mode=0), ["bbox_mode is 0", "annotation 13"]),
+        (lambda c: c["annotations"][2].update(attributes={"rotation": 45.5}), ["45.5", "annotation 13"]),
         (set_box(["5", "6", "4", "4"]), ["four numbers", "annotation 13"]),
         (set_box([0.1, 0.2, 0.4, 0.5]), ["within a pixel", "shares", "annotation 13"]),
         (set_box([0.4, 0.4, 0.9, 0.95]), ["within a pixel", "annotation 13"]),
@@ -192,6 +193,8 @@ def test_what_is_ignored_is_said_by_true_or_false_alone(coco_folder, field):
         ({"license": None, "split": None, "volume": None}, {"area": None, "segmentation": None, "iscrowd": None}),
         ({"extra": {"name": "x.png", "user_tags": ["a"]}}, {"segmentation": [], "area": 0, "ignore": 0}),
         ({"patient_id": 7, "width": 60.0}, {"category_id": 3.0, "segmentation": [[1, 2, 3, 4, 5, 6]]}),
+        ({}, {"attributes": {"occluded": False, "rotation": 180.0}}),
+        ({}, {"attributes": {"rotation": 0}}),
         ({"neg_category_ids": []}, {"bbox_mode": 1, "keypoints": [1, 2, 2], "num_keypoints": 1, "track_id": 4}),
     ],
 )
