@@ -73,7 +73,7 @@ def _xyxy(annotation: dict, where: str) -> list[float]:
 def _rotation(annotation: dict) -> float:
     """The angle, degrees, by which a box of CVAT is rotated; a half turn changes nothing and counts as 0."""
     attributes = annotation.get("attributes")
-    angle = attributes.get("rotation") if isinstance(attributes, dict) else None
+    angle: Any = attributes.get("rotation") if isinstance(attributes, dict) else None
     turned = isinstance(angle, int | float) and math.isfinite(angle) and angle % 180 != 0
     return float(angle) if turned else 0.0
 
