@@ -60,7 +60,7 @@ def _xyxy(annotation: dict, where: str) -> list[float]:
         raise UserError(f"bbox_mode is {mode!r}, which is not COCO's", where=where, todo=todo)
     if angle := _rotation(annotation):
         todo = "write left, top, width, height of the rectangle around the rotated box, and rotation 0"
-        raise UserError(f"the box is rotated by {angle:g} degrees, and bbox is the one before", where=where, todo=todo)
+        raise UserError(f"the box is rotated by {angle:g} degrees, but bbox is unrotated", where=where, todo=todo)
     if not _are_four(bbox):
         todo = "give four numbers: left, top, width, height"
         raise UserError(f"bbox is {bbox!r:.60}", where=where, todo=todo)
