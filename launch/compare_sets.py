@@ -1,7 +1,8 @@
 """How far are synthetic images from real ones? Distances of radiomics and network features, as a table and a page.
 
-  python launch/compare_sets.py --real=folders:/data/cbis --real_split=train --synthetic=folders:/data/mcgan --count=400
-  python launch/compare_sets.py --real=folders:/data/cbis --synthetic=folders:painted --network=weights/lite0 --by_class
+  python launch/compare_sets.py --real=folders:/data/cbis --real_split=train "--real_patient_pattern=(P_\d+)" \\
+      --synthetic=folders:/data/mcgan --count=400
+  python launch/compare_sets.py --real=coco:cem.json --synthetic=coco:painted.json --network=weights/lite0 --by_class
 
 The reference for every distance is the distance between real images: in each of ten random draws, half of the real
 images (split by patient) is compared with as many synthetic images, and with the other half. The measures are the

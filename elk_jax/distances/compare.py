@@ -342,7 +342,7 @@ def _map(real: np.ndarray, synthetic: np.ndarray) -> Map:
 
 
 def _said_of_images(real: ImageSet, synthetic: ImageSet) -> list[str]:
-    notes = []
+    notes = [real.doubt] if real.doubt else []
     sizes = real.sizes(), synthetic.sizes()
     if sizes[0] != sizes[1]:
         written = [_written(one) for one in sizes]

@@ -14,6 +14,7 @@ from elk_jax.data.sources import duplicates
 from elk_jax.data.sources.decode import decode_image
 from elk_jax.data.sources.duplicates import pixel_hash
 from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.patients import halving_doubt
 from elk_jax.data.sources.source import ImageSource, subset
 from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.errors import UserError
@@ -36,6 +37,7 @@ class ImageSet:
     """N images [H, W] float32 in [0, 1] of any sizes, with their metadata. classes: "" without a class.
 
     regions: bool [H, W], where radiomics are computed; None: everywhere. () if all images are used whole.
+    doubt: a reservation about halves by patient (`patients.halving_doubt`), or "".
     """
 
     name: str
@@ -45,6 +47,7 @@ class ImageSet:
     classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     regions: tuple[np.ndarray | None, ...] = ()
+    doubt: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -91,6 +94,7 @@ def read(
         _classes(source),
         source.skipped,
         () if regions == "images" else tuple(_region(info, masks) for info in infos),
+        halving_doubt(infos),
     )
 
 

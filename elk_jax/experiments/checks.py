@@ -11,9 +11,9 @@ from elk_jax.errors import UserError
 from elk_jax.experiments import needs, patients
 from elk_jax.experiments.parse import kind_of
 from elk_jax.experiments.patients import Look
-from elk_jax.tasks import folds
+from elk_jax.tasks import folds, private
 from elk_jax.tasks.run import Experiment, Run
-from elk_jax.tasks.stages import CombineStage, Stage, TrainStage
+from elk_jax.tasks.stages import CombineStage, EvaluateModelsStage, Stage, TrainStage
 from elk_jax.weights import model_folder
 
 
@@ -27,6 +27,8 @@ def check_inputs(run: Run, names: Sequence[str]) -> None:
         stage = experiment.stages[name]
         _check_weights(run, stage, names)
         kind_of(stage).check(run, stage, experiment.recipe_of(stage), names)
+        if isinstance(stage, EvaluateModelsStage):
+            private.check_described(experiment, stage, stage.on, "split", "evaluate on another split, such as test")
         for source, split in stage.data():
             if source not in experiment.writers:
                 look(source, split)

@@ -128,11 +128,11 @@ def is_withheld(experiment: Experiment, stage: Stage) -> bool:
 def check_described(experiment: Experiment, stage: Stage, real: str, setting: str, todo: str) -> None:
     """UserError if the results of a stage describe all images that it reads and another stage protects some of them.
 
-    real: the data source that generated images are compared with; the generated ones are not checked. setting: of the
-    stage, by which it reads training images. todo: as in a UserError.
+    real: the data source of real images, on which models are evaluated or with which generated images are compared; the
+    generated ones are not checked. setting: of the stage, by which it reads training images. todo: as in a UserError.
     """
     if by := _protected_data(experiment, stage).get(real):
-        what = f"the comparison would describe training images of '{real}', which stage {by} protects"
+        what = f"the results would describe training images of '{real}', which stage {by} protects"
         raise UserError(what, where=f"config.stages.{stage.name}.{setting}", todo=todo)
 
 

@@ -119,6 +119,8 @@ def test_what_was_left_out_is_said(found):
     assert sorted(other.far) == list(range(8))
     skipped = compare(REAL, replace(OTHER, skipped=(("b/c.png", "no image"),)), V0)
     assert any("1 file of the synthetic" in note and "b/c.png" in note for note in skipped.notes)
+    doubted = compare(replace(REAL, doubt="no patients"), replace(OTHER, doubt="drawn ones have none"), V0)
+    assert "no patients" in doubted.notes and "drawn ones have none" not in doubted.notes
 
 
 def test_constant_images_are_left_out_of_all_distances_alike():

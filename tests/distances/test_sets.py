@@ -31,6 +31,13 @@ def test_read(folder):
     assert sets.of_class(found, "malignant").tolist() == [4, 5, 6, 7]
 
 
+def test_images_without_patient_leave_a_doubt_about_halves(folder):
+    """Images of a patient in both halves make the reference too small."""
+    unnamed = sets.read(SourceSpec(f"folders:{folder}"), "")
+    assert "8 of 8 real images name no patient" in unnamed.doubt
+    assert sets.read(SourceSpec(f"folders:{folder}", patient_pattern=r"(P\d)_"), "").doubt == ""
+
+
 def test_some_are_drawn_by_the_seed(folder):
     spec = SourceSpec(f"folders:{folder}")
     three = sets.read(spec, "", most=3, seed=1)

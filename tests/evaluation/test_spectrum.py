@@ -28,3 +28,12 @@ def test_waves_are_fine_or_not():
 def test_without_power_there_is_no_share():
     assert np.isnan(spectrum.checkerboard([np.ones((4, 4))])) and np.isnan(spectrum.fine([np.ones((4, 4))]))
     assert np.isnan(spectrum.checkerboard([np.arange(6.0)[None]]))
+
+
+@pytest.mark.parametrize("measure", [spectrum.checkerboard, spectrum.fine])
+def test_rounding_of_a_constant_image_is_no_power(measure):
+    """The mean of equal values in 32 bits differs from them."""
+    shades = [np.full(size, shade / 255, np.float32) for shade in range(256) for size in ((64, 64), (63, 61))]
+    assert all(np.isnan(measure([shade])) for shade in shades)
+    board = np.indices((6, 8)).sum(0) % 2
+    assert measure([*shades, board]) == measure([board])

@@ -25,6 +25,9 @@ def test_a_patient_of_the_test_is_not_trained_on_in_another_file(ran, coco, tmp_
     assert_refused(config, tmp_path / "run", *words, where="stage evaluate")
     config.stages.evaluate.split = "train"  # to look at training images is no mistake
     run_experiment(config, tmp_path / "run")
+    config.stages.evaluate.split = ""  # but not among all images
+    config.data.synthetic.spec = coco("painted", {"train": ("A", "E")})
+    assert_refused(config, tmp_path / "all", "patient A", "'train' split", where="stage evaluate")
     assert ran == ["synthetic", "evaluate"]
 
 

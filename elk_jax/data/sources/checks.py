@@ -109,7 +109,10 @@ def check_files(infos: Iterable[ImageInfo], folder: Path, where: object) -> None
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         what = f"the file {folder / missing[0].file_name} of image {missing[0].image_id} is missing{more}"
         todo = "put the files there, or set on_error=skip"
-        if other := _alike(folder, missing[0].file_name):
+        if os.path.islink(folder / missing[0].file_name):
+            what += ": it is a link to a file that does not exist"
+            todo = "correct or remove the link, or set on_error=skip"
+        elif other := _alike(folder, missing[0].file_name):
             todo = f"there is {other}: write the name in the same way, or set on_error=skip"
         elif os.path.isfile(folder.parent / missing[0].file_name):
             todo = f"leave '{folder.name}/' out of file_name, or set on_error=skip"

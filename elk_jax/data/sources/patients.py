@@ -33,6 +33,18 @@ def named(infos: Iterable[ImageInfo]) -> set[str]:
     return {info.patient_id for info in infos if info.patient_id not in own(info)}
 
 
+def halving_doubt(infos: Sequence[ImageInfo]) -> str:
+    """A reservation about halves of real images by patient, if some name no patient; "" if all do."""
+    known = named(infos)
+    count = sum(info.patient_id not in known for info in infos)
+    if not count:
+        return ""
+    return (
+        f"{count} of {len(infos)} real images name no patient: images of one patient may then be in both halves, and "
+        "real images seem nearer to each other than they are"
+    )
+
+
 def from_file_names(infos: Sequence[ImageInfo], pattern: str, where: object = "") -> tuple[ImageInfo, ...]:
     """The same images, with the only group of `pattern` in their file names as patients.
 

@@ -15,6 +15,7 @@ from elk_jax.data.patches import whole_images
 from elk_jax.data.sources import duplicates
 from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.labels import class_counts, image_labels
+from elk_jax.data.sources.patients import halving_doubt
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
 from elk_jax.evaluation import appearance, frd, frechet, radiomics_table, spectrum
@@ -83,6 +84,7 @@ def evaluate(run: Run, stage: EvaluateSamplesStage, recipe: None) -> Summary:
         "split": stage.split,
         "synthetic": stage.synthetic,
         "size": size,
+        "doubt": halving_doubt(real.infos),
         "classes": compare(
             pictures["real"],
             labels["real"],

@@ -111,9 +111,11 @@ def frd_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
 
 
 def notes_of(evaluation: Evaluation) -> list[str]:
-    """The reasons for missing radiomics distances. Comparisons of earlier versions have no notes."""
+    """A reservation about the halves, and the reasons for missing radiomics distances. Comparisons of earlier versions
+    have no notes."""
     found = evaluation["classes"].values()
-    return [note for one in found for kind in one.get("frd", {}).values() if (note := kind.get("note"))]
+    missing = [kind.get("note") for one in found for kind in one.get("frd", {}).values()]
+    return [note for note in (evaluation.get("doubt"), *missing) if note]
 
 
 def samples_section(one: Compared, named: bool = False) -> Section:
@@ -123,7 +125,7 @@ def samples_section(one: Compared, named: bool = False) -> Section:
     if radiomics := frd_rows(evaluation):
         cells = [html.row([*map(html.text, row)], numeric_from=2) for row in radiomics]
         parts.append(f"<h3>Radiomics</h3>{html.table(FRD_HEAD, cells, numeric_from=2)}{html.paragraph(FRD_NOTE)}")
-        parts += [html.paragraph(f"Note: {note}.", "soft small") for note in notes_of(evaluation)]
+    parts += [html.paragraph(f"Note: {note}.", "soft small") for note in notes_of(evaluation)]
     for name, grid in one.grids.items():
         parts.append(f"<h3>{html.text(name)}</h3>{wide_image(name, grid)}")
     note = (

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from elk_jax import files
+from elk_jax.data.sources.patients import halving_doubt
 from elk_jax.data.sources.source import ImageSource, summary
 from elk_jax.detection import detectors
 from elk_jax.detection.closeups import closeup_features
@@ -104,6 +105,7 @@ def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
     lesions = int(sum((~info.ignore).sum() for info in source.infos))
     evaluation["counts"] |= {"window": window, "left_out": lesions - len(real)}
     evaluation["notes"] += _notes(evaluation)
+    evaluation["notes"] += [doubt] if (doubt := halving_doubt(source.infos)) else []
     if evaluation["detector_features"]:
         evaluation["detector_features"]["model"] = stage.features
     if run.is_main:

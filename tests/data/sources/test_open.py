@@ -235,6 +235,13 @@ def test_a_name_that_repeats_the_folder_of_images_says_so(at):
         open_source(at(lambda content: content["images"][0].update(file_name="images/1.png")), "train")
 
 
+def test_a_link_without_a_file_is_named(at, tmp_path):
+    spec = at(lambda content: content["images"][0].update(file_name="link.png"))
+    (tmp_path / "images" / "link.png").symlink_to(tmp_path / "nowhere.png")
+    with refused("images/link.png", "a link to", "remove the link", where="data.json"):
+        open_source(spec, "train")
+
+
 def test_blanks_around_a_value_do_not_leave_images_out(at):
     spec = at(lambda content: content["images"][0].update(birads=" 5 "), where="birads=5")
     assert ids(list_source(spec, "train")) == ["1", "2", "3", "4"]

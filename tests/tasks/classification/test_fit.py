@@ -146,6 +146,8 @@ def test_calibration_takes_the_scale_and_shift_of_the_validation_images():
         (lambda c: c.head.features.scattering.update(scales=5), "config.head.features.scattering", ["16 x 16"]),
         (lambda c: c.head.search.update(features=("lite0",)), "config.head.search.features", ["lite0", "scattering"]),
         (lambda c: c.head.update(rules=("best",)), "config.head.rules", ["best", "youden"]),
+        (lambda c: c.stages.evaluate.update(split="train"), "config.stages.evaluate.split", ["'patches'", "epsilon_6"]),
+        (lambda c: c.stages.evaluate.update(split=""), "config.stages.evaluate.split", ["'patches'", "epsilon_6"]),
         (lambda c: c.stages.epsilon_6.update(delta=1.0), "config.stages.epsilon_6.delta", ["below 1"]),
         (lambda c: c.stages.epsilon_6.update(epsilon=-1.0), "config.stages.epsilon_6.epsilon", ["at least 0"]),
     ],

@@ -161,6 +161,8 @@ def test_halves_of_copies_cost_their_own_distance_alone():
     for name in ("a", "all"):
         assert found[name]["frd"]["v1"]["made"] is not None and not found[name]["frd"]["v1"]["note"]
     assert notes_of({"classes": found}) == [one["note"]]
+    assert notes_of({"classes": found, "doubt": "no patients"}) == ["no patients", one["note"]]
+    assert notes_of({"classes": found, "doubt": ""}) == [one["note"]]
     section = samples_section(Compared({"classes": found, "size": 16, "split": "val", "on": "x", "synthetic": "y"}))
     assert one["note"] in section.html
 
@@ -215,6 +217,7 @@ def test_a_checkerboard_is_measured_in_patches_of_any_side(tmp_path):
     run_experiment(config, tmp_path / "run", stages=["looks"])
     found = files.read_object(tmp_path / "run" / "looks" / "evaluation.json")
     assert found["size"] == 20 and found["classes"]["all"]["checkerboard"] == pytest.approx(1)
+    assert "name no patient" in found["doubt"]  # halves by patient would need their names
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,12 @@ def test_the_stage_writes_its_evaluation_and_says_what_it_is(monkeypatch, tmp_pa
     found = files.read_json(tmp_path / "quality" / "evaluation.json")
     assert found["counts"]["left_out"] == 1 and found["counts"]["window"] == 40 and found["counts"]["real"] == 7
     assert "1 real lesion is left out" in found["notes"][0]
+    assert not any("name no patient" in note for note in found["notes"])
+    nameless = (dataclasses.replace(info, patient_id=info.image_id) for info in opened["real"].infos)
+    opened["real"] = dataclasses.replace(opened["real"], infos=tuple(nameless))
+    quality.evaluate(run, stage, None)
+    again = files.read_json(tmp_path / "quality" / "evaluation.json")
+    assert any("8 real images name no patient" in note for note in again["notes"])
     seen = found["detector_features"]
     assert seen["model"] == "detector" and seen["distance"] > 0 and 0 <= seen["real_or_synthetic"]["auc"] <= 1
     printed = capsys.readouterr().out
