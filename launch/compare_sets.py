@@ -1,6 +1,6 @@
 """How far are synthetic images from real ones? Distances of radiomics and network features, as a table and a page.
 
-  python launch/compare_sets.py --real=folders:/data/cbis --real_split=train "--real_patient_pattern=(P_\d+)" \\
+  python launch/compare_sets.py --real=folders:/data/cbis --real_split=train "--real_patient_pattern=(P_\\d+)" \\
       --synthetic=folders:/data/mcgan --count=400
   python launch/compare_sets.py --real=coco:cem.json --synthetic=coco:painted.json --network=weights/lite0 --by_class
 

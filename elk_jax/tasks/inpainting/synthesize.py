@@ -305,6 +305,8 @@ def _finish(
         record = files.read_object(output / "provenance" / f"{name}.json", *PROVENANCE)
         infos.append(_info(name, by_id[record["canvas"]], record, label))
     description = "Synthetic lesions in real breasts"
+    if promises:  # anyone who reads it beside the images would take these for protected
+        description += "; the promise is that of the models behind them, the canvases themselves are not protected"
     coco.write_coco(
         output / coco.SYNTHETIC, infos, canvases.classes, description, seen_patients=seen_patients, promises=promises
     )

@@ -62,6 +62,8 @@ def test_lesions_are_painted_into_canvases_that_need_no_protection(private_run):
     records = [files.read_object(path) for path in (folder / "lesions" / "provenance").iterdir()]
     assert records and all(record["trained"]["privacy"]["private"] for record in records)
     assert "patients" not in records[0]["trained"]
+    info = files.read_object(folder / "lesions" / "synthetic.json")["info"]
+    assert info["promise"] and "the canvases themselves are not protected" in info["description"]
 
 
 def test_windows_are_not_cached_in_a_private_training(tmp_path):
