@@ -195,8 +195,8 @@ def epsilon_section(one: Evaluated, models: Mapping[str, Mapping[str, Any]]) -> 
     head = ["Model", "Protection", "AUROC of the model", "Mean over draws of the noise", *map(html.text, names)]
     note = (
         "The intervals are over patients and do not include the noise. A head is that of the first draw; ± is the "
-        "standard deviation over draws. Epsilon covers the first draw alone: what the others show (the means over draws, "
-        "and draws.json) says more about the training images, and may not be published at this epsilon."
+        "standard deviation over draws. Epsilon covers the first draw alone: the means over draws, and draws.json, "
+        "say more about the training images, and may not be published at this epsilon."
     )
     return Section("Privacy and accuracy", html.table(head, rows, numeric_from=2), note)
 
