@@ -63,6 +63,8 @@ def progress(folder: Path, name: str, count: int = STEPS) -> Progress | None:
 def _painted(run: Run, name: str, summary: Mapping[str, Any]) -> PaintedSet:
     stage = run.experiment.stages[name]
     assert isinstance(stage, PaintStage)
+    if private.is_withheld(run.experiment, stage):  # the pictures would show the canvases and name them
+        return PaintedSet(name, summary["count"])
     painted = list_source(SourceSpec(spec=f"coco:{run.folder / name / SYNTHETIC}"))
     strips = painted_strips(painted, run.list(stage.canvases, "train"))
     size = len(strips[0].closeups[0].image) if strips else 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.inpainting import report
 
 
@@ -32,6 +35,15 @@ def test_a_painted_lesion_is_shown_in_its_window_before_and_after(painted_run, s
     assert before.image[0, -1] == pytest.approx(60 / 255) and after.image[0, -1] == pytest.approx(90 / 255)
     assert before.image[0, 0] == pytest.approx((60 + 8 * 2) / 255), "canvas 2 is the second image"
     assert first.caption == "in image2, 10 × 12 px"
+
+
+def test_canvases_whose_patients_another_stage_protects_are_not_shown(painted_run, summaries):
+    experiment = painted_run.experiment
+    name = experiment.stages["inpainter"].recipe
+    recipe = replace(experiment.recipes[name], privacy=Privacy(epsilon=1.0))
+    private = replace(experiment, recipes={**experiment.recipes, name: recipe})
+    shown = report._painted(replace(painted_run, experiment=private), "lesions", summaries["lesions"])
+    assert shown.count == summaries["lesions"]["count"] and not shown.painted and not shown.real
 
 
 def test_real_lesions_are_shown_in_windows_of_that_size(painted_run, summaries):
