@@ -38,7 +38,7 @@ from elk_jax.randomness import Purpose, generator
 from elk_jax.synthesis import canvases as healthy
 from elk_jax.synthesis.compositing import paste_lesion, to_model
 from elk_jax.synthesis.placement import AreaRule, Placement, plan_placement
-from elk_jax.tasks import sampling
+from elk_jax.tasks import private, sampling
 from elk_jax.tasks.inpainting import model as inpainters
 from elk_jax.tasks.inpainting.recipe import LoraConfig, PaintSettings, PaintStage
 from elk_jax.tasks.run import Run, is_main, meet, new_console, skipped_images
@@ -124,7 +124,7 @@ def synthesize(run: Run, stage: PaintStage, recipe: None) -> Summary:
         "count": count,
         "area": stage.area,
         "model": stage.model,
-        "skipped": skipped_images(canvases),
+        "skipped": [] if private.is_withheld(run.experiment, stage) else skipped_images(canvases),
     }
 
 

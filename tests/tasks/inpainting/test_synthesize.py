@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import cv2
 import jax
@@ -218,6 +218,18 @@ def test_on_other_canvases_as_many_lesions_are_painted_as_are_real(tmp_path, mon
     assert summary["count"] == count == sources.summary(real.infos)["lesions"]
     assert count > sources.summary(canvases.infos)["lesions"]
     assert (settings, seed, mesh) == (PaintSettings(area="medium"), 42, run.mesh)
+
+
+@pytest.mark.parametrize(("variant", "skipped"), [("tiny", [["broken", "no pixels"]]), ("tiny,private", [])])
+def test_skipped_canvases_of_protected_patients_are_not_listed(variant, skipped, tmp_path, monkeypatch):
+    config = inpaint_cem.get_config(variant)
+    config.stages.lesions.canvases = "real"
+    opened = Run.open
+    broken = lambda *place: replace(opened(*place), skipped=(("broken", "no pixels"),))
+    monkeypatch.setattr(Run, "open", broken)
+    monkeypatch.setattr(synthesize, "paint_lesions", lambda *given: None)
+    run = Run(parse(config), tmp_path, make_mesh())
+    assert synthesize.synthesize(run, run.experiment.stages["lesions"], None)["skipped"] == skipped
 
 
 def test_an_interrupted_synthesis_is_resumed(run, tmp_path):
