@@ -31,7 +31,7 @@ from cdd_tables import passes, read_tables, squeeze
 from folders import new_folder
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from tfds_writer import write_tfds
+from tfds_writer import load_tfds, write_tfds
 
 from elk_jax import files
 from elk_jax.data.sources.coco import write_coco
@@ -43,7 +43,7 @@ from elk_jax.images.schema import ImageInfo
 from elk_jax.output import Console
 from elk_jax.randomness import check_seed
 
-NAME = "cdd_cesm"
+NAME, SUMMARY = "cdd_cesm", "summary.json"
 CLASSES = ("lesion",)
 DESCRIPTION = "CDD-CESM, contrast-enhanced spectral mammography with hand-drawn lesions (Khaled et al. 2022), CC BY 4.0"
 CITATION = (
@@ -91,9 +91,11 @@ def main(argv: list[str]) -> None:
     if len(missing) == len(plan.images):
         raise UserError(f"none of the {len(missing)} images of the tables was found", where=flags.input,
                         todo="put the image folders of CDD-CESM beside the tables")  # fmt: skip
+    if "tfds" in formats:
+        load_tfds()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        new_folder(flags.output, flags.overwrite) as folder,
+        new_folder(flags.output, SUMMARY, flags.overwrite, [flags.input]) as folder,
         Progress(*columns, console=progress_console) as progress,
     ):
         built = build(folder, plan, files, formats, flags.on_error == "skip", progress)
@@ -110,7 +112,7 @@ def main(argv: list[str]) -> None:
             "boxes_outside_their_image": built.outside,
             "other_side_than_the_table": built.mirrored,
         }
-        write_json(folder / "summary.json", summary)
+        write_json(folder / SUMMARY, summary)
     print_counts(console, options, {"in the tables": in_tables, "written": written})
     print_remarks(console, summary, len(built.canvases), flags.output)
 
@@ -264,7 +266,7 @@ def print_remarks(console: Console, summary: dict[str, Any], canvases: int, outp
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             console.print(f"{key.replace('_', ' ')}: {len(names)} ({', '.join(names[:5])}{more})")
     console.print(f"healthy canvases written: {canvases}")
-    console.print(f"built {output}; all counts and lists are in {Path(output) / 'summary.json'}")
+    console.print(f"built {output}; all counts and lists are in {Path(output) / SUMMARY}")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -47,7 +47,7 @@ _IMAGE_COLUMNS = (
     ),
     "Pathology Classification/ Follow up",
 )
-_REGION_COLUMNS = ("#filename", "region_id", "region_shape_attributes")
+_REGION_COLUMNS = ("#filename", "region_count", "region_id", "region_shape_attributes")
 OBJECTS_OF_XML = 8
 """Bytes of memory that a spreadsheet takes for each byte of its XML."""
 _MODALITIES = {"CESM": "subtracted", "DM": "low_energy"}
@@ -98,6 +98,7 @@ def join_tables(
     image_rows: list[dict[str, str]], images: Path, region_rows: list[dict[str, str]], regions: Path
 ) -> tuple[ImageRow, ...]:
     """Join the rows of both tables to records in the order of the first. The paths are for error messages."""
+    _check_regions(region_rows, regions)
     boxes: dict[str, list] = defaultdict(list)
     points: Counter[str] = Counter()
     for row in region_rows:
@@ -152,6 +153,23 @@ def join_tables(
         what = f"regions of {len(boxes)} images that are not in the table of images, for example {min(boxes)}"
         raise UserError(what, where=regions, todo="use both tables of one release")
     return tuple(result.values())
+
+
+def _check_regions(rows: list[dict[str, str]], path: Path) -> None:
+    """UserError for a region that occurs twice, and for an image with fewer or more regions than its rows declare: the
+    table is then cut short, or parts of it were joined, and the boxes and the split would be others."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        ids, number = found[row["#filename"]], row["region_id"].strip()
+        if number in ids:
+            what = f"region {number} of {row['#filename']} occurs twice"
+            raise UserError(what, where=f"{path}, line {row['line']}", todo="keep one of the rows")
+        ids.add(number)
+    for row in rows:
+        name, count = row["#filename"], row["region_count"].strip()
+        if count != str(len(found[name])):
+            what = f"{name} has {len(found[name])} regions, but its region_count is {count or 'empty'}"
+            raise UserError(what, where=f"{path}, line {row['line']}", todo="download the table again")
 
 
 def region_box(attributes: str, where: str) -> tuple[float, float, float, float] | None:

@@ -18,7 +18,7 @@ import checkout  # noqa: F401  before any import of elk_jax
 import numpy as np
 from folders import new_folder
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tfds_writer import texts_among_numbers, write_tfds
+from tfds_writer import load_tfds, texts_among_numbers, write_tfds
 
 from elk_jax.data.sources.checks import check_no_patient_in_two_splits, check_split_names
 from elk_jax.data.sources.coco import check_patients, image_folder, read_coco
@@ -57,9 +57,10 @@ def main(argv: list[str]) -> None:
         raise UserError("the file lists no images", where=flags.input, todo="give one with images")
     check_split_names(infos, where=flags.input)
     check_no_patient_in_two_splits(infos, where=flags.input)
+    load_tfds()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        new_folder(flags.output, flags.overwrite) as built,
+        new_folder(flags.output, "dataset_info.json", flags.overwrite, [flags.input, folder]) as built,
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
         wide = [  # read all images before writing, to report errors early and to know the bit depth

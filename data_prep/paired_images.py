@@ -81,7 +81,8 @@ def main(argv: list[str]) -> None:
     matches = pairing.matched(first, second)
     pairs = matches.pairs
     names = pairing.file_names([first.infos[i] for i, _ in pairs])
-    with new_folder(flags.output, flags.overwrite) as built:
+    inputs = [SourceSpec(spec).place for spec in (flags.first, flags.second)]
+    with new_folder(flags.output, INDEX, flags.overwrite, inputs) as built:
         for name in ("images/first", "images/second", "overlays"):
             make_folder(built / name)
         drawn = set(spread(len(pairs), pairing.OVERLAYS).tolist())

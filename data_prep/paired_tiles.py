@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     pairs, alone = sorted(found.pairs, key=lambda pair: pair[1]), list(found.alone)
     names = pairing.file_names([subtracted.infos[j] for _, j in pairs])
     check_sizes(subtracted, pairs, flags.tile, flags.stride)
-    with new_folder(flags.output, flags.overwrite) as built:
+    with new_folder(flags.output, INDEX, flags.overwrite, files) as built:
         for name in ("images/low_energy", "images/subtracted", "overlays"):
             make_folder(built / name)
         drawn = set(spread(len(pairs), pairing.OVERLAYS).tolist())

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     flags = parser.parse_args(argv)
     options = parse_options(flags.options)
     jobs = phantom_sets.jobs(options, "", "--options")
-    with new_folder(flags.output, flags.overwrite) as built:
+    with new_folder(flags.output, _table("labels", "train"), flags.overwrite) as built:
         rows: dict[str, list[Rows]] = {split: [] for split in SPLITS}
         for split, index in track(jobs, "drawing volumes", console=Console(stderr=True)):
             rows[split].append(_write_volume(built, options, index))
@@ -114,10 +114,14 @@ def _write_tables(folder: Path, split: str, rows: list[Rows]) -> None:
         "file-paths": [row.paths for row in rows],
     }
     for name, table in tables.items():
-        with open(folder / f"BCS-DBT-{name}-{split}-v2.csv", "w", newline="", encoding="utf-8") as file:
+        with open(folder / _table(name, split), "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS[name], lineterminator="\n")
             writer.writeheader()
             writer.writerows(table)
+
+
+def _table(name: str, split: str) -> str:
+    return f"BCS-DBT-{name}-{split}-v2.csv"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,12 @@ from elk_jax.errors import UserError, from_os_error
 from elk_jax.images.schema import ImageInfo
 
 
+def load_tfds() -> None:
+    """Import TensorFlow Datasets, before a thread such as that of a progress bar starts: while it is being imported, it
+    replaces the import function of all threads, which then get modules in place of functions."""
+    import tensorflow_datasets  # noqa: F401
+
+
 def write_tfds(
     folder: str | Path,
     name: str,

@@ -139,10 +139,11 @@ def import_effdet(
 ) -> Converted:
     """The same for an EfficientDet, called `name` in effdet."""
     console = console or Console()
-    found = effdet.understand(convert.strip_wrappers(reading.read_tensors(path)), name, changes or {})
+    found = effdet.understand(reading.read_tensors(path), name, changes or {})
     imported = convert_understood(found, drop, ignore)
     origin = Origin("effdet", Path(path).name, files.sha256(path))
     _write(imported, f"{name} of effdet, norm {imported.model.norm}", origin, classes, output, console, names)
+    say(console, "note: effdet's anchors of ratios other than 1 are 1 % smaller; before training, boxes differ by this")
     return imported
 
 

@@ -10,6 +10,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
+
+from elk_jax.detection.anchors import cell_anchors
+from elk_jax.errors import UserError
 from elk_jax.weights.convert import (
     Foreign,
     Format,
@@ -33,9 +37,12 @@ _BODY = re.escape(BODY)
 RPN, ROI = "proposal_generator", "roi_heads"
 EPS = 1e-5  # epsilon of the model's norms; variance 1 - EPS makes a folded norm exact
 
+PIXELS = ("pixel_mean", "pixel_std")
+CELLS = f"{RPN}.anchor_generator.cell_anchors."
+_CELLS = rf"{re.escape(CELLS)}(\d+)"
 IGNORED = (
-    r"pixel_(mean|std)",
-    r"proposal_generator\.anchor_generator\.cell_anchors\.\d+",
+    *PIXELS,  # settings, as are the anchors
+    _CELLS,
     r".*\.num_batches_tracked",
     rf"({_BODY})?(stem\.)?(linear|fc)\.(weight|bias)",  # the classifier of a backbone
     rf"({_BODY})?(fc1000|pred)_[wb]",
@@ -52,7 +59,8 @@ def interpret(tensors: Tensors) -> Foreign:
         tensors = {BODY + name: tensor for name, tensor in tensors.items()}
     backbone_only = not any(name.startswith((f"{RPN}.", f"{ROI}.", "backbone.fpn_")) for name in tensors)
     resnet = _backbone_settings(tensors, caffe2)
-    settings = {} if backbone_only else _detector_settings(tensors)
+    resnet |= {name: _tidy(tensors[name]) for name in PIXELS if name in tensors}
+    settings = {} if backbone_only else _detector_settings(tensors) | _anchor_settings(tensors)
     folded = caffe2 and not any(name.endswith(".running_mean") for name in tensors)
     constants = ((r".*/norm/mean", 0.0), (r".*/norm/var", 1.0 - EPS)) if folded else ()
     fmt = format_of(
@@ -102,6 +110,32 @@ def _detector_settings(tensors: Tensors) -> dict[str, Any]:
     if fcs:
         settings["box_fc_width"] = sizes(tensors, first, 2)[0]
     return settings
+
+
+def _anchor_settings(tensors: Tensors) -> dict[str, Any]:
+    """Sizes and ratios of the anchors, which older versions of detectron2 write into their files; {} without them."""
+    names = [f"{CELLS}{level}" for level in indices(tensors, _CELLS)]
+    sizes_of, ratios_of = [], []
+    for name in names:
+        if sizes(tensors, name, 2)[1] != 4:
+            raise UserError(f"{name} {tensors[name].shape} are not boxes", todo="use another file")
+        boxes = tensors[name].astype(np.float64)
+        width, height = (boxes[:, 2:] - boxes[:, :2]).T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            size, ratio = np.sqrt(width * height), height / width
+        count = int(np.isclose(size, size[:1], rtol=1e-3).sum()) or 1  # the ratios of a size stand together
+        sizes_of.append(_tidy(size[::count]))
+        ratios_of.append(_tidy(ratio[:count]))
+        made = cell_anchors(sizes_of[-1], ratios_of[0])
+        if made.shape != boxes.shape or not np.allclose(made, boxes, rtol=1e-3, atol=0):
+            what = f"the anchors {name} are not every size with every ratio, {ratios_of[0]}, about one point"
+            raise UserError(what, todo="use a detector with the same ratios on every level")
+    return {"anchor_sizes": tuple(sizes_of), "anchor_ratios": ratios_of[0]} if names else {}
+
+
+def _tidy(numbers: np.ndarray) -> tuple[float, ...]:
+    """Settings that were rounded to float32, with the digits that this leaves."""
+    return tuple(float(f"{number:.6g}") for number in numbers.reshape(-1).tolist())
 
 
 def _from_caffe2(tensors: Tensors) -> Tensors:

@@ -11,11 +11,23 @@ import numpy as np
 from elk_jax import fields
 from elk_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD
 from elk_jax.detection import efficientdet_config
+from elk_jax.detection.anchors import cell_anchors
 from elk_jax.detection.efficientdet_config import VARIANTS, EfficientDetConfig
 from elk_jax.errors import UserError
 from elk_jax.weights import efficientnet as backbones
 from elk_jax.weights import timm
-from elk_jax.weights.convert import Format, Layout, Rule, Understood, as_is, layer, norm, oihw_to_hwio, sizes
+from elk_jax.weights.convert import (
+    Format,
+    Layout,
+    Rule,
+    Understood,
+    as_is,
+    layer,
+    norm,
+    oihw_to_hwio,
+    sizes,
+    strip_wrappers,
+)
 from elk_jax.weights.reading import Tensors
 
 NAMES = (
@@ -28,6 +40,8 @@ SYMMETRIC = ("d0", "d1", "d2", "d3")
 LEVELS_FIRST = ("efficientdet_lite0",)
 """Names whose heads number their norms by level, then by convolution."""
 IGNORED = (r".*\.num_batches_tracked",)
+BENCH_ANCHORS = "anchors.boxes"
+"""The end of a name in the file of a bench, which has the anchors beside its model."""
 FIRST = 3
 
 
@@ -40,11 +54,32 @@ def understand(tensors: Tensors, name: str, changes: Mapping[str, Any], flag: st
     if match is None:
         todo = "give a name such as tf_efficientdet_d0"
         raise UserError(f"'{name}' is not a supported EfficientDet of effdet", where=flag, todo=todo)
+    tensors, anchors = _without_bench(tensors)
     model = configure(match[1], name.startswith("tf_"), name.endswith("_ap"), tensors)
     ours = fields.as_dict(changes.get("backbone", {}), "model.backbone")
     settings = {**vars(model), **changes, "backbone": {**vars(model.backbone), **ours}}
     model = fields.build(EfficientDetConfig, settings, "model")
+    _check_anchors(model, anchors)
     return Understood(tensors, model, format_of(model, name))
+
+
+def _without_bench(tensors: Tensors) -> tuple[Tensors, np.ndarray | None]:
+    """The tensors of the model in a file, with plain names, and the anchors beside it in the file of a bench."""
+    anchors = next((tensor for name, tensor in tensors.items() if name.endswith(BENCH_ANCHORS)), None)
+    inside = {name: tensor for name, tensor in tensors.items() if not name.endswith(BENCH_ANCHORS)}
+    return strip_wrappers(inside), anchors
+
+
+def _check_anchors(model: EfficientDetConfig, anchors: np.ndarray | None) -> None:
+    """UserError if the anchors of a bench are not the model's, beyond the 2 % of effdet's rounded ratios. anchors:
+    [A, 4], top, left, bottom, right in px, of the first cell first."""
+    ours = cell_anchors(model.anchor_sizes[0], model.anchor_ratios) + model.strides[0] / 2
+    if anchors is None:
+        return
+    theirs = anchors[: len(ours)]
+    if theirs.shape != ours.shape or not np.allclose(theirs[:, [1, 0, 3, 2]], ours, rtol=0, atol=0.02 * np.ptp(ours)):
+        what = f"the anchors in {BENCH_ANCHORS} are not the model's"
+        raise UserError(what, todo="give theirs by --set=anchor_sizes=JSON and --set=anchor_ratios=JSON")
 
 
 def configure(variant: str, ported: bool, adversarial: bool, tensors: Tensors) -> EfficientDetConfig:
@@ -63,7 +98,7 @@ def configure(variant: str, ported: bool, adversarial: bool, tensors: Tensors) -
         scale, fusion = 4.0, "fast"
     else:
         scale, fusion = VARIANTS[variant][-1], published.fusion
-    anchors = len(published.anchor_ratios) * len(published.anchor_sizes[0])
+    outputs, boxes = (sizes(tensors, f"{net}_net.predict.conv_pw.weight", 4)[0] for net in ("class", "box"))
     settings = {
         **vars(published),
         "backbone": {**vars(published.backbone), **network},
@@ -72,7 +107,7 @@ def configure(variant: str, ported: bool, adversarial: bool, tensors: Tensors) -
         "norm": "affine_bn",
         "padding": "symmetric" if not ported and variant in SYMMETRIC else "same",
         "biases": "class_net.conv_rep.0.conv_pw.bias" in tensors,
-        "num_classes": sizes(tensors, "class_net.predict.conv_pw.weight", 4)[0] // anchors,
+        "num_classes": outputs * 4 // max(boxes, 1),
     }
     return fields.build(EfficientDetConfig, settings, "model")
 

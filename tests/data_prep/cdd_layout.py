@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,9 @@ def write_tables(folder: Path, images: list[list], regions: list[tuple[str, dict
         writer = csv.writer(file)
         writer.writerow(["#filename", "file_size", "file_attributes", "region_count", "region_id",
                          "region_shape_attributes", "region_attributes"])  # fmt: skip
+        counts = Counter(name for name, _ in regions)
         for number, (name, shape) in enumerate(regions):
-            writer.writerow([f"{name}.jpg", 1, "{}", 1, number, json.dumps(shape), "{}"])
+            writer.writerow([f"{name}.jpg", 1, "{}", counts[name], number, json.dumps(shape), "{}"])
 
 
 def circle(cx: float, cy: float, r: float) -> dict:

@@ -114,6 +114,14 @@ def test_no_image_at_all_is_an_error_and_table_only_needs_none(tmp_path, capsys)
     assert "1 images (1 malignant) of 1 patients" in capsys.readouterr().out
 
 
+def counted(rows):
+    """The lines of a table of regions, numbered anew, with the number of regions of their image."""
+    cells = [row.split(",", 5) for row in rows]  # before the shape: name, size, attributes, region_count, region_id
+    for number, row in enumerate(cells[1:]):
+        row[3:5] = str(sum(other[0] == row[0] for other in cells)), str(number)
+    return [",".join(row) for row in cells]
+
+
 def test_boxes_are_clipped_and_those_outside_are_dropped_and_listed(published, tmp_path):
     """Images are 40 x 60: one box overhangs, one lies beyond."""
     table = next(published.glob("*segmentations*"))
@@ -121,7 +129,7 @@ def test_boxes_are_clipped_and_those_outside_are_dropped_and_listed(published, t
     (line,) = [i for i, row in enumerate(rows) if row.startswith("P1_L_CM_CC") and '""cx"": 11' in row]
     rows[line] = rows[line].replace('""cx"": 11', '""cx"": 39')
     rows.append(rows[line].replace('""cx"": 39', '""cx"": 99'))
-    table.write_text("\n".join(rows) + "\n")
+    table.write_text("\n".join(counted(rows)) + "\n")
     run(f"--input={published}", f"--output={tmp_path / 'out'}")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     infos = open_source(SourceSpec(f"coco:{tmp_path / 'out/coco/cdd_cesm.json'}")).infos
@@ -201,8 +209,12 @@ def test_an_existing_output_is_kept_unless_told(published, tmp_path):
     with refused("empty", "--overwrite", where=tmp_path / "out"):
         run(f"--input={published}", f"--output={tmp_path / 'out'}")
     assert everything_in(tmp_path / "out") == ["mine.txt"]
-    run(f"--input={published}", f"--output={tmp_path / 'out'}", "--formats=coco", "--overwrite")
-    assert (tmp_path / "out" / "summary.json").is_file() and not (tmp_path / "out" / "mine.txt").exists()
+    again = f"--input={published}", f"--output={tmp_path / 'out'}", "--formats=coco", "--overwrite"
+    with refused("summary.json", where=tmp_path / "out"):
+        run(*again)
+    (tmp_path / "out" / "summary.json").touch()  # as if the script had built it
+    run(*again)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) and not (tmp_path / "out" / "mine.txt").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 

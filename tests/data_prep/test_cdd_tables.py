@@ -215,6 +215,24 @@ def test_bad_rows_name_their_line(tmp_path):
         cdd_tables.read_tables(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("change", "words", "line"),
+    [
+        (lambda rows: rows + rows[1:2], "occurs twice", 5),  # tables joined
+        (lambda rows: rows[:-1], "region_count is 2", 3),  # a table cut short
+        (lambda rows: [rows[0], rows[1].replace(",1,0,", ",,0,"), *rows[2:]], "region_count is empty", 2),
+    ],
+)
+def test_regions_that_are_missing_or_occur_twice(tmp_path, change, words, line):
+    """They would change the boxes, and through the number of lesions the split."""
+    names = ("P1_L_CM_CC", "P2_L_CM_CC", "P2_L_CM_CC")
+    write_tables(tmp_path, [image_row(name) for name in names[:2]], [(name, circle(9, 9, 2)) for name in names])
+    (table,) = tmp_path.glob("*segmentations*")
+    table.write_text("\n".join(change(table.read_text().splitlines())))
+    with refused(words, where=f"line {line}"):
+        cdd_tables.read_tables(tmp_path)
+
+
 def test_a_patient_is_one_however_the_table_writes_it(tmp_path):
     rows = [image_row(f"P3_{side}_{kind}_CC") for side in "LR" for kind in ("CM", "DM")]
     for row, patient in zip(rows, ("3", "3.0", " 3", "03.00")):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import coco_to_tfds
 import numpy as np
 import pytest
 import tfds_writer
+from cdd_layout import circle, image_row, write_tables
 from folders import new_folder
 
 from elk_jax.data.sources.coco import write_coco
@@ -17,6 +22,7 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.images.schema import ImageInfo
 from tests.refusals import refused
 
+ROOT = Path(__file__).resolve().parents[2]
 RNG = np.random.default_rng(0)
 PIXELS = {f"i{n}": RNG.integers(0, 65536, (20 + n, 30), dtype=np.uint16) for n in range(4)}
 
@@ -212,20 +218,59 @@ def test_coco_to_tfds_reports_what_is_wrong(tmp_path):
 
 def test_new_folder_appears_only_when_complete(tmp_path):
     target = tmp_path / "deep" / "out"
-    with pytest.raises(RuntimeError), new_folder(target) as folder:
+    with pytest.raises(RuntimeError), new_folder(target, "a") as folder:
         (folder / "half").write_text("written")
         raise RuntimeError
     assert not target.exists() and not list(target.parent.iterdir())
-    with new_folder(target) as folder:
+    with new_folder(target, "a") as folder:
         (folder / "a").write_text("whole")
         assert not target.exists()
     assert (target / "a").read_text() == "whole"
-    with pytest.raises(KeyboardInterrupt), new_folder(target, overwrite=True):
+    with pytest.raises(KeyboardInterrupt), new_folder(target, "a", overwrite=True):
         raise KeyboardInterrupt
     assert [path.name for path in target.iterdir()] == ["a"]
-    with new_folder(target, overwrite=True) as folder:
+    with new_folder(target, "a", overwrite=True) as folder:
         (folder / "b").touch()
     assert [path.name for path in target.parent.rglob("*")] == ["out", "b"]
     (tmp_path / "file").touch()
-    with refused("folder", where=tmp_path / "file"), new_folder(tmp_path / "file"):
+    with refused("folder", where=tmp_path / "file"), new_folder(tmp_path / "file", "a"):
         pass
+
+
+def test_overwrite_replaces_neither_inputs_nor_what_others_wrote(tmp_path):
+    """It deletes the folder that was there."""
+    path = coco_folder(tmp_path / "in")
+    folder = path.parent
+    for place in (folder, folder / "images", tmp_path):
+        with refused("dataset_info.json", where=place):
+            coco_to_tfds.main([f"--input={path}", f"--output={place}", "--overwrite"])
+    (folder / "dataset_info.json").touch()
+    with refused("input", "another folder", where=folder):
+        coco_to_tfds.main([f"--input={path}", f"--output={folder}", "--overwrite"])
+    assert len(list((folder / "images").iterdir())) == len(INFOS)
+    (tmp_path / "link").symlink_to(folder)
+    with refused("input", where="link"):
+        coco_to_tfds.main([f"--input={path}", f"--output={tmp_path / 'link'}", "--overwrite"])
+    for flags in ([], ["--overwrite"]):
+        coco_to_tfds.main([f"--input={path}", f"--output={folder / 'tfds'}", *flags])
+    assert (folder / "tfds" / "dataset_info.json").is_file()
+
+
+@pytest.mark.parametrize("script", ["coco_to_tfds", "cdd_cesm"])
+def test_tfds_is_imported_before_a_progress_bar_starts(script, tmp_path):
+    """Its import replaces the import function of all threads, and the thread of a bar imports modules too."""
+    if script == "cdd_cesm":
+        write_tables(tmp_path / "in", [image_row("P1_L_CM_CC")], [("P1_L_CM_CC", circle(9, 9, 2))], "csv")
+        (tmp_path / "in" / "P1_L_CM_CC.png").write_bytes(encode_png(PIXELS["i0"]))
+    source = tmp_path / "in" if script == "cdd_cesm" else coco_folder(tmp_path / "in")
+    code = (
+        f"import sys, {script} as script\n"
+        "script.Progress = lambda *_, **__: sys.exit(7 if 'tensorflow_datasets' in sys.modules else 8)\n"
+        "script.main(sys.argv[1:])"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "data_prep"))}
+    flags = [f"--input={source}", f"--output={tmp_path / 'out'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 7, done.stderr

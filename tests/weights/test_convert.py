@@ -8,7 +8,7 @@ import pytest
 
 from elk_jax.backbones.conv import ConvNorm
 from elk_jax.backbones.norms import FrozenBatchNorm
-from elk_jax.weights import classifiers, convert, detectors, model_folder, resnet, torchvision
+from elk_jax.weights import classifiers, convert, detectors, detectron2, model_folder, resnet, torchvision
 from tests.refusals import refused
 
 WIDTH, FPN, CLASSES, FC = 4, 6, 2, 5
@@ -110,8 +110,7 @@ def detectron2_detector():
     shapes["roi_heads.box_predictor.cls_score"] = (CLASSES + 1, FC)
     shapes["roi_heads.box_predictor.bbox_pred"] = (4 * CLASSES, FC)
     tensors = fill({**detectron2_backbone("backbone.bottom_up."), **heads(shapes)})
-    buffers = ("pixel_mean", "proposal_generator.anchor_generator.cell_anchors.0")
-    return tensors | {name: np.zeros(3, "f4") for name in buffers}
+    return tensors
 
 
 def run(tensors, file_format, changes=None, drop=(), ignore=(), norm_eps=None):
@@ -147,10 +146,46 @@ def test_what_is_inferred(from_torchvision, from_detectron2):
         assert imported.absent == ()
     assert (from_torchvision.model.background, from_torchvision.model.roi_aligned) == ("first", False)
     assert (from_detectron2.model.background, from_detectron2.model.roi_aligned) == ("last", True)
-    assert sorted(from_detectron2.name_map.ignored) == [
-        "pixel_mean",
-        "proposal_generator.anchor_generator.cell_anchors.0",
-    ]
+    assert from_detectron2.model.anchor_sizes == ((32,), (64,), (128,), (256,), (512,))
+    assert from_detectron2.model.backbone.pixel_mean == (103.53, 116.28, 123.675)
+
+
+def detectron2_buffers(anchors):
+    """What older versions of detectron2 write beside the weights; anchors: of a cell, (width, height), per level."""
+    half = [np.array(level, "f4") / 2 for level in anchors]
+    cells = {f"{detectron2.CELLS}{i}": np.concatenate([-one, one], axis=1) for i, one in enumerate(half)}
+    pixels = {"pixel_mean": np.full((3, 1, 1), 127.5, "f4"), "pixel_std": np.full((3, 1, 1), 57.12, "f4")}
+    return pixels | cells
+
+
+def test_settings_beside_the_weights_of_detectron2_are_read(from_detectron2):
+    """A detector of other anchors and means has the same shapes: only these tensors tell."""
+    root = np.sqrt(3)
+    anchors = [[(8 * root * 2**i, 8 / root * 2**i), (8 * 2**i, 8 * 2**i), (8 / root * 2**i, 8 * root * 2**i)]
+               for i in range(5)]  # fmt: skip
+    buffers = detectron2_buffers(anchors)
+    imported = run(detectron2_detector() | buffers, "detectron2")
+    assert imported.model.anchor_sizes == ((8,), (16,), (32,), (64,), (128,))
+    np.testing.assert_allclose(imported.model.anchor_ratios, (1 / 3, 1, 3), rtol=1e-5)
+    assert imported.model.backbone.pixel_mean == (127.5,) * 3 and imported.model.backbone.pixel_std == (57.12,) * 3
+    assert set(imported.name_map.ignored) == set(buffers)
+    assert_equal_trees(imported.params, from_detectron2.params)
+    chosen = {"anchor_sizes": [[1], [2], [3], [4], [5]], "backbone": {"pixel_std": [1, 1, 1]}}
+    model = run(detectron2_detector() | buffers, "detectron2", chosen).model
+    assert model.anchor_sizes[4] == (5,) and model.backbone.pixel_std == (1, 1, 1)
+
+
+def test_several_anchor_sizes_of_a_level_are_read():
+    cell = [(20, 10), (10, 20), (40, 20), (20, 40)]
+    found = detectron2._anchor_settings(detectron2_buffers([cell]))
+    np.testing.assert_allclose(found["anchor_sizes"], [(200**0.5, 800**0.5)], rtol=1e-5)
+    assert found["anchor_ratios"] == (0.5, 2)
+
+
+@pytest.mark.parametrize("level", [[(8, 8), (9, 9), (4, 16)], [(8, 8), (16, 4), (4, 16)], [(-8, 8), (16, 4), (4, 16)]])
+def test_anchors_that_no_setting_gives_are_refused(level):
+    with refused(f"{detectron2.CELLS}1"):
+        run(detectron2_detector() | detectron2_buffers([[(8, 8), (16, 4), (2, 32)], level]), "detectron2")
 
 
 @pytest.mark.parametrize(

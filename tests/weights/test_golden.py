@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 
-from elk_jax.detection import retinanet
+from elk_jax.detection import efficientdet_config, retinanet
 from elk_jax.detection.faster_rcnn import detectron2, torchvision, torchvision_v2
 from elk_jax.weights import effdet
 from elk_jax.weights.detectors import parameter_shapes
@@ -147,9 +147,39 @@ def test_parameter_counts(name, compare):
 )
 def test_paddings_of_effdets_names(name, backbone, behind):
     """Of effdet's own D4 and D5 pyramid and heads pad as TensorFlow does: their `pad_type` was left at its default."""
-    logits = {"class_net.predict.conv_pw.weight": np.zeros((9 * 2, 64, 1, 1), np.float32)}
-    model = effdet.understand(logits, name, {}).model
+    model = effdet.understand(effdet_outputs(), name, {}).model
     assert (model.backbone.padding, model.padding) == (backbone, behind)
+
+
+def effdet_outputs(anchors=9, classes=2):
+    """The two kernels that show the classes."""
+    outputs = {"class": anchors * classes, "box": anchors * 4}
+    return {f"{net}_net.predict.conv_pw.weight": np.zeros((n, 64, 1, 1), "f4") for net, n in outputs.items()}
+
+
+def test_the_anchors_of_effdets_bench_must_be_those_of_the_model():
+    """A bench has its anchors beside its model: top, left, bottom, right, in px, the first cell first."""
+    around = np.array([[2**octave * w, 2**octave * h] for octave in (0, 1 / 3, 2 / 3) for w, h in EFFDET_RATIOS])
+    y, x = 16 * around[:, 1:], 16 * around[:, :1]  # half of 4 strides of 8 px, about the middle of the first cell
+    anchors = np.concatenate([4 - y, 4 - x, 4 + y, 4 + x], axis=1)
+    bench = {f"model.{name}": kernel for name, kernel in effdet_outputs().items()}
+    for prefix in ("", "module."):
+        file = {prefix + name: tensor for name, tensor in (bench | {"anchors.boxes": anchors}).items()}
+        found = effdet.understand(file, "tf_efficientdet_d0", {})
+        assert found.model.num_classes == 2 and found.tensors.keys() == effdet_outputs().keys()
+    for other in (anchors[:, [1, 0, 3, 2]], anchors[:8], 4 + (anchors - 4) / 2):
+        with refused("anchors.boxes", "anchor_sizes"):
+            effdet.understand(bench | {"anchors.boxes": other}, "tf_efficientdet_d0", {})
+    halves = {"anchor_sizes": efficientdet_config.octaves(2.0, 5)}
+    effdet.understand(bench | {"anchors.boxes": 4 + (anchors - 4) / 2}, "tf_efficientdet_d0", halves)
+
+
+def test_the_classes_of_effdet_follow_from_any_number_of_anchors():
+    found = effdet.understand(effdet_outputs(6, 3), "tf_efficientdet_d0", {"anchor_ratios": [1, 2]})
+    assert found.model.num_classes == 3
+
+
+EFFDET_RATIOS = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
 
 
 @pytest.mark.parametrize(

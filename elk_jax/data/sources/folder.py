@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,8 @@ from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
+SOURCE = re.compile(r"[a-z_]{2,}:")
+"""The beginning of a data source, such as coco:FILE.json."""
 AS_STORED = SourceSpec()
 """Default decoding: values use all bits of their files."""
 
@@ -28,7 +31,7 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     An image has one of SUFFIXES, or is a DICOM file with any name. In folders, DICOM objects that are not images
     (reports, presentation states, the DICOMDIR of an export) are skipped, as are hidden files, such as those that a Mac
     creates beside every copied image.
-    UserError for a missing file or folder, a device or a pipe, and for a folder without an image.
+    UserError for a missing file or folder, a data source, a device or a pipe, and for a folder without an image.
     """
     found: list[Path] = []
     skipped: list[Path] = []
@@ -41,6 +44,9 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
                 raise UserError("no image in the folder", where=entry, todo=todo)
             found += images
             skipped += sorted(set(below) - set(images))
+        elif SOURCE.match(str(entry)) and not entry.exists():
+            todo = "give an image file or a folder of images; launch/evaluate.py takes data sources"
+            raise UserError("a data source, not a file or folder", where=entry, todo=todo)
         else:
             files.open_regular(entry).close()
             found.append(entry)

@@ -31,6 +31,11 @@ def test_images_are_found_by_name_once(images):
     assert folder.find_images([str(images / "with,comma.png")]) == ([images / "with,comma.png"], [])
     with refused("no such file", where="/nowhere/x.png"):
         folder.find_images(["/nowhere/x.png"])
+    for source in ("coco:a.json", "phantom:"):
+        with refused("data source", "folder of images", where=source):
+            folder.find_images([source])
+    (images / "a:b.png").write_bytes((images / "a.png").read_bytes())
+    assert folder.find_images([images / "a:b.png"]) == ([images / "a:b.png"], [])
     (images / "empty").mkdir()
     with refused("no image", where=images / "empty"):
         folder.find_images([images / "empty"])
