@@ -93,7 +93,8 @@ def stored_values(
     try:
         stored = pixel_array(pixels, index=frame, transfer_syntax_uid=syntax, **options)
     except (RuntimeError, NotImplementedError) as error:
-        if syntax.is_compressed and "plugin" in str(error) and "does not support" in str(error):
+        tried = str(error).splitlines()[1:]  # a line for every decoder
+        if syntax.is_compressed and tried and all("does not support" in line for line in tried):
             raise _no_decoder(syntax) from error
         other = f", or try another decoder: pip install {_decoder_package(syntax)}"
         todo = "fetch the file again" + other * syntax.is_compressed

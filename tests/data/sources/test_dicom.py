@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 
 from elk_jax import budget
-from elk_jax.data.sources import dicom, dicom_grey
+from elk_jax.data.sources import dicom, dicom_grey, dicom_pixels
 from elk_jax.data.sources.decode import decode_image, image_size
 from elk_jax.data.sources.volumes import dicom_volume
 from elk_jax.errors import UserError
@@ -328,6 +328,27 @@ def test_a_missing_decoder_names_its_package(syntax, package, monkeypatch):
     dataset.save_as(buffer)
     monkeypatch.setattr(type(pydicom.pixels.get_decoder(syntax)), "is_available", property(lambda self: False))
     with refused("JPEG", "pip install", package, where="x.dcm"):
+        dicom.decode(buffer.getvalue(), name="x.dcm")
+
+
+@pytest.mark.parametrize(
+    ("lines", "word"),
+    [
+        (["pillow: Pillow does not support 12-bit precision"], "no decoder"),
+        (["gdcm: GDCM does not support 12-bit precision", "pylibjpeg: a misplaced marker"], "damaged"),
+    ],
+)
+def test_a_decoder_is_missing_only_if_none_could_read_the_kind_of_file(lines, word, monkeypatch):
+    dataset = pydicom.dcmread(io.BytesIO(make()))
+    dataset.compress(RLELossless)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+
+    def failing(*_, **__):
+        raise RuntimeError("\n  ".join(["Unable to decode as exceptions were raised by all plugins:", *lines]))
+
+    monkeypatch.setattr(dicom_pixels, "pixel_array", failing)
+    with refused(word, where="x.dcm"):
         dicom.decode(buffer.getvalue(), name="x.dcm")
 
 
