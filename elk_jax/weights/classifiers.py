@@ -70,7 +70,7 @@ def convert_tensors(
     if kind is None:
         todo = f"use the library's name of a {' or '.join(READERS)}"
         raise UserError(f"'{name}' is not a supported kind of classifier", where="--model", todo=todo)
-    return _converted(READERS[kind](convert.strip_wrappers(tensors), file_format, name, changes or {}), ignore)
+    return _converted(READERS[kind](convert.strip_wrappers(tensors, ignore), file_format, name, changes or {}), ignore)
 
 
 def convert_resnet(

@@ -269,23 +269,33 @@ _WRAPPERS = ("module.", "model.", "net.")
 """Prefixes from data-parallel training and averaging in PyTorch, and from common Lightning modules."""
 
 
-def strip_wrappers(tensors: Tensors) -> Tensors:
+def strip_wrappers(tensors: Tensors, ignore: Sequence[str] = ()) -> Tensors:
     """The tensors with their names before training wrappers.
 
     Removed are the prefixes _WRAPPERS if all names have them, torch.compile's `_orig_mod.` anywhere, and the counter
-    `n_averaged` of an averaged model. UserError for two tensors of the same name.
+    `n_averaged` of an averaged model. ignore: regular expressions of names that need not have the prefixes, such as
+    those of a loss beside the model. UserError for two tensors of the same name.
     """
-    given: dict[str, str] = {}  # plain name -> the name in the file
-    for name in (name for name in tensors if name != "n_averaged"):
-        plain = name.replace("_orig_mod.", "")
-        if given.setdefault(plain, name) != name:
-            raise UserError(f"two tensors of one name, {given[plain]} and {name}", todo="keep the trained one")
-    tensors = {plain: tensors[name] for plain, name in given.items()}
-    while prefix := next((p for p in _WRAPPERS if tensors and all(name.startswith(p) for name in tensors)), ""):
-        tensors = {
-            name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name != f"{prefix}n_averaged"
-        }
-    return tensors
+    ignored = model_folder.compile_patterns(ignore, "--ignore")
+    counter = "n_averaged"
+    tensors = _renamed(tensors, lambda name: name.replace("_orig_mod.", ""))
+    while True:
+        tensors = {name: tensor for name, tensor in tensors.items() if name != counter}
+        inside = [name for name in tensors if not model_folder.matches(ignored, name)]
+        prefix = next((one for one in _WRAPPERS if inside and all(name.startswith(one) for name in inside)), "")
+        if not prefix:
+            return tensors
+        tensors = _renamed(tensors, lambda name: name.removeprefix(prefix))  # noqa: B023
+
+
+def _renamed(tensors: Tensors, new: Callable[[str], str]) -> Tensors:
+    """The tensors under new names; UserError if two get the same."""
+    given: dict[str, str] = {}  # new name -> the name before
+    for name in tensors:
+        if given.setdefault(new(name), name) != name:
+            what = f"two tensors of one name, {given[new(name)]} and {name}"
+            raise UserError(what, todo="keep the trained one")
+    return {plain: tensors[name] for plain, name in given.items()}
 
 
 def check_used(patterns: Sequence[str], names: Iterable[str], flag: str) -> None:

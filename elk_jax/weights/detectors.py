@@ -103,7 +103,7 @@ def import_file(
     Nothing is written on error. A ResNet without a detector gives the folder of a network.
     """
     console = console or Console()
-    foreign = resnet.foreign(reading.read_tensors(path), file_format, norm_eps)
+    foreign = resnet.foreign(convert.strip_wrappers(reading.read_tensors(path), ignore), file_format, norm_eps)
     origin = Origin(foreign.preset, Path(path).name, files.sha256(path))
     if foreign.backbone_only:
         for flag, given in (("--classes", classes), ("--drop", drop)):
@@ -139,7 +139,7 @@ def import_effdet(
 ) -> Converted:
     """The same for an EfficientDet, called `name` in effdet."""
     console = console or Console()
-    found = effdet.understand(reading.read_tensors(path), name, changes or {})
+    found = effdet.understand(convert.strip_wrappers(reading.read_tensors(path), ignore), name, changes or {})
     imported = convert_understood(found, drop, ignore)
     origin = Origin("effdet", Path(path).name, files.sha256(path))
     _write(imported, f"{name} of effdet, norm {imported.model.norm}", origin, classes, output, console, names)

@@ -1,10 +1,12 @@
 """Name maps on small detectors whose tensors are made here under each library's names."""
 
 import dataclasses
+from functools import partial
 
 import flax.linen as nn
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from elk_jax.backbones.conv import ConvNorm
 from elk_jax.backbones.norms import FrozenBatchNorm
@@ -207,6 +209,21 @@ def test_older_torchvision_names_and_wrappers_of_trainings(from_torchvision):
         assert_equal_trees(run(prefixed, "torchvision").params, from_torchvision.params)
     parts = {name.replace("body.", "body._orig_mod."): tensor for name, tensor in torchvision_detector().items()}
     assert_equal_trees(run(parts, "torchvision").params, from_torchvision.params)
+
+
+def test_ignored_tensors_beside_a_wrapped_model_hide_no_prefix(from_torchvision, tmp_path):
+    """Checkpoints of Lightning have the weights of a loss beside the model."""
+    beside = {"criterion.weight": np.ones(3, "f4")}
+    save_file({f"model.{name}": x for name, x in torchvision_detector().items()} | beside, tmp_path / "a.safetensors")
+    take = partial(detectors.import_file, tmp_path / "a.safetensors", "torchvision", tmp_path / "out")
+    with refused("model.backbone"):
+        take()
+    imported = take(ignore=["^criterion"])
+    assert imported.name_map.ignored == ("criterion.weight",)
+    assert_equal_trees(imported.params, from_torchvision.params)
+    assert list(convert.strip_wrappers({"model.a": 1, "b": 2, "n_averaged": 3}, ["^b"])) == ["a", "b"]
+    with refused("one name"):
+        convert.strip_wrappers({"model.a": 1, "a": 2}, ["^a"])
 
 
 @pytest.mark.parametrize("flag", ["drop", "ignore"])
