@@ -44,13 +44,18 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
                 raise UserError("no image in the folder", where=entry, todo=todo)
             found += images
             skipped += sorted(set(below) - set(images))
-        elif SOURCE.match(str(entry)) and not entry.exists():
-            todo = "give an image file or a folder of images; launch/evaluate.py takes data sources"
-            raise UserError("a data source, not a file or folder", where=entry, todo=todo)
         else:
+            check_no_source(entry)
             files.open_regular(entry).close()
             found.append(entry)
     return list(dict.fromkeys(found)), list(dict.fromkeys(skipped))
+
+
+def check_no_source(entry: Path) -> None:
+    """UserError for a missing file whose name looks like a data source."""
+    if SOURCE.match(str(entry)) and not entry.exists():
+        todo = "give an image file or a folder of images; launch/evaluate.py takes data sources"
+        raise UserError("a data source, not a file or folder", where=entry, todo=todo)
 
 
 def check_apart(inputs: Sequence[str | Path], output: Path) -> None:

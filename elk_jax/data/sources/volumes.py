@@ -23,7 +23,7 @@ from elk_jax.data.sources.decode import DICOM_SUFFIXES, SUFFIXES, decode_as, ima
 from elk_jax.data.sources.dicom_grey import attributes_of_frame, first_number
 from elk_jax.data.sources.dicom_series import SliceFile, series_of, slice_file
 from elk_jax.data.sources.dicom_volumes import BESIDE, OrientedFrames, check_volume, described, lies_beside
-from elk_jax.data.sources.folder import AS_STORED, find_images
+from elk_jax.data.sources.folder import AS_STORED, check_no_source, find_images
 from elk_jax.data.sources.source import ImageSource, Read, read_at, read_part
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
@@ -219,6 +219,7 @@ def find_volumes(entry: Path, spec: SourceSpec) -> tuple[tuple[Volume, ...], tup
     UserError if there is no volume, and for damaged files: a volume may lack a slice.
     """
     if not entry.is_dir():
+        check_no_source(entry)
         if entry.suffix.lower() in SUFFIXES and not _is_dicom(entry):
             raise UserError("an image, not a volume", where=entry, todo="give a folder with one file per slice")
         return (dicom_volume(entry, spec),), ()

@@ -1,11 +1,13 @@
 """Image files without annotations: found, opened once, kept."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
 from elk_jax.data.sources import decode as decoding
-from elk_jax.data.sources import folder
+from elk_jax.data.sources import folder, volumes
 from elk_jax.data.sources.spec import SourceSpec
 from tests.data.sources.dicom_files import RAMP, make
 from tests.refusals import refused
@@ -34,6 +36,8 @@ def test_images_are_found_by_name_once(images):
     for source in ("coco:a.json", "phantom:"):
         with refused("data source", "folder of images", where=source):
             folder.find_images([source])
+        with refused("data source", where=source):
+            volumes.find_volumes(Path(source), SourceSpec())
     (images / "a:b.png").write_bytes((images / "a.png").read_bytes())
     assert folder.find_images([images / "a:b.png"]) == ([images / "a:b.png"], [])
     (images / "empty").mkdir()
