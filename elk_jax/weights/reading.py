@@ -17,7 +17,9 @@ from elk_jax.weights import pickle_machine, pickles, torch_files
 
 Tensors = dict[str, np.ndarray]
 
-STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict", "model_state", "blobs")
+STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "model", "state_dict", "model_state_dict", "model_state", "blobs")
+"""Entries of a checkpoint with its weights; the first one present is read. Averaged weights come first, as in timm,
+effdet and the reference scripts of torchvision, which evaluate them."""
 FLOOR = 1 << 27
 """Bytes that reading the smallest file may allocate: weights are stored in full, except masks of one repeated row."""
 LONGEST_NAME = 1000

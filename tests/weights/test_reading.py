@@ -108,6 +108,14 @@ def test_a_state_dict_may_be_two_levels_deep(tmp_path):
             read_tensors(path)
 
 
+@pytest.mark.parametrize("averaged, plain", [("state_dict_ema", "state_dict"), ("model_ema", "model")])
+def test_averaged_weights_are_read_where_a_checkpoint_has_both(tmp_path, averaged, plain):
+    """timm, effdet and torchvision's reference scripts evaluate these."""
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({plain: {"w": np.zeros(2)}, averaged: {"w": np.ones(2)}, "epoch": 1}, 4))
+    np.testing.assert_array_equal(read_tensors(path)["w"], 1)
+
+
 def test_two_names_of_one_tensor_are_refused():
     """The later one counted."""
     w = np.zeros(1)
