@@ -95,7 +95,7 @@ def doubts(resamples: int, patients: int, main: Estimate) -> list[str]:
     if 0 < resamples < LEAST_RESAMPLES:
         return [f"{resamples} resamples: the ends of a 95 % interval take at least {LEAST_RESAMPLES}, and better 2000"]
     if main["low"] is not None and main["low"] == main["high"]:
-        what = f"all resamples of the patients give {main['value']:.3f}, so the interval has no width"
+        what = f"at least {LEVEL:.0%} of the resamples give {main['low']:.3f}, so the interval has no width"
         return [f"{what}; other patients may give other values"]
     return []
 

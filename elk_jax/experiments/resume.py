@@ -171,8 +171,8 @@ def check_alike(stage: Stage, depends: dict[str, Any], annotations: str) -> None
     own = {**depends, "annotations": annotations}
     first, *others = map(json.loads, gathered(json.dumps(own)))
     for number, other in enumerate(others, start=1):
-        if found := differences(first, other):
-            what = f"process {number} differs from process 0 in {'; '.join(found[:3])}"
+        if found := differences(first, other, verb=f"is {{}} in process 0, but {{}} in process {number}"):
+            what = f"the processes of this run differ: {'; '.join(found[:3])}"
             todo = "start every process with the same command, on the same files and model folders"
             raise UserError(what, where=f"stage {stage.name}", todo=todo)
 
@@ -191,15 +191,15 @@ def _without_inputs(written: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in written.items() if key != "models"}
 
 
-def differences(before: Any, now: Any, key: str = "") -> list[str]:
-    """The differences between two JSON values, by dotted key: "steps was 100 and is 200"."""
+def differences(before: Any, now: Any, key: str = "", verb: str = "was {} and is {}") -> list[str]:
+    """The differences between two JSON values, by dotted key, such as "steps was 100 and is 200"."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             text
             for name in {**before, **now}
-            for text in differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+            for text in differences(before.get(name), now.get(name), f"{key}.{name}" if key else name, verb)
         ]
-    return [] if before == now else [f"{key} was {before!r} and is {now!r}"]
+    return [] if before == now else [f"{key} {verb.format(repr(before), repr(now))}"]
 
 
 def _filled(before: Any, now: Any) -> Any:

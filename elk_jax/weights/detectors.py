@@ -139,7 +139,7 @@ def import_effdet(
 ) -> Converted:
     """The same for an EfficientDet, called `name` in effdet."""
     console = console or Console()
-    found = effdet.understand(convert.strip_wrappers(reading.read_tensors(path), ignore), name, changes or {})
+    found = effdet.understand(reading.read_tensors(path), name, changes or {}, ignore=ignore)
     imported = convert_understood(found, drop, ignore)
     origin = Origin("effdet", Path(path).name, files.sha256(path))
     _write(imported, f"{name} of effdet, norm {imported.model.norm}", origin, classes, output, console, names)

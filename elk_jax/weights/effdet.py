@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,16 +45,18 @@ BENCH_ANCHORS = "anchors.boxes"
 FIRST = 3
 
 
-def understand(tensors: Tensors, name: str, changes: Mapping[str, Any], flag: str = "--model") -> Understood:
+def understand(
+    tensors: Tensors, name: str, changes: Mapping[str, Any], flag: str = "--model", ignore: Sequence[str] = ()
+) -> Understood:
     """The detector `name` of effdet in a file, with `changes`. UserError for others. The classes are those of the file.
 
-    flag: the flag with the name, for errors.
+    flag: the flag with the name, for errors. ignore: as in `convert.strip_wrappers`.
     """
     match = next(filter(None, (re.fullmatch(pattern, name) for pattern in NAMES)), None)
     if match is None:
         todo = "give a name such as tf_efficientdet_d0"
         raise UserError(f"'{name}' is not a supported EfficientDet of effdet", where=flag, todo=todo)
-    tensors, anchors = _without_bench(tensors)
+    tensors, anchors = _without_bench(tensors, ignore)
     model = configure(match[1], name.startswith("tf_"), name.endswith("_ap"), tensors)
     ours = fields.as_dict(changes.get("backbone", {}), "model.backbone")
     settings = {**vars(model), **changes, "backbone": {**vars(model.backbone), **ours}}
@@ -63,11 +65,11 @@ def understand(tensors: Tensors, name: str, changes: Mapping[str, Any], flag: st
     return Understood(tensors, model, format_of(model, name))
 
 
-def _without_bench(tensors: Tensors) -> tuple[Tensors, np.ndarray | None]:
+def _without_bench(tensors: Tensors, ignore: Sequence[str]) -> tuple[Tensors, np.ndarray | None]:
     """The tensors of the model in a file, with plain names, and the anchors beside it in the file of a bench."""
     anchors = next((tensor for name, tensor in tensors.items() if name.endswith(BENCH_ANCHORS)), None)
     inside = {name: tensor for name, tensor in tensors.items() if not name.endswith(BENCH_ANCHORS)}
-    return strip_wrappers(inside), anchors
+    return strip_wrappers(inside, ignore), anchors
 
 
 def _check_anchors(model: EfficientDetConfig, anchors: np.ndarray | None) -> None:

@@ -167,6 +167,9 @@ def test_the_anchors_of_effdets_bench_must_be_those_of_the_model():
         file = {prefix + name: tensor for name, tensor in (bench | {"anchors.boxes": anchors}).items()}
         found = effdet.understand(file, "tf_efficientdet_d0", {})
         assert found.model.num_classes == 2 and found.tensors.keys() == effdet_outputs().keys()
+    beside = {**bench, "anchors.boxes": anchors, "loss.weight": anchors}
+    found = effdet.understand(beside, "tf_efficientdet_d0", {}, ignore=["^loss"])
+    assert found.tensors.keys() == {*effdet_outputs(), "loss.weight"}
     for other in (anchors[:, [1, 0, 3, 2]], anchors[:8], 4 + (anchors - 4) / 2):
         with refused("anchors.boxes", "anchor_sizes"):
             effdet.understand(bench | {"anchors.boxes": other}, "tf_efficientdet_d0", {})

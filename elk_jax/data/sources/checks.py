@@ -114,7 +114,9 @@ def check_files(infos: Iterable[ImageInfo], folder: Path, where: object) -> None
             todo = "correct or remove the link, or set on_error=skip"
         elif other := _alike(folder, missing[0].file_name):
             todo = f"there is {other}: write the name in the same way, or set on_error=skip"
-        elif os.path.isfile(folder.parent / missing[0].file_name):
+        elif missing[0].file_name.startswith(f"{folder.name}/") and os.path.isfile(
+            folder.parent / missing[0].file_name
+        ):
             todo = f"leave '{folder.name}/' out of file_name, or set on_error=skip"
         raise UserError(what, where=where, todo=todo)
 

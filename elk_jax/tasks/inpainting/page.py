@@ -19,7 +19,7 @@ class PaintedSet:
 
     stage: str
     count: int
-    painted: Sequence[Strip] = ()  # canvas before and after
+    painted: Sequence[Strip] = ()  # canvas before and after; none where another stage protects the canvases
     real: Sequence[Strip] = ()  # lesions of the training split; of validation if training is private
 
 
@@ -69,6 +69,8 @@ def painted_section(painted: PaintedSet, named: bool = False) -> Section:
         f"Examples of {painted.count}, at native resolution: the canvas, and the canvas with the lesion. "
         "The corners of the box are marked; click to enlarge."
     )
+    if not painted.painted:
+        note = f"{painted.count} images, not shown because another stage protects the patients of the canvases."
     return Section(title, "".join(parts), note)
 
 

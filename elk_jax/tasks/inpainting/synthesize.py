@@ -222,10 +222,13 @@ def _label(classes: Sequence[str], canvases: ImageSource) -> int:
     model and a single class of the data count as the same."""
     if len(classes) == len(canvases.classes) == 1:
         return 0
-    if len(classes) == 1 and classes[0] in canvases.classes:
+    if len(classes) != 1:  # of an earlier version, which stored all classes of its data
+        what = f"the model does not say which of the classes {', '.join(classes)} its lesions have"
+        raise UserError(what, where=canvases.name, todo="train it again, on lesions of one class")
+    if classes[0] in canvases.classes:
         return canvases.classes.index(classes[0])
-    what = f"the model paints {' and '.join(classes)}, but the canvases have the classes {', '.join(canvases.classes)}"
-    raise UserError(what, where=canvases.name, todo="use a model of lesions of one class, which the canvases have")
+    what = f"the model paints lesions of the class {classes[0]}, but the canvases have {', '.join(canvases.classes)}"
+    raise UserError(what, where=canvases.name, todo="call the class alike in both, or use other canvases")
 
 
 def _digest(canvases: ImageSource) -> str:

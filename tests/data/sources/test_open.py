@@ -229,10 +229,14 @@ def test_a_missing_file_whose_name_looks_like_another_says_so(at, tmp_path, name
             open_source(at(lambda content, o=other: content["images"][0].update(file_name=o)), "train")
 
 
-def test_a_name_that_repeats_the_folder_of_images_says_so(at):
+def test_a_name_that_repeats_the_folder_of_images_says_so(at, tmp_path):
     """Label Studio writes images/NAME beside a folder of this name."""
     with refused("missing", "'images/'", where="data.json"):
         open_source(at(lambda content: content["images"][0].update(file_name="images/1.png")), "train")
+    spec = at(lambda content: content["images"][0].update(file_name="beside.png"))
+    (tmp_path / "beside.png").write_bytes((tmp_path / "images" / "1.png").read_bytes())
+    with refused("missing", "put the files there", where="data.json"):
+        open_source(spec, "train")
 
 
 def test_a_link_without_a_file_is_named(at, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.inpainting import report
+from elk_jax.tasks.inpainting.page import painted_section
 
 
 def test_the_part_shows_what_every_stage_left(painted_run, summaries):
@@ -44,6 +45,8 @@ def test_canvases_whose_patients_another_stage_protects_are_not_shown(painted_ru
     private = replace(experiment, recipes={**experiment.recipes, name: recipe})
     shown = report._painted(replace(painted_run, experiment=private), "lesions", summaries["lesions"])
     assert shown.count == summaries["lesions"]["count"] and not shown.painted and not shown.real
+    section = painted_section(shown)
+    assert "protects" in section.note and not section.html
 
 
 def test_real_lesions_are_shown_in_windows_of_that_size(painted_run, summaries):

@@ -143,14 +143,15 @@ def test_painted_lesions_have_the_class_of_the_models_lesions(model, tmp_path):
     paint(model, of_classes(tmp_path, "breast", "mass"), tmp_path / "out")
     painted = files.read_json(tmp_path / "out" / coco.SYNTHETIC)
     named = {one["id"]: one["name"] for one in painted["categories"]}
-    assert [named[one["category_id"]] for one in painted["annotations"]] == [
-        "mass",
-        "mass",
-    ]  # painted, and the canvas's
+    found = [named[one["category_id"]] for one in painted["annotations"]]
+    assert found == ["mass", "mass"]  # painted, and the canvas's
     paint(model, of_classes(tmp_path / "one", "lesion"), tmp_path / "one" / "out")  # one of each count as the same
+    other = of_classes(tmp_path / "other", "breast", "cyst")
     with refused("mass", "breast, cyst"):
-        paint(model, of_classes(tmp_path / "other", "breast", "cyst"), tmp_path / "other" / "out")
+        paint(model, other, tmp_path / "other" / "out")
     assert not (tmp_path / "other" / "out").exists()
+    with refused("breast, cyst", "train it again"):  # a folder of an earlier version
+        synthesize._label(("breast", "cyst"), open_source(SourceSpec(other)))
 
 
 def of_classes(folder, *names):
