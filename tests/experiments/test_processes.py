@@ -111,7 +111,7 @@ def test_processes_with_different_settings_end_before_a_stage_begins(tmp_path):
     said = [(tmp_path / f"log-differ-{i}").read_text() for i in range(2)]
     assert codes == [2, 2], said
     for text in said:
-        assert "recipe.steps is 5 in process 0, but 6 in process 1" in text
+        assert "error: the processes of this run differ: recipe.steps is 4 in process 0, but 6 in process 1" in text
     assert not (tmp_path / "run" / "real").exists()
 
 
