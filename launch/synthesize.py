@@ -5,9 +5,9 @@
       --area=medium --seed=1 --output=painted_medium
 
 An inpainter writes synthetic.json (COCO), images/, masks/ and provenance/ (for every image: canvas, window, box,
-painted region, seed, ...). The lesions have the sizes of the training split (--area=medium: its middle half). Rerun the
-same command to resume an interrupted set. Canvases must be images of the split `train`; others would bring test
-patients into training. Then: python launch/train.py --config=configs/cem_mixed.py \\
+painted region, seed, ...). Lesions have the class and the sizes of the training lesions (--area=medium: the middle half
+of the sizes). Rerun the same command to resume an interrupted set. Canvases must be images of the split `train`; others
+would bring test patients into training. Then: python launch/train.py --config=configs/cem_mixed.py \\
     --config.data.synthetic.spec=coco:painted/synthetic.json --stages=real,synthetic,mixed,evaluate
 
   python launch/synthesize.py --workdir=runs/mcgan --count=1500 --seed=1 --output=drawn
