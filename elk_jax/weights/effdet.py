@@ -75,9 +75,9 @@ def _without_bench(tensors: Tensors, ignore: Sequence[str]) -> tuple[Tensors, np
 def _check_anchors(model: EfficientDetConfig, anchors: np.ndarray | None) -> None:
     """UserError if the anchors of a bench are not the model's, beyond the 2 % of effdet's rounded ratios. anchors:
     [A, 4], top, left, bottom, right in px, of the first cell first."""
-    ours = cell_anchors(model.anchor_sizes[0], model.anchor_ratios) + model.strides[0] / 2
     if anchors is None:
         return
+    ours = cell_anchors(model.anchor_sizes[0], model.anchor_ratios) + model.strides[0] / 2
     theirs = anchors[: len(ours)]
     if theirs.shape != ours.shape or not np.allclose(theirs[:, [1, 0, 3, 2]], ours, rtol=0, atol=0.02 * np.ptp(ours)):
         what = f"the anchors in {BENCH_ANCHORS} are not the model's"

@@ -96,7 +96,7 @@ def test_the_last_error_of_a_log_is_the_one(tmp_path):
 
 
 def test_an_error_of_an_earlier_attempt_is_not_that_of_the_next(tmp_path):
-    """The log of a run is continued; an attempt that ends without a line of its own must not repeat an old one."""
+    """The log of a run is continued; an attempt that ends without an error line must not repeat an older one."""
     first = job(tmp_path, "run", "import sys; print('error: no data'); sys.exit(2)")
     tell = lambda at, end: None
     assert run_all([first], 1, tell)[0].error == "no data"
