@@ -129,6 +129,16 @@ def test_detectors_and_their_backbones(variant, detector, network, extra):
             cem_real.get_config(f"small,{rivals}")
 
 
+@pytest.mark.parametrize("size", variants.SIZES)
+def test_thorough_detectors_are_tested_at_several_sizes(size):
+    """In any size, beside any other word; the canvas of `small` alone is larger."""
+    plain, found = (parse(cem_mixed.get_config(f"{size},half{word}")).recipes["detector"] for word in ("", ",thorough"))
+    assert found.test_scales == (1.0, 0.64, 1.5) and found.test_flips == ("horizontal",) and len(found.test_same) == 3
+    assert found.loader.small_share == 0.7 and found.loader.augmentation.gain > plain.loader.augmentation.gain
+    assert found.loader.buckets == (((512, 352),) if size == "small" else plain.loader.buckets)
+    assert (found.model, found.steps, found.optimizer) == (plain.model, plain.steps, plain.optimizer)
+
+
 @pytest.mark.parametrize("variant", ["architectures", "small,half,architectures", "tiny,architectures"])
 def test_an_ensemble_of_architectures_has_one_detector_of_each(variant):
     experiment = parse(cem_ensemble.get_config(variant))
