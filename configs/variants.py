@@ -13,7 +13,7 @@ Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several 
             faster than a ResNet-18 on a CPU
   lite0     an EfficientNet-Lite0, to start from public weights (launch/import_weights.py)
   swin      a Swin-T, to start from public weights as well
-  thorough  larger images with small lesions more often, stronger changes of the grey values, and tests at three sizes of
+  thorough  larger images with small lesions more often, stronger changes of the grey values, tests at three sizes of
             the input, each mirrored too: found most on unseen patients (docs/results/cem.md#several-sizes-in-testing)
   retinanet a RetinaNet instead of the Faster R-CNN
   efficientdet  an EfficientDet instead of it; paper: D0
