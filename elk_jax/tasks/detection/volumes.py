@@ -207,7 +207,8 @@ def evaluated(results: Sequence[VolumeResult], volumes: Sequence[Volume], resamp
     notes = [*size_notes(volumes), *end_notes(volumes, RULES[rule].margin), *outside_notes(truths, volumes)]
     evaluation = evaluate_volumes(results, resamples=resamples)
     notes += bootstrap.doubts(resamples, evaluation["patients"], evaluation["metrics"][PRIMARY])
-    notes += [*repeated_notes([result.found for result in results]), *marked_again_notes(truths)]
+    found = [result.found for result in results]
+    notes += [*repeated_notes(found), *classes_notes(found), *marked_again_notes(truths)]
     return evaluation | {"notes": notes}
 
 
@@ -325,6 +326,14 @@ def repeated_notes(found: Sequence[VolumeDetections]) -> list[str]:
     rows = [np.column_stack([one.boxes, one.first, one.depth, one.scores]) for one in found if len(one.scores)]
     again = sum(len(one) - len(np.unique(one, axis=0)) for one in rows)
     return [f"duplicates among the findings: {again} of {sum(map(len, rows))}; each counts"] if again else []
+
+
+def classes_notes(found: Sequence[VolumeDetections]) -> list[str]:
+    """A note if findings are of several classes, which the metric does not distinguish."""
+    count = len({int(label) for one in found for label in one.labels})
+    if count < 2:
+        return []
+    return [f"findings of {count} classes: a finding of any class hits a lesion, whatever class the lesion has"]
 
 
 def _opened(data: SourceSpec, split: str, on_error: OnError, seed: int = 0) -> ImageSource:

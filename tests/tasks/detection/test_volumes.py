@@ -251,6 +251,17 @@ def test_findings_that_occur_twice_are_noted(tmp_path):
     assert any("2 of 4" in note for note in run(folder, tmp_path / "out", predictions=str(path), split="test")["notes"])
 
 
+def test_findings_of_any_class_hit_and_several_classes_are_noted(folder, model, tmp_path, monkeypatch):
+    of_one, detect_with = run(folder, tmp_path / "one", model), predict.detect_with
+    label = lambda result: np.full(len(result.labels), int(result.patient_id.endswith("3")))
+    of_two = lambda *given, **more: [replace(one, labels=label(one)) for one in detect_with(*given, **more)]
+    monkeypatch.setattr(predict, "detect_with", of_two)
+    found = run(folder, tmp_path / "two", model)
+    assert found["metrics"] == of_one["metrics"]
+    (note,) = set(found["notes"]) - set(of_one["notes"])
+    assert "2 classes" in note
+
+
 def test_small_slices_are_said_to_be_small_for_a_file_too_where_they_are_at_hand(tmp_path, folder, model):
     """The tables of BCS-DBT do not say how large slices are."""
     data = SourceSpec("phantom_volumes:size=64,count=12,slices=3")
