@@ -73,16 +73,16 @@ def _best(overlaps: np.ndarray, fits: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def count(
     results: Sequence[ImageResult], thresholds: Sequence[float], patients: Sequence[str] | None = None
-) -> dict[float, list[Counts]]:
-    """Match all images once. Returns, per IoU threshold, the counts of every class that has lesions.
+) -> dict[float, dict[int, Counts]]:
+    """Match all images once. Returns, per IoU threshold, the counts of every class that has lesions, by its label.
 
     patients: their order along the first axis of the counts. Default: order of appearance.
     """
     patients = list(dict.fromkeys(r.patient_id for r in results)) if patients is None else patients
     row_of = {patient: row for row, patient in enumerate(patients)}
     classes = np.unique(np.concatenate([np.zeros(0, int), *(r.gt_labels[~r.gt_ignore] for r in results)]))
-    by_threshold: dict[float, list[Counts]] = {float(threshold): [] for threshold in thresholds}
-    for label in classes:
+    by_threshold: dict[float, dict[int, Counts]] = {float(threshold): {} for threshold in thresholds}
+    for label in map(int, classes):
         scores: list[np.ndarray] = []
         rows: list[np.ndarray] = []
         hits: list[np.ndarray] = []
@@ -105,7 +105,8 @@ def count(
         all_rows = np.concatenate(rows)[order]
         all_hits, all_ignored = (np.concatenate(of, axis=1)[:, order] for of in (hits, ignored))
         for position, threshold in enumerate(thresholds):
-            by_threshold[float(threshold)].append(_counts(all_rows, all_hits[position], all_ignored[position], lesions))
+            own = _counts(all_rows, all_hits[position], all_ignored[position], lesions)
+            by_threshold[float(threshold)][label] = own
     return by_threshold
 
 
@@ -137,13 +138,27 @@ def average_precision(counts: Counts, weights: np.ndarray) -> np.ndarray:
     return np.where(total > 0, (new * precision).sum(axis=1) / len(RECALLS), np.nan)
 
 
-def mean_over_classes(
-    counts: Mapping[float, Sequence[Counts]], thresholds: Sequence[float], weights: np.ndarray
-) -> np.ndarray:
-    """COCO's AP: mean over thresholds and over the classes with lesions -> [R]; NaN without lesions."""
-    values = [average_precision(one, weights) for t in thresholds for one in counts[float(t)]]
+class Precisions:
+    """AP of every class that has lesions at every IoU threshold, for weightings of patients [R, P]."""
+
+    def __init__(self, counts: Mapping[float, Mapping[int, Counts]], weights: np.ndarray):
+        self._rows = len(weights)
+        self._values = {
+            threshold: {label: average_precision(one, weights) for label, one in of_class.items()}
+            for threshold, of_class in counts.items()
+        }
+
+    def mean(self, thresholds: Sequence[float], label: int | None = None) -> np.ndarray:
+        """COCO's AP: mean over thresholds, and over the classes with lesions or of one class -> [R]; NaN without
+        lesions."""
+        found = [self._values[float(threshold)] for threshold in thresholds]
+        return _mean([ap for of_class in found for own, ap in of_class.items() if label in (None, own)], self._rows)
+
+
+def _mean(values: Sequence[np.ndarray], rows: int) -> np.ndarray:
+    """The mean [R] of those that are defined."""
     if not values:
-        return np.full(len(weights), np.nan)
+        return np.full(rows, np.nan)
     stacked = np.stack(values)
     defined = np.isfinite(stacked)
     total = np.where(defined, stacked, 0.0).sum(axis=0)

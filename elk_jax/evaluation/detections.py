@@ -247,6 +247,24 @@ def above(results: Sequence[ImageResult], score_floor: float) -> list[ImageResul
     return [of_image(result) for result in results]
 
 
+def of_class(results: Sequence[ImageResult], label: int) -> list[ImageResult]:
+    """The same images with only the lesions, ignore boxes and predictions of one class."""
+
+    def of_image(result: ImageResult) -> ImageResult:
+        own, found = result.gt_labels == label, result.labels == label
+        return replace(
+            result,
+            gt_boxes=result.gt_boxes[own],
+            gt_labels=result.gt_labels[own],
+            gt_ignore=result.gt_ignore[own],
+            boxes=result.boxes[found],
+            scores=result.scores[found],
+            labels=result.labels[found],
+        )
+
+    return [of_image(result) for result in results]
+
+
 def write_results(
     path: str | os.PathLike, results: Sequence[ImageResult], category_ids: Sequence[int] | None = None
 ) -> None:

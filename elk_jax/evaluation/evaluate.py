@@ -9,7 +9,7 @@ import numpy as np
 
 from elk_jax.errors import UserError
 from elk_jax.evaluation import bootstrap, coco, froc, mistakes
-from elk_jax.evaluation.detections import ImageResult, above, checked, doubts
+from elk_jax.evaluation.detections import ImageResult, above, checked, doubts, of_class
 from elk_jax.evaluation.hits import ELK_RULE, Criterion, criterion_from_text
 from elk_jax.fields import Range, described, fits
 
@@ -34,6 +34,8 @@ AP_OF = {"iou:0.3": "ap30", "iou:0.1": "ap10"}
 """The AP with the same criterion, for those that have one."""
 MISTAKES_RATE = 1.0
 """False positives per image at the operating point whose mistakes are counted by kind."""
+OF_CLASS = ("mean_sensitivity", *(f"sensitivity_at/{rate:g}" for rate in RATES), "ap", "ap50", "ap30")
+"""Metrics of each class, by the names of `DetectionStatistic`."""
 CURVE_GRID = tuple(np.round(np.linspace(0.0, 4.0, 81), 6))
 
 FrocImages = Literal["with_lesions", "all"]
@@ -62,9 +64,11 @@ class DetectionStatistic:
     """The metrics of one run as a function of patient weights (see bootstrap.py). Predictions are sorted once.
 
     several: further criteria, by text, for which FROC is also measured: "criteria/TEXT/mean_sensitivity" and so on.
+    classes: names in label order. If there is more than one, the metrics OF_CLASS are also measured on each class alone
+    (`of_class`): "classes/NAME/mean_sensitivity" and so on.
 
-    Attributes: patients (in order), froc, by_criterion, thresholds (score at the operating point of each rate, or
-    None).
+    Attributes: patients (in order), froc, by_criterion, by_class, thresholds (score at the operating point of each
+    rate, or None).
     """
 
     def __init__(
@@ -73,11 +77,16 @@ class DetectionStatistic:
         criterion: Criterion,
         froc_images: FrocImages = "with_lesions",
         several: Sequence[str] = (),
+        classes: Sequence[str] = (),
     ):
         self.patients = sorted({result.patient_id for result in results})
         chosen = froc_results(results, froc_images)
         self.froc = FrocStatistic(chosen, criterion, self.patients)
         self.by_criterion = {text: FrocStatistic(chosen, criterion_from_text(text), self.patients) for text in several}
+        self.by_class = {
+            name: FrocStatistic(froc_results(of_class(results, label), froc_images), criterion, self.patients)
+            for label, name in enumerate(classes if len(classes) > 1 else ())
+        }
         self.thresholds = [froc.threshold_at(self.froc.counts, rate) for rate in RATES]
         iou_thresholds = sorted({float(t) for ts in AP_THRESHOLDS.values() for t in ts})
         self._ap_counts = coco.count(results, iou_thresholds, self.patients)
@@ -86,8 +95,8 @@ class DetectionStatistic:
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         values = self.froc(weights)
-        for name, thresholds in AP_THRESHOLDS.items():
-            values[name] = coco.mean_over_classes(self._ap_counts, thresholds, weights)
+        precisions = coco.Precisions(self._ap_counts, weights)
+        values |= {name: precisions.mean(thresholds) for name, thresholds in AP_THRESHOLDS.items()}
         free = froc.ratio(weights @ self._free_positives, (weights @ self._free_images)[:, None])
         for i, rate in enumerate(RATES):
             values[f"false_positives_per_lesion_free_image/{rate:g}"] = free[:, i]
@@ -96,6 +105,10 @@ class DetectionStatistic:
             values |= {f"criteria/{text}/{name}": own for name, own in found.items()}
             if text in AP_OF:
                 values[f"criteria/{text}/ap"] = values[AP_OF[text]]
+        for label, (name, alone) in enumerate(self.by_class.items()):
+            own = alone(weights)
+            own |= {ap: precisions.mean(thresholds, label) for ap, thresholds in AP_THRESHOLDS.items()}
+            values |= {f"classes/{name}/{metric}": own[metric] for metric in OF_CLASS}
         return values | self._operating_points(weights)
 
     def _operating_points(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -121,6 +134,7 @@ def evaluate_detections(
     resamples: int = 2000,
     seed: int = 0,
     several: Sequence[str] = (),
+    classes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All metrics of a detector on one split, ready for JSON.
 
@@ -129,6 +143,10 @@ def evaluate_detections(
     froc_images: ELK's FROC counts false positives only on images with lesions; "all" counts every image.
     resamples: of patients, for 95 % percentile intervals; 0 for none (faster, during training).
     several: further criteria to measure, such as SEVERAL.
+    classes: names in label order. If there is more than one, each class is also measured alone.
+
+    With several classes, a box finds lesions of its own class only, and is a false positive on those of others. FROC is
+    of the lesions and boxes of all classes together; AP is the mean over the classes that have a lesion.
 
     A metric is {"value", "low", "high"}, with None if it is not defined ("notes" explain why): mean_sensitivity (over
     RATES), sensitivity_at {"0.5": ...}, aufroc_1, aufroc_2, aufroc_3, ap, ap50, ap10, ap30, ap10_50 (the mean from IoU
@@ -138,10 +156,16 @@ def evaluate_detections(
     notes, and the settings of the evaluation. criteria: for each of `several` its name, the number of lesions or
     regions `to_find`, mean_sensitivity, sensitivity_at, ap if one has this criterion, and the curve. mistakes: the
     kinds of false positives and misses at MISTAKES_RATE false positives per image (`mistakes.at_rate`).
+
+    With several `classes`, also: classes {name: {lesions, images_with_lesions, mean_sensitivity, sensitivity_at, ap,
+    ap50, ap30}}, each equal to an evaluation of this class alone, so that "with_lesions" means its own lesions; and
+    confusion {rate, threshold, table}, of `mistakes.confusion` at MISTAKES_RATE false positives per image of all
+    classes, or {} without a threshold.
     """
     _check_settings(criterion, score_floor, froc_images, resamples, seed)
     scored = above(checked(results), score_floor)
-    statistic = DetectionStatistic(scored, criterion, froc_images, several)
+    _check_classes(scored, classes)
+    statistic = DetectionStatistic(scored, criterion, froc_images, several, classes)
     patients = len(statistic.patients)
     estimates = bootstrap.estimate(statistic, patients, resamples=resamples, seed=seed)
     flat = {name: value for name, value in estimates.items() if "/" not in name}
@@ -157,6 +181,7 @@ def evaluate_detections(
         "curve": _curve(statistic.froc, resamples, seed),
         "criteria": {text: _by_criterion(text, one, estimates, resamples, seed) for text, one in found.items()},
         "mistakes": mistakes.at_rate(chosen, criterion, MISTAKES_RATE, threshold),
+        **(_by_class(scored, classes, criterion, threshold, estimates) if statistic.by_class else {}),
         "counts": _count_all(scored),
         "criterion": criterion.name,
         "froc_images": froc_images,
@@ -176,19 +201,26 @@ def compare_detections(
     resamples: int = 2000,
     seed: int = 0,
     several: Sequence[str] = (),
-) -> dict[str, dict[str, float | None]]:
+    classes: Sequence[str] = (),
+) -> dict[str, dict[str, Any]]:
     """Paired bootstrap of two runs over the same patients: second minus first, per metric.
 
     Returns {name: {"first", "second", "difference", "low", "high", "p_value"}} with the names of `scalars`; those of
-    `several` criteria begin with "criteria_TEXT_".
+    `several` criteria begin with "criteria_TEXT_". With more than one of `classes`, "classes" holds the same for each.
     Raises UserError if the runs were not evaluated on the same images and lesions.
     """
     _check_settings(criterion, score_floor, froc_images, resamples, seed)
     first, second = checked(first), checked(second)
     _same_images(first, second)
-    a, b = (DetectionStatistic(above(run, score_floor), criterion, froc_images, several) for run in (first, second))
+    _check_classes([*first, *second], classes)
+    a, b = (
+        DetectionStatistic(above(run, score_floor), criterion, froc_images, several, classes) for run in (first, second)
+    )
     compared = bootstrap.compare(a, b, len(a.patients), resamples=resamples, seed=seed)
-    return {name.replace("/", "_"): v for name, v in compared.items() if not name.startswith("at_threshold/")}
+    pooled = {name: v for name, v in compared.items() if not name.startswith(("at_threshold/", "classes/"))}
+    of_classes = {name: _metrics_of(name, compared) for name in a.by_class}
+    flat = lambda values: {name.replace("/", "_"): one for name, one in values.items()}
+    return flat(pooled) | ({"classes": {name: flat(own) for name, own in of_classes.items()}} if of_classes else {})
 
 
 def share_of_gain(
@@ -231,6 +263,15 @@ def _check_settings(
         raise UserError(f"score_floor is {score_floor!r}", where="score_floor", todo="give a number")
     if not fits(froc_images, FrocImages):
         raise UserError(f"froc_images is {froc_images!r}", where="froc_images", todo=f"give {described(FrocImages)}")
+
+
+def _check_classes(results: Sequence[ImageResult], classes: Sequence[str]) -> None:
+    if len(set(classes)) < len(classes):
+        raise UserError("two classes have the same name", where="classes", todo="rename one of them")
+    last = max((int(label) for result in results for label in (*result.gt_labels, *result.labels)), default=0)
+    if classes and last >= len(classes):
+        what = f"label {last} is not one of the {len(classes)} classes"
+        raise UserError(what, where="classes", todo="name every class, in label order")
 
 
 def scalars(evaluation: dict[str, Any]) -> dict[str, float]:
@@ -296,6 +337,35 @@ def _by_criterion(
     }
 
 
+def _metrics_of(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics OF_CLASS of the class `name`, from the values of a `DetectionStatistic`."""
+    return {metric: values[f"classes/{name}/{metric}"] for metric in OF_CLASS}
+
+
+def _by_class(
+    results: Sequence[ImageResult],
+    classes: Sequence[str],
+    criterion: Criterion,
+    threshold: float | None,
+    estimates: Mapping[str, bootstrap.Estimate],
+) -> dict[str, Any]:
+    """The entries of an evaluation of several classes."""
+    found: dict[str, Any] = {}
+    for label, name in enumerate(classes):
+        counts, own = _count_all(of_class(results, label)), _metrics_of(name, estimates)
+        found[name] = {
+            "lesions": counts["lesions"],
+            "images_with_lesions": counts["images_with_lesions"],
+            "mean_sensitivity": own["mean_sensitivity"],
+            "sensitivity_at": {f"{rate:g}": own[f"sensitivity_at/{rate:g}"] for rate in RATES},
+            **{metric: own[metric] for metric in ("ap", "ap50", "ap30")},
+        }
+    if threshold is None:
+        return {"classes": found, "confusion": {}}
+    table = mistakes.confusion(results, len(classes), criterion, threshold)
+    return {"classes": found, "confusion": {"rate": MISTAKES_RATE, "threshold": threshold, "table": table}}
+
+
 def _curve(statistic: FrocStatistic, resamples: int, seed: int) -> dict[str, list[float] | None]:
     """The corners of the curve up to the end of the grid, and the band on the grid (None without intervals)."""
     patients = len(statistic.counts.images)
@@ -330,10 +400,14 @@ def _notes(
     results: Sequence[ImageResult], statistic: DetectionStatistic, resamples: int, main: bootstrap.Estimate
 ) -> list[str]:
     notes = doubts(results)
-    classes = {int(label) for result in results for label in (*result.gt_labels, *result.labels)}
-    if len(classes) > 1:
-        together = "sensitivity is of all lesions together, AP the mean over classes"
-        notes.append(f"{len(classes)} classes: a box counts only for lesions of its own class; {together}")
+    found = {int(label) for result in results for label in (*result.gt_labels, *result.labels)}
+    if (classes := max(len(found), len(statistic.by_class))) > 1:
+        own = "a box finds only lesions of its own class, and is a false positive on those of others"
+        together = "sensitivity and false positives are of all classes together, AP is the mean over classes"
+        notes.append(f"{classes} classes: {own}; {together}")
+    absent = [name for name, alone in statistic.by_class.items() if not alone.counts.total_lesions]
+    if absent and statistic.froc.counts.total_lesions:
+        notes.append(f"no lesion of {', '.join(absent)}: AP is the mean over the other classes")
     if statistic.froc.counts.total_lesions == 0:
         notes.append("no lesions to find: sensitivity, AUFROC and AP are undefined")
     if not any(len(result.scores) for result in results):

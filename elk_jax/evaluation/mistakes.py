@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from elk_jax.evaluation import froc
-from elk_jax.evaluation.detections import ImageResult
+from elk_jax.evaluation.detections import ImageResult, above
 from elk_jax.evaluation.hits import ELK_RULE, Criterion, lies_on
 from elk_jax.images.boxes import area, iou, relative_side
 
@@ -118,6 +118,24 @@ def found_by_size(
         {"sides": [low, high], "lesions": int((size == k).sum()), "found": int(hit[size == k].sum())}
         for k, (low, high) in enumerate(pairwise(SIDES))
     ]
+
+
+def confusion(
+    results: Sequence[ImageResult], classes: int, criterion: Criterion = ELK_RULE, threshold: float = 0.0
+) -> list[list[int]]:
+    """Lesions by annotated class (Q rows) and by the class of the best-scoring box that hits them (Q + 1 columns).
+
+    Boxes of all classes with a score of at least `threshold` count; the last column is of lesions that none hits. Every
+    lesion counts, also by a criterion for regions. Of boxes with equal scores, the first class counts.
+    """
+    table = np.zeros((classes, classes + 1), int)
+    for result in above(results, threshold):
+        order = np.lexsort((result.labels, -result.scores))
+        lesions = result.gt_boxes[~result.gt_ignore]
+        hits = np.concatenate([criterion(result.boxes[order], lesions), np.ones((1, len(lesions)), bool)])
+        labels = np.append(result.labels[order], classes)
+        np.add.at(table, (result.gt_labels[~result.gt_ignore], labels[hits.argmax(axis=0)]), 1)
+    return table.tolist()
 
 
 def at_rate(

@@ -13,10 +13,10 @@ THRESHOLDS = (0.1, 0.3, *coco.COCO_THRESHOLDS)
 A, B = [0, 0, 100, 100], [200, 200, 300, 300]
 
 
-def ours(results, thresholds):
+def ours(results, thresholds, label=None):
     counts = coco.count(results, thresholds)
     patients = len({result.patient_id for result in results})
-    return coco.mean_over_classes(counts, thresholds, np.ones((1, patients)))[0]
+    return coco.Precisions(counts, np.ones((1, patients))).mean(thresholds, label)[0]
 
 
 def reference(results, classes):
@@ -72,6 +72,22 @@ def test_equals_pycocotools(random, seed, classes, ignored, ties):
         expected = mean_where_defined(precision[position, ..., 0])
         assert ours(results, (threshold,)) == pytest.approx(expected, abs=1e-6)
     assert ours(results, coco.COCO_THRESHOLDS) == pytest.approx(mean_where_defined(precision[2:, ..., 0]), abs=1e-6)
+    for label in range(classes):
+        for rows, thresholds in ((2, (0.5,)), (slice(2, None), coco.COCO_THRESHOLDS)):
+            expected = mean_where_defined(precision[rows, ..., label, 0])
+            assert ours(results, thresholds, label) == pytest.approx(expected, abs=1e-6)
+
+
+def test_of_a_class_without_a_lesion_undefined_and_not_in_the_mean(random):
+    results = [
+        dataclasses.replace(r, gt_labels=np.where(r.gt_labels == 1, 2, r.gt_labels))
+        for r in random(5, classes=3, ignored=0.2)
+    ]
+    precision = reference(results, 3)
+    assert (precision[:, :, 1] == -1).all() and any((r.labels == 1).any() for r in results)
+    assert np.isnan(ours(results, (0.5,), 1)) and np.isnan(ours(results, (0.5,), 7))
+    assert ours(results, (0.5,)) == pytest.approx(np.mean([ours(results, (0.5,), label) for label in (0, 2)]))
+    assert ours(results, (0.5,)) == pytest.approx(mean_where_defined(precision[2, ..., 0]), abs=1e-6)
 
 
 def test_more_than_100_predictions_equal_pycocotools(random):
@@ -121,7 +137,7 @@ def test_weights_are_repeated_patients(random):
     patients = list(dict.fromkeys(r.patient_id for r in results))
     weights = np.random.default_rng(1).integers(0, 4, (4, len(patients)))
     counts = coco.count(results, (0.3, 0.5), patients)
-    values = coco.mean_over_classes(counts, (0.3, 0.5), weights)
+    values = coco.Precisions(counts, weights).mean((0.3, 0.5))
     for row, times in enumerate(weights):
         repeated = [
             dataclasses.replace(result, image_id=f"{result.image_id}/{copy}")

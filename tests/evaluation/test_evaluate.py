@@ -251,6 +251,128 @@ def test_runs_on_other_images_are_refused(random):
         compare_detections(results, other)
 
 
+# ---- Several classes -------------------------------------------------------------------------------------------------
+
+NAMES = ("mass", "a/b", "a_b")
+
+
+def alone(results, label):
+    """The data of one class as data of a single class."""
+    parts = []
+    for r in results:
+        own, found = r.gt_labels == label, r.labels == label
+        truth = {"gt_boxes": r.gt_boxes[own], "gt_ignore": r.gt_ignore[own], "gt_labels": r.gt_labels[own] * 0}
+        boxes = {"boxes": r.boxes[found], "scores": r.scores[found], "labels": r.labels[found] * 0}
+        parts.append(dataclasses.replace(r, **truth, **boxes))
+    return parts
+
+
+@pytest.mark.parametrize("froc_images", ["with_lesions", "all"])
+@pytest.mark.parametrize("criterion", ["iou:0.3", "regions:0.3"])
+def test_each_class_is_what_an_evaluation_of_it_alone_gives(random, froc_images, criterion):
+    results = random(6, classes=3, ignored=0.2, ties=True)
+    how = {"resamples": 60, "froc_images": froc_images, "criterion": criterion_from_text(criterion)}
+    evaluation = evaluate_detections(results, classes=NAMES, **how)
+    assert list(evaluation["classes"]) == list(NAMES)
+    for label, own in enumerate(evaluation["classes"].values()):
+        single = evaluate_detections(alone(results, label), **how)
+        assert own["lesions"] == single["counts"]["lesions"] > 0
+        assert own["images_with_lesions"] == single["counts"]["images_with_lesions"]
+        for name in ("mean_sensitivity", "sensitivity_at", "ap", "ap50", "ap30"):
+            assert own[name] == single[name], name
+        assert own["ap50"]["low"] < own["ap50"]["high"]
+    for name in ("ap", "ap50", "ap30"):
+        mean = np.mean([own[name]["value"] for own in evaluation["classes"].values()])
+        assert evaluation[name]["value"] == pytest.approx(mean)
+
+
+def test_names_of_classes_change_no_other_figure(random):
+    results, how = random(7, classes=2, ignored=0.2), {"resamples": 30, "several": SEVERAL}
+    named, plain = evaluate_detections(results, classes=("x", "y"), **how), evaluate_detections(results, **how)
+    assert named.keys() - plain.keys() == {"classes", "confusion"}
+    assert {name: named[name] for name in plain} == plain
+    compared = compare_detections(results, perfect(results), classes=("x", "y"), **how)
+    del compared["classes"]
+    assert compared == compare_detections(results, perfect(results), **how)
+    one = alone(results, 0)
+    assert evaluate_detections(one, classes=("x",), **how) == evaluate_detections(one, **how)
+    assert compare_detections(one, one, classes=("x",), **how) == compare_detections(one, one, **how)
+
+
+def test_two_classes_by_hand(make):
+    """Class 0 has a lesion in images 1 and 2, class 1 in images 2 and 3.
+
+    Class 0, images 1 and 2: false positive 0.95, found 0.9, false positive 0.85 (on the lesion of class 1), found 0.3.
+    (The 0.99 is in image 3, without a lesion of class 0.) Half of the lesions are found from 0.5 false positives per
+    image, all from 1.
+    Class 1, images 2 and 3: found 0.8, false positive 0.7 (in image 2), never found.
+    Together, images 1 to 3: false positives 0.99, 0.95, found 0.9, false positive 0.85, found 0.8, false positive 0.7,
+    found 0.3: with 2/3, 1 and 4/3 false positives per image.
+    """
+    results = [
+        make("1", [A], [A, ELSEWHERE], [0.9, 0.95], gt_labels=[0], labels=[0, 0]),
+        make("2", [A, B], [A, B, B, ELSEWHERE], [0.3, 0.85, 0.8, 0.7], gt_labels=[0, 1], labels=[0, 0, 1, 1]),
+        make("3", [B], [B], [0.99], gt_labels=[1], labels=[0]),
+    ]
+    evaluation = evaluate_detections(results, resamples=0, classes=("p", "q"))
+    p, q = evaluation["classes"].values()
+    read = lambda entry: [found["value"] for found in entry["sensitivity_at"].values()]
+    assert (p["lesions"], p["images_with_lesions"], q["lesions"], q["images_with_lesions"]) == (2, 2, 2, 2)
+    assert read(p) == [0.5, 1, 1, 1] and read(q) == [0.5, 0.5, 0.5, 0.5]
+    assert p["mean_sensitivity"]["value"] == 0.875 and q["mean_sensitivity"]["value"] == 0.5
+    # p by score: false positive, false positive, hit, false positive, hit: precision 2/5 up to the recall of 1
+    # q: hit, false positive: precision 1 up to the recall of 1/2, the first 51 of 101
+    for name in ("ap", "ap50", "ap30"):
+        assert p[name]["value"] == pytest.approx(2 / 5) and q[name]["value"] == pytest.approx(51 / 101)
+        assert evaluation[name]["value"] == pytest.approx((2 / 5 + 51 / 101) / 2)
+    assert evaluation["mean_sensitivity"]["value"] == pytest.approx(np.mean([0, 0.5, 0.75, 0.75]))
+    # at 1 false positive per image, the threshold is 0.8: the lesion of image 3 has a box of class p alone, that of
+    # class q in image 2 a better box of class p
+    assert evaluation["confusion"] == {"rate": 1.0, "threshold": 0.8, "table": [[1, 0, 1], [2, 0, 0]]}
+    everywhere = evaluate_detections(results, resamples=0, classes=("p", "q"), froc_images="all")["classes"]["p"]
+    # also the 0.99, over three images: 2/3 until the first is found, 1 until the second
+    assert read(everywhere) == [0, 1, 1, 1]
+
+
+def test_a_class_without_a_lesion_is_undefined_and_named(make, random):
+    results = [make(str(i), [A], [A, B], [0.9, 0.8], gt_labels=[0], labels=[0, 1]) for i in range(4)]
+    evaluation = evaluate_detections(results, resamples=20, classes=("mass", "calcification", "other"))
+    json.dumps(evaluation, allow_nan=False)
+    mass, *others = evaluation["classes"].values()
+    for own in others:
+        assert own["lesions"] == own["images_with_lesions"] == 0
+        assert all(own[name] == NOTHING for name in ("mean_sensitivity", "ap", "ap50", "ap30"))
+        assert list(own["sensitivity_at"].values()) == [NOTHING] * 4
+    assert mass["ap"]["value"] == evaluation["ap"]["value"] == 1.0
+    assert any("no lesion of calcification, other:" in note for note in evaluation["notes"])
+    assert not any("no lesion of" in note for note in evaluate_detections(results, resamples=0)["notes"])
+    compared = compare_detections(results, results, resamples=20, classes=("mass", "calcification", "other"))
+    json.dumps(compared, allow_nan=False)
+    assert compared["classes"]["other"]["ap50"]["difference"] is None
+    empty = evaluate_detections([make("1", [], [A], [0.5])], resamples=20, classes=("mass", "other"))
+    assert empty["confusion"] == {} and empty["classes"]["mass"]["ap"] == NOTHING
+
+
+def test_differences_of_a_class_are_those_of_an_evaluation_of_it_alone(random):
+    first, how = random(8, classes=3), {"resamples": 60}
+    second = [dataclasses.replace(r, scores=r.scores**2, boxes=r.boxes + [2, 0, 2, 0]) for r in first]
+    compared = compare_detections(first, second, classes=NAMES, **how)["classes"]
+    assert list(compared) == list(NAMES)
+    for label, own in enumerate(compared.values()):
+        single = compare_detections(alone(first, label), alone(second, label), **how)
+        assert "sensitivity_at_0.5" in own and own["ap"]["difference"] != 0
+        assert own == {name: single[name] for name in own}
+
+
+@pytest.mark.parametrize("classes", [("mass",), ("mass", "other"), ("mass", "mass", "other")])
+def test_classes_that_do_not_name_the_labels_are_refused(make, classes):
+    results = [make("1", [A], [A], [0.9], gt_labels=[2], labels=[0])]
+    with refused(where="classes"):
+        evaluate_detections(results, resamples=0, classes=classes)
+    with refused(where="classes"):
+        compare_detections(results, results, resamples=0, classes=classes)
+
+
 # ---- The share of a gain ---------------------------------------------------------------------------------------------
 
 

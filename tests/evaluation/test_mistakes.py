@@ -6,7 +6,7 @@ import pytest
 
 from elk_jax.evaluation import froc
 from elk_jax.evaluation.hits import centre_in_box, iou_at_least, regions
-from elk_jax.evaluation.mistakes import FALSE_POSITIVES, MISSES, SIDES, at_rate, found_by_size, mistakes
+from elk_jax.evaluation.mistakes import FALSE_POSITIVES, MISSES, SIDES, at_rate, confusion, found_by_size, mistakes
 
 LESION, OTHER = [0, 0, 100, 100], [200, 200, 300, 300]
 INSIDE = [0, 0, 40, 50]  # IoU 0.2 with LESION
@@ -71,6 +71,20 @@ def test_boxes_on_lesions_of_another_class_are_told_apart(make):
     assert counted(make, [LESION], [FAR], [0.9], labels=[1]) == ({"elsewhere": 1}, {"nothing": 1})
     both = counted(make, [LESION], [INSIDE, LESION], [0.9, 0.9], labels=[0, 1])
     assert both == ({"smaller": 1, "other_class": 1}, {"shown": 1})
+
+
+def test_lesions_by_annotated_class_and_class_of_the_best_box(make):
+    table = lambda *boxes, **more: confusion(
+        [make("1", [LESION, OTHER], [b for b, _, _ in boxes], [s for _, s, _ in boxes], labels=[q for *_, q in boxes],
+              **{"gt_labels": [0, 2], **more})], 3, iou_at_least(0.3), 0.5
+    )  # fmt: skip
+    assert table() == [[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert table((LESION, 0.8, 0), (OTHER, 0.9, 1)) == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+    assert table((LESION, 0.8, 0), (LESION, 0.9, 1))[0] == [0, 1, 0, 0]  # the better of two
+    assert table((LESION, 0.4, 0), (INSIDE, 0.9, 1))[0] == [0, 0, 0, 1]  # below the threshold, and not a hit
+    for order in (((LESION, 0.9, 2), (LESION, 0.9, 1)), ((LESION, 0.9, 1), (LESION, 0.9, 2))):
+        assert table(*order)[0] == [0, 1, 0, 0]
+    assert table((LESION, 0.9, 1), (OTHER, 0.9, 2), ignore=[True, False]) == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
 
 
 def test_ignored_lesions_have_no_part(make):

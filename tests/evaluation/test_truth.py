@@ -34,19 +34,22 @@ def measured(tmp_path):
     none = np.zeros(2, int)
     found = {"1": Detections(box, np.array([0.9, 0.4]), none), "2": Detections(box, np.ones(2), none)}
     results = join(INFOS, found)
-    write_truth(tmp_path / "truth.json", INFOS, (7,))
-    write_results(tmp_path / "predictions.json", results, (7,))
+    write_truth(tmp_path / "truth.json", INFOS, (7, 3))
+    write_results(tmp_path / "predictions.json", results, (7, 3))
     return results
 
 
-def test_metrics_are_the_same_from_the_files(tmp_path):
+@pytest.mark.parametrize("classes", [(), ("a/b", "c")])
+def test_metrics_are_the_same_from_the_files(tmp_path, classes):
     results = measured(tmp_path)
     again = read_measured(tmp_path / "truth.json", tmp_path / "predictions.json")
     assert [r.image_id for r in again] == ["1", "2", "x"] and again[0].gt_ignore.tolist() == [False, True]
-    statistic = DetectionStatistic(again, ELK_RULE)
+    statistic = DetectionStatistic(again, ELK_RULE, classes=classes)
     assert statistic.patients == ["a", "b"]
     from_files = statistic(np.ones((1, 2)))
-    for name, value in values(evaluate_detections(results, resamples=0)).items():
+    found = values(evaluate_detections(results, resamples=0, classes=classes))
+    assert ("classes/a/b/sensitivity_at/0.5" in found) == bool(classes)
+    for name, value in found.items():
         assert from_files[name][0] == pytest.approx(np.nan if value is None else value, nan_ok=True), name
 
 

@@ -112,6 +112,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
         "score_floor": floor,
         "resamples": recipe.bootstrap,
         "several": metrics.SEVERAL,
+        "classes": source.classes,
     }
     for model in stage.subjects:
         evaluations[model] = metrics.evaluate_detections(results[model], **how)
@@ -164,13 +165,13 @@ def statistics(folder: Path, stage: EvaluateDetectorsStage, recipe: DetectionRec
     if stage.metric == "dbtex":
         return volumes.statistics(folder, stage)
     criterion = criterion_from_text(stage.criterion)
-    found = {model: read_measured(folder / TRUTH, folder / model / "predictions.json") for model in stage.subjects}
-    return {
-        model: metrics.DetectionStatistic(
-            detections.above(results, recipe.score_floor), criterion, several=metrics.SEVERAL
-        )
-        for model, results in found.items()
-    }
+
+    def statistic(place: Path) -> metrics.DetectionStatistic:
+        results = detections.above(read_measured(folder / TRUTH, place / "predictions.json"), recipe.score_floor)
+        classes = tuple(files.read_object(place / "evaluation.json").get("classes", ()))
+        return metrics.DetectionStatistic(results, criterion, several=metrics.SEVERAL, classes=classes)
+
+    return {model: statistic(folder / model) for model in stage.subjects}
 
 
 def _lowest(trained: Trained | Ensemble, score_floor: float) -> float:
@@ -318,6 +319,7 @@ def evaluate_source(
         "froc_images": "all" if settings.all_images else "with_lesions",
         "resamples": settings.bootstrap,
         "several": metrics.SEVERAL,
+        "classes": source.classes,
     }
     measure = lambda found: metrics.evaluate_detections(found, **how)
     evaluation = measure(results)

@@ -6,7 +6,7 @@ model. The colour of a model follows its position in the evaluation; in training
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,11 +25,12 @@ from elk_jax.reporting.tables import difference_cell, estimate_cell, name_cell, 
 from elk_jax.reporting.training import FIRST_CURVES, Trainings, training_section
 
 Evaluations = Mapping[str, Mapping[str, Any]]
-Comparisons = Mapping[str, Mapping[str, Mapping[str, float | None]]]
+Comparisons = Mapping[str, Mapping[str, Any]]
 Gains = Mapping[str, Mapping[str, Any]]
 """Private model -> {"reference", "value", "low", "high"}, the share of the gain of the reference that it keeps."""
 
 MAIN = "mean_sensitivity"
+NO_LESION = "no lesion of this class"
 MOST_COLUMNS = 3
 """Largest number of models shown as columns in the terminal."""
 BESIDE_MAIN = ("sensitivity_at_1", "sensitivity_at_3", "ap50", "ap10")
@@ -85,6 +86,7 @@ def detection_part(run: DetectionRun) -> Part:
         found = [
             results_section(one.evaluations, one.comparisons),
             froc_section(one.evaluations),
+            *classes_section(one.evaluations, one.comparisons),
             *criteria_sections(one.evaluations, one.comparisons),
             operating_points_section(one.evaluations),
             *promises_section(one.evaluations),
@@ -205,6 +207,59 @@ def _froc_chart(entries: Mapping[str, Mapping[str, Any]], bands: bool = True) ->
         rules=rates,
     )
     return f'<div class="wide">{chart}{html.legend(entries)}</div>'
+
+
+def classes_section(evaluations: Evaluations, comparisons: Comparisons) -> list[Section]:
+    """The metrics of each class and of all together, and the classes of the boxes on lesions; nothing for one class."""
+    first, evaluation = next(iter(evaluations.items()))
+    classes = evaluation.get("classes", {})
+    if not classes:
+        return []
+    keys = metric_keys(next(iter(classes.values())))
+    head = ["Metric", "All classes", *(html.text(name) for name in classes)]
+    counts = [str(one["lesions"] or NO_LESION) for one in classes.values()]
+    rows = [html.row(["Lesions", str(evaluation["counts"]["lesions"]), *counts])]
+
+    def block(of: Mapping[str, Any], cell: Callable[[Mapping[str, Any], str], str]) -> list[str]:
+        cells = lambda key: [html.text(metric_label(key)), *(cell(one, key) for one in (of, *of["classes"].values()))]
+        return [html.row(cells(key), style="main" if key == MAIN else "") for key in keys]
+
+    for index, (model, found) in enumerate(evaluations.items()):
+        value = lambda one, key: html.estimate_cell(estimate_of(one, key))
+        rows += [html.group_row(model, len(head), index), *block(found, value)]
+    for model, compared in comparisons.items():
+        difference = lambda one, key: difference_html(one[key])
+        rows += [html.group_row(f"{model} − {first}", len(head)), *block(compared, difference)]
+    only = evaluation["froc_images"] == "with_lesions"
+    where, of_any = ("images with a lesion of it", "images with any lesion") if only else ("all images", "all images")
+    note = (
+        "All classes: lesions and boxes are counted together, and false positives on "
+        f"{of_any}. A box finds only lesions of its own class, and is a false positive on those of others. AP is the "
+        "mean over the classes with a lesion (mAP). Each class is evaluated alone, with its own lesions and boxes, and "
+        f"false positives on {where}. It has the false positives per image to itself, so its sensitivity may be higher "
+        "than that of all classes."
+    )
+    return [Section("By class", html.table(head, rows) + _confusions(evaluations, list(classes)), note)]
+
+
+def _confusions(evaluations: Evaluations, classes: Sequence[str]) -> str:
+    """For every model with a threshold: lesions by annotated class and by the class of the best box on them."""
+    known = {name: one["confusion"] for name, one in evaluations.items() if one["confusion"]}
+    if not known:
+        return ""
+    head = ["Annotated as", *(f"Found as {html.text(name)}" for name in classes), "Not found"]
+    rows = []
+    for index, (model, found) in enumerate(known.items()):
+        rows.append(html.group_row(f"{model}, score of at least {found['threshold']:.3f}", len(head), index))
+        for label, (name, counts) in enumerate(zip(classes, found["table"])):
+            written = [f"<b>{count}</b>" if column == label else str(count) for column, count in enumerate(counts)]
+            rows.append(html.row([html.text(name), *written]))
+    (rate,) = {one["rate"] for one in known.values()}
+    how = (
+        f"At {rate:g} false positive per image, all classes together. Found as: the class of the best-scoring box that "
+        "hits the lesion, whichever class it has."
+    )
+    return f"<h3>Annotated and predicted classes</h3>{html.paragraph(how, 'soft small')}{html.table(head, rows)}"
 
 
 def criteria_sections(evaluations: Evaluations, comparisons: Comparisons) -> list[Section]:
@@ -416,11 +471,31 @@ def results_table(evaluations: Evaluations, comparisons: Comparisons | None = No
     table = named_table(title, "metric")
     for name in (*evaluations, *(f"{name} - {first}" for name in comparisons)):
         table.add_column(name_cell(name), justify="right")
-    for key in metric_keys(evaluations[first]) if evaluations else ():
-        cells = [estimate_cell(estimate_of(evaluation, key)) for evaluation in evaluations.values()]
-        cells += [difference_cell(comparison.get(key, {})) for comparison in comparisons.values()]
-        table.add_row(metric_label(key), *cells, style="bold" if key == MAIN else "")
+    for heading, found, compared in _blocks(evaluations, comparisons):
+        _head(table, heading)
+        for key in metric_keys(found[first]) if found else ():
+            cells = [estimate_cell(estimate_of(one, key)) for one in found.values()]
+            cells += [difference_cell(one.get(key, {})) for one in compared.values()]
+            table.add_row(metric_label(key), *cells, style="bold" if key == MAIN else "")
     return table
+
+
+def _blocks(evaluations: Evaluations, comparisons: Comparisons) -> Iterator[tuple[str, Evaluations, Comparisons]]:
+    """The parts of a table in the terminal, with their titles: all classes together, then each of several alone."""
+    yield "", evaluations, comparisons
+    for name, one in next(iter(evaluations.values()), {}).get("classes", {}).items():
+        if not one["lesions"]:
+            yield f"{name}: {NO_LESION}", {}, {}
+            continue
+        found = {model: evaluation["classes"][name] for model, evaluation in evaluations.items()}
+        compared = {model: comparison["classes"][name] for model, comparison in comparisons.items()}
+        yield f"{name} alone, {one['lesions']} lesion{'s' * (one['lesions'] != 1)}", found, compared
+
+
+def _head(table: Table, title: str) -> None:
+    if title:
+        table.add_section()
+        table.add_row(name_cell(title))
 
 
 def _table_of_models(evaluations: Evaluations, comparisons: Comparisons, title: str) -> Table:
@@ -430,10 +505,12 @@ def _table_of_models(evaluations: Evaluations, comparisons: Comparisons, title: 
     keys = [key for key in metric_keys(evaluations[first]) if key in BESIDE_MAIN]
     for column in (metric_label(MAIN), f"- {first}", *(metric_label(key) for key in keys)):
         table.add_column(name_cell(column), justify="right")
-    for model, evaluation in evaluations.items():
-        difference = difference_cell(comparisons[model].get(MAIN, {})) if model in comparisons else ""
-        others = [html.number(estimate_of(evaluation, key)["value"]) for key in keys]
-        table.add_row(name_cell(model), estimate_cell(estimate_of(evaluation, MAIN)), difference, *others)
+    for heading, found, compared in _blocks(evaluations, comparisons):
+        _head(table, heading)
+        for model, one in found.items():
+            difference = difference_cell(compared[model].get(MAIN, {})) if model in compared else ""
+            others = [html.number(estimate_of(one, key)["value"]) if key in metric_keys(one) else "" for key in keys]
+            table.add_row(name_cell(model), estimate_cell(estimate_of(one, MAIN)), difference, *others)
     return table
 
 

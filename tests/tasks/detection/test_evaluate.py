@@ -15,9 +15,12 @@ from elk_jax.data.sources.patients import patient_hash
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.evaluation import detections
 from elk_jax.evaluation.operating import ChosenOn, OperatingPoint
+from elk_jax.sweeps.results import values
 from elk_jax.tasks.detection import evaluate, predict
 from elk_jax.tasks.detection.evaluate import EvaluateSettings
 from elk_jax.tasks.detection.model import Description, Input, Trained
+from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
+from elk_jax.tasks.run import Experiment, MeshSettings, Run
 from tests.refusals import refused
 
 BOXES = {10: [8, 8, 16, 16], 11: [30, 20, 12, 10]}
@@ -250,6 +253,57 @@ def test_patients_that_the_model_was_trained_on_are_counted(coco, tmp_path, monk
 
 
 # ---- Classes ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_class_of_the_data_is_measured_compared_and_shown(coco, tmp_path, capsys):
+    """The only mass (image 10) is found by the second, the only calcification by both."""
+    both, one = results(tmp_path / "b" / "p.json", {10: 0.9, 11: 0.8}), results(tmp_path / "a" / "p.json", {11: 0.9})
+    evaluation = evaluated(coco, tmp_path, predictions=one, against=both)
+    found = {name: (own["lesions"], own["ap50"]["value"]) for name, own in evaluation["classes"].items()}
+    assert found == {"mass": (1, 0.0), "calcification": (1, 1.0)} and evaluation["ap50"]["value"] == 0.5
+    comparisons = json.loads((tmp_path / "out" / "comparisons.json").read_text())["a/p"]["classes"]
+    differences = {name: own["mean_sensitivity"]["difference"] for name, own in comparisons.items()}
+    assert differences == {"mass": -1.0, "calcification": 0.0}
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["classes"] == evaluation["classes"]
+    assert "By class" in (tmp_path / "out" / "report.html").read_text()
+    assert "calcification alone, 1 lesion" in capsys.readouterr().out
+
+
+def test_a_single_class_has_no_figures_by_class(coco, tmp_path, capsys):
+    content = json.loads(coco.read_text())
+    content["categories"], content["annotations"] = [{"id": 0, "name": "mass"}], content["annotations"][:1]
+    coco.write_text(json.dumps(content))
+    evaluation = evaluated(coco, tmp_path, predictions=results(tmp_path / "theirs.json", {10: 0.9}))
+    assert not {"classes", "confusion"} & set(evaluation)
+    assert "By class" not in (tmp_path / "out" / "report.html").read_text()
+    assert "alone" not in capsys.readouterr().out
+
+
+def test_a_stage_measures_each_class_and_a_sweep_resamples_it(coco, tmp_path, monkeypatch):
+    """`some` finds the only mass (image 10), `all` the only calcification too."""
+    description = SimpleNamespace(classes=("mass", "calcification"), trained=None, **UNCHOSEN)
+    monkeypatch.setattr(evaluate, "load", lambda folder: Trained(OF_ONE_IMAGE, folder.parent.name, description))
+    finds = {"some": ("10",), "all": ("10", "11")}
+
+    def detect_with(trained, source, *_):
+        boxes = lambda info: detections.Detections(info.boxes, np.array([0.9]), info.labels)
+        found = {info.image_id: boxes(info) for info in source.infos if info.image_id in finds[trained.params]}
+        return detections.join(source.infos, found)
+
+    monkeypatch.setattr(predict, "detect_with", detect_with)
+    stage = EvaluateDetectorsStage(name="test", models=tuple(finds), on="data")
+    recipe, data = DetectionRecipe(bootstrap=20), {"data": SourceSpec(f"coco:{coco}")}
+    run = Run(Experiment("two", 0, MeshSettings(), "stop", data, {}, {"test": stage}), tmp_path, mesh=None)
+    evaluate.evaluate(run, stage, recipe)
+    comparison = files.read_object(tmp_path / "test" / "comparisons.json")["all"]["classes"]
+    assert [own["ap50"]["difference"] for own in comparison.values()] == [0.0, 1.0]
+    for model, statistic in evaluate.statistics(tmp_path / "test", stage, recipe).items():
+        named = values(files.read_object(tmp_path / "test" / model / "evaluation.json"))
+        assert named["classes/mass/sensitivity_at/0.5"] == 1.0
+        assert named["classes/calcification/ap50"] == float(model == "all")
+        draws = statistic(np.ones((1, 2)))
+        of_classes = [name for name in named if name.startswith("classes/")]
+        assert len(of_classes) == 16 and [draws[name][0] for name in of_classes] == [named[n] for n in of_classes]
 
 
 def test_one_class_counts_as_the_other_and_several_must_agree(coco, tmp_path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.detection.page import (
     DetectionRun,
     Evaluated,
+    classes_section,
     detection_part,
     notes_of,
     promises_section,
@@ -165,6 +166,78 @@ def test_many_models_are_the_rows_of_the_terminal_table(run):
     names = [f"detector_number_{number}" for number in range(6)]
     text = printed(results_table(dict.fromkeys(names, real), dict.fromkeys(names[1:], comparison)))
     assert all(name in text for name in names) and f"- {names[0]}" in text
+
+
+def of_two_classes(models: int):
+    """Evaluations by class: of four patients, everything has a box, that of the second model one class higher."""
+    box, far = [0, 0, 100, 100], [300, 0, 380, 80]
+    names = ("<a>", "All classes", "none")
+    run = lambda shift: [
+        make_result(str(i), [box], [box, far], [0.9, 0.3], gt_labels=[i % 2], labels=[i % 2 + shift, 0])
+        for i in range(4)
+    ]
+    runs = {f"model{number}": run(min(number, 1)) for number in range(models)}
+    how = {"resamples": 40, "classes": names}
+    comparisons = {name: compare_detections(runs["model0"], run, **how) for name, run in runs.items()}
+    del comparisons["model0"]
+    return {name: evaluate_detections(run, **how) for name, run in runs.items()}, comparisons
+
+
+def table_rows(page: str) -> list[tuple[str, list[str]]]:
+    """(header, cells without their intervals) of all rows in their order."""
+    found = re.findall(r"<tr[^>]*><th[^>]*>(.*?)</th>(.*?)</tr>", page.partition("<tbody>")[2])
+    text = lambda cell: re.sub("<[^>]*>", "", cell.partition("<br>")[0])
+    return [(text(head), [text(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", cells)]) for head, cells in found]
+
+
+def test_each_class_has_a_column_for_every_model_and_difference():
+    evaluations, comparisons = of_two_classes(2)
+    (section,) = classes_section(evaluations, comparisons)
+    first, _, second = section.html.partition("<h3>")
+    assert re.findall(r'<th scope="col".*?>(.*?)</th>', first) == [
+        "Metric",
+        "All classes",
+        "&lt;a&gt;",
+        "All classes",
+        "none",
+    ]
+    lesions, *rows = table_rows(first)
+    assert lesions == ("Lesions", ["4", "2", "2", "no lesion of this class"])
+    metrics = ["Mean sensitivity", *(f"Sensitivity at {rate} FP per image" for rate in ("0.5", 1, 2, 3))]
+    metrics += ["AP, IoU 0.50 to 0.95", "AP at IoU 0.5", "AP at IoU 0.3"]
+    for name, value in (("model0", "1.000"), ("model1", "0.000"), ("model1 − model0", "−1.000")):
+        group, own, rows = rows[0], rows[1:9], rows[9:]
+        assert group == (name, []) and own == [(metric, [value] * 3 + ["–"]) for metric in metrics]
+    assert rows == []
+    assert "Found as &lt;a&gt;" in second and "model1" not in second  # which finds nothing at that rate
+    assert [cells for _, cells in table_rows(second)][1:] == [["2", "0", "0", "0"], ["0", "2", "0", "0"], ["0"] * 4]
+
+
+def test_where_false_positives_of_a_class_are_counted_is_said():
+    evaluations, _ = of_two_classes(1)
+    (section,) = classes_section(evaluations, {})
+    assert "a lesion of it" in section.note
+    (section,) = classes_section({"model0": evaluations["model0"] | {"froc_images": "all"}}, {})
+    assert "a lesion of it" not in section.note and "false positives on all images" in section.note
+
+
+def test_only_several_classes_have_a_section(run):
+    titles = lambda run: [section.title for section in detection_part(run).sections]
+    assert titles(DetectionRun([Evaluated("test", *of_two_classes(2))])).count("By class") == 1
+    assert "By class" not in titles(run)
+
+
+@pytest.mark.parametrize("models", [1, 2, 4])
+def test_classes_follow_in_the_terminal(models):
+    evaluations, comparisons = of_two_classes(models)
+    lines = printed(results_table(evaluations, comparisons)).splitlines()
+    at = [next(i for i, line in enumerate(lines) if text in line) for text in ("<a> alone, 2", "All classes alone, 2")]
+    assert [line for line in lines if "none: no lesion of this class" in line]
+    own = lines[at[0] + 1 : at[1]]
+    (line,) = [line for line in own if ("Mean sensitivity" if models < 4 else "model1") in line]
+    expected = {1: ["1.000"], 2: ["1.000", "0.000", "−1.000"], 4: ["0.000", "−1.000", "0.000", "0.000", "0.000"]}
+    assert re.findall(r"−?\d\.\d{3}", re.sub(r"\S+ (–|to) \S+", "", line)) == expected[models]
+    assert not any("AUFROC" in line for line in own)
 
 
 def test_several_criteria_and_mistakes_are_shown_of_each_model():
