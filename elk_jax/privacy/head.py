@@ -18,6 +18,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from elk_jax.privacy.noise import noisy
+
 
 class Descent(NamedTuple):
     """Settings of the descent. Each is a number, or an array [S] for S training runs at once (`train_many`).
@@ -78,8 +80,7 @@ def private_mean(
     totals = jax.ops.segment_sum(jnp.where(belongs[:, None], features, 0.0), of_units, num_units)
     counts = jax.ops.segment_sum(belongs.astype(features.dtype), of_units, num_units)
     total = _sum_of_clipped(totals / jnp.maximum(counts, 1)[:, None], clip_norm)
-    noise = jax.random.normal(key, total.shape, jnp.float32)
-    return (total + noise_multiplier * clip_norm * noise) / num_units
+    return noisy(total, noise_multiplier * clip_norm, key) / num_units
 
 
 def _sum_of_clipped(vectors: jax.Array, clip_norm: jax.Array | float) -> jax.Array:
@@ -96,11 +97,6 @@ def split_noise(noise_multiplier: float, mean_share: float, steps: int) -> tuple
     compose exactly: 1 / noise_multiplier^2 = 1 / mean^2 + steps / step^2 (Dong, Roth and Su 2022, corollary 3.3).
     """
     return noise_multiplier / mean_share**0.5, noise_multiplier * (steps / (1 - mean_share)) ** 0.5
-
-
-def gaussian_noise(key: jax.Array, step: jax.Array, size: int) -> jax.Array:
-    """The standard normal numbers [size] of a step."""
-    return jax.random.normal(jax.random.fold_in(key, step), (size,), jnp.float32)
 
 
 @partial(jax.jit, static_argnames=("num_units", "most_steps"))
@@ -124,7 +120,7 @@ def train(
     def step(state: tuple[jax.Array, jax.Array], index: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         weights, mean = state
         total = clipped_sum(weights, features, labels, units, descent.clip_norm, num_units)
-        total += descent.noise_multiplier * descent.clip_norm * gaussian_noise(key, index, size)
+        total = noisy(total, descent.noise_multiplier * descent.clip_norm, jax.random.fold_in(key, index))
         moved = weights - descent.learning_rate * (total / num_units + descent.l2 * weights)
         first = jnp.minimum(jnp.floor(descent.steps * (1 - descent.averaged)), descent.steps - 1)
         share = 1 / jnp.maximum(index - first + 1, 1)

@@ -12,8 +12,9 @@ the released sums costs nothing more.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from elk_jax.privacy.noise import noisy
 
 BOUND = 1.0
 """The largest norm of a unit's contribution."""
@@ -78,5 +79,6 @@ def released(contributions: np.ndarray, noise_multiplier: float, key: jax.Array)
     flat = flat[np.isfinite(flat).all(1)]
     norms = np.sqrt((flat**2).sum(1, keepdims=True))
     total = (flat / np.maximum(norms / BOUND, 1.0)).sum(0)
-    noise = noise_multiplier * BOUND * np.asarray(jax.random.normal(key, total.shape, jnp.float32), np.float64)
-    return np.asarray((total + noise).reshape(contributions.shape[1:]))
+    if noise_multiplier:
+        total = np.asarray(noisy(total, noise_multiplier * BOUND, key), np.float64)
+    return total.reshape(contributions.shape[1:])

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from elk_jax.errors import UserError
+from elk_jax.privacy import noise
 from elk_jax.privacy.secret import NOISE_GENERATOR
 from elk_jax.privacy.settings import Adaptive
 from elk_jax.training import mesh as meshes
@@ -120,7 +121,7 @@ def private(model: Model, recipe: TrainingRecipe, protection: Protection, mesh: 
         inner = state._replace(opt_state=state.opt_state["descent"]) if adaptive else state
         after, norms = down.update(inner, whole)
         if adaptive:
-            count = votes + mechanism.count_noise * jax.random.normal(count_key, (), jnp.float32)
+            count = noise.noisy(votes, mechanism.count_noise, count_key)
             share = 0.5 + count / mechanism.batch_size
             following = clip_norm * jnp.exp(-adaptive.rate * (share - adaptive.quantile))
             after = after._replace(opt_state={"descent": after.opt_state, "clip_norm": following.astype(jnp.float32)})
@@ -140,17 +141,15 @@ def private(model: Model, recipe: TrainingRecipe, protection: Protection, mesh: 
 
 
 def with_noise(tree: Any, key: jax.Array, deviation: Any) -> Any:
-    """`tree` plus Gaussian noise with this standard deviation, drawn in float32.
-
-    All leaves use parts of one draw, which compiles in a fraction of the time of separate draws.
-    """
+    """`noise.noisy` for a tree. All leaves use parts of one draw, which compiles in a fraction of the time of separate
+    draws."""
     leaves, structure = jax.tree.flatten(tree)
     ends = np.cumsum([leaf.size for leaf in leaves])
-    drawn = deviation * jax.random.normal(key, (int(ends[-1]),), jnp.float32)
+    drawn = deviation * noise.gaussian(key, int(ends[-1]))
     parts = [
         drawn[end - leaf.size : end].reshape(leaf.shape).astype(leaf.dtype) for leaf, end in zip(leaves, ends.tolist())
     ]
-    return jax.tree.unflatten(structure, [leaf + part for leaf, part in zip(leaves, parts)])
+    return jax.tree.unflatten(structure, [noise.on_grid(leaf + part, deviation) for leaf, part in zip(leaves, parts)])
 
 
 def filled(examples: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
