@@ -27,10 +27,13 @@ class Flat(Checked):
 @dataclass(frozen=True)
 class Normalised(Checked):
     """Divide every gradient g by |g| + stability, so that no clip norm has to be chosen. Bu et al. 2023
-    (arXiv:2206.07136), equation 1.3."""
+    (arXiv:2206.07136), equation 1.3.
+
+    stability: far above the norms at which squares underflow, so that the norm of the result is at most 1.
+    """
 
     name: Literal["normalised"] = "normalised"
-    stability: Annotated[float, AtLeast(0)] = 0.01
+    stability: Annotated[float, AtLeast(1e-6)] = 0.01
 
     @property
     def bound(self) -> float:

@@ -4,9 +4,10 @@ Shapes: M units at once; for one of them N positions of a layer (examples times 
 
 For a layer y = x W, the gradient of a unit is x^T g and its squared norm <x x^T, g g^T>, which needs two matrices
 [N, N] instead of one [I, O] (Goodfellow 2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679). Every such layer is
-given one number per unit, on which nothing depends, and returns the squared norm as its derivative: `jax.vjp` sums over
-layers. A second call of the vjp, with the clipping factors, gives the sum of the clipped gradients from the same
-activations (Bu et al. 2023, arXiv:2210.00038).
+given one number per unit, and returns the squared norm as its derivative: `jax.vjp` sums over layers. The number is the
+clipping factor, by which only the gradient of the weight is multiplied: a second call with the factors found sums the
+same x and g whose norms were measured (Bu et al. 2023, arXiv:2210.00038). Factors at the loss would be carried back
+through other roundings, so that a clipped gradient in bfloat16 could be longer than the clip norm.
 
 The layers are found in the traced program of the loss, whatever module they belong to. A parameter used by exactly one
 matrix product, convolution or function with its own derivative is a layer. For all others (biases, scales, tables, and
@@ -34,14 +35,23 @@ from elk_jax.privacy.settings import Clipping, Normalised
 from elk_jax.training.model import Params
 
 LAYERS = ("dot_general", "conv_general_dilated", "custom_vjp_call")
-VIEWS = ("convert_element_type", "reshape", "squeeze", "transpose", "broadcast_in_dim", "slice", "copy")
+CONVERSION = "convert_element_type"
+VIEWS = (CONVERSION, "reshape", "squeeze", "transpose", "broadcast_in_dim", "slice", "copy")
 """Operations that only rearrange the numbers of a parameter do not change the norm of its gradient."""
 NESTED = ("jit", "remat2")
 """Operations that contain programs: `jax.jit`, `jax.checkpoint`."""
 
 
+ROUNDING = 32
+"""Rounding error of a squared norm by matrices of positions, in units of the last place of its largest terms. It is
+added: large terms that cancel would otherwise hide a gradient."""
+
+
 class Weight(NamedTuple):
-    """The parameter of one layer. tap: the number whose derivative is the squared norm of a unit's gradient."""
+    """The parameter of one layer, in the precision of its gradient, whatever the layer computes in.
+
+    tap: the clipping factor of a unit; its derivative is the squared norm of the unit's gradient.
+    """
 
     array: jax.Array
     tap: jax.Array
@@ -101,13 +111,13 @@ def _of_some(
     shared = [leaf for leaf, layer in zip(leaves, is_layer) if layer]
     copies = [jnp.broadcast_to(leaf, (count, *leaf.shape)) for leaf, layer in zip(leaves, is_layer) if not layer]
     kind = jnp.promote_types(jnp.float32, program.out_avals[0].dtype)
-    values, pull = jax.vjp(losses, shared, copies, jnp.zeros(count, kind))
-    _, gradients, squares = pull(jnp.ones_like(values))
+    values, pull = jax.vjp(partial(losses, shared), copies, jnp.ones(count, kind))
+    gradients, squares = pull(jnp.ones_like(values))
     norms = jnp.sqrt(sum((_square(jnp.square(at_least_float32(g))) for g in gradients), squares))
     factors = factor(norms)
     factors = jnp.where(padding | ~jnp.isfinite(norms) | ~jnp.isfinite(factors), 0, factors)
-    sums, gradients, _ = pull(factors.astype(values.dtype))
-    of_copies = [jnp.where(jnp.isfinite(g), g, 0).sum(0) for g in gradients]
+    (sums,) = jax.vjp(lambda shared: losses(shared, copies, factors), shared)[1](jnp.ones_like(values))
+    of_copies = [(_by_unit(factors, g) * jnp.where(jnp.isfinite(g), g, 0)).sum(0) for g in gradients]
     return jax.tree.unflatten(structure, _in_order(is_layer, sums, of_copies)), norms
 
 
@@ -120,6 +130,11 @@ def _in_order(is_layer: Sequence[bool], layers: Sequence[Any], others: Sequence[
 def _square(x: jax.Array) -> jax.Array:
     """[M, ...] -> its sums [M]."""
     return x.sum(tuple(range(1, x.ndim)))
+
+
+def _by_unit(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Values [M] with the axes of x [M, ...]."""
+    return values.reshape(-1, *(1 for _ in x.shape[1:]))
 
 
 # ---- The program of a loss -------------------------------------------------------------------------------------------
@@ -163,6 +178,8 @@ def evaluate(program: core.Jaxpr, constants: Sequence[Any], values: Sequence[Any
                 found = run(program, equation, given)
             elif inner := _nested(equation):
                 found = _evaluate_nested(equation, inner, given)
+            elif equation.primitive.name == CONVERSION:
+                found = given  # by the layer itself
             elif _is_view(equation):
                 (weight,) = given
                 (array,) = run(program, equation, [weight.array])
@@ -218,7 +235,7 @@ Apply = Callable[..., jax.Array]
 class Gradient:
     """The gradient of a layer's weight, from arrays [M, ...] of all units: (weight, gradient of the result, others).
 
-    squared_norm: of each unit [M]. total: summed over all units.
+    squared_norm: of each unit [M]. total: summed over all units, each times its factor [M], which follows the weight.
     """
 
     squared_norm: Callable[..., jax.Array]
@@ -229,17 +246,28 @@ def layer(program: core.Jaxpr, equation: core.JaxprEqn, values: Sequence[Any], p
     """An operation of one unit whose argument at `place` is a `Weight`; under `jax.vmap`, with squared norms."""
     weight, kind = values[place], equation.primitive.name
 
-    def apply(array: jax.Array, *others: jax.Array) -> jax.Array:
+    def apply(array: jax.Array, *others: jax.Array, equation: core.JaxprEqn = equation) -> jax.Array:
         return run(program, equation, [*others[:place], array, *others[place:]])[0]
+
+    def converted(array: jax.Array, *others: jax.Array) -> jax.Array:
+        return apply(array.astype(equation.invars[place].aval.dtype), *others)
 
     if kind == "dot_general":
         norms = partial(product_norms, equation.params["dimension_numbers"], place)
     else:
-        norms = partial(norms_in_turn, apply)
+        norms = partial(norms_in_turn, converted)
     # under vmap, a function with its own derivative would compute the gradient of every unit before summing them
-    total = partial(sum_in_turn if kind == "custom_vjp_call" else sum_at_once, apply)
+    total = partial(sum_in_turn, converted)
+    if kind != "custom_vjp_call":
+        total = partial(sum_at_once, partial(apply, equation=_precise(equation)))
     others = [value for number, value in enumerate(values) if number != place]
-    return _of_one(apply, Gradient(norms, total))(weight.array, weight.tap, *others)
+    return _of_one(converted, Gradient(norms, total))(weight.array, weight.tap, *others)
+
+
+def _precise(equation: core.JaxprEqn) -> core.JaxprEqn:
+    """A product or convolution whose result has the precision of its factors."""
+    highest = jax.lax.Precision.HIGHEST
+    return equation.replace(params={**equation.params, "precision": (highest, highest), "preferred_element_type": None})
 
 
 def _of_one(apply: Apply, gradient: Gradient) -> Apply:
@@ -258,7 +286,8 @@ def _of_one(apply: Apply, gradient: Gradient) -> Apply:
 
 
 def _of_all(apply: Apply, gradient: Gradient) -> Apply:
-    """A layer of M units. The derivative by `taps` [M] is the squared norm of each unit's gradient of the weight."""
+    """A layer of M units. The derivative by the weight is the sum of the units' gradients times `taps` [M]; that by the
+    taps is the squared norm of each unit's gradient."""
 
     @jax.custom_vjp
     def of_all(weight: jax.Array, taps: jax.Array, *others: jax.Array) -> jax.Array:
@@ -273,8 +302,8 @@ def _of_all(apply: Apply, gradient: Gradient) -> Apply:
         squares = gradient.squared_norm(weight, g, *others).astype(taps.dtype)
         finite = jnp.stack([_is_finite(x) for x in (g, *others)]).all(0)
         # 0 times a non-finite number is not 0
-        clean = [jnp.where(jnp.expand_dims(finite, tuple(range(1, x.ndim))), x, 0) for x in (g, *others)]
-        return gradient.total(weight, *clean), squares, *of_others
+        clean = [jnp.where(_by_unit(finite, x), x, 0) for x in (g, *others)]
+        return gradient.total(weight, taps, *clean), squares, *of_others
 
     of_all.defvjp(forward, backward)
     return of_all
@@ -289,15 +318,21 @@ def _is_finite(x: jax.Array) -> jax.Array:
     return jnp.isfinite(x).all(tuple(range(1, x.ndim)))
 
 
-def sum_at_once(apply: Apply, weight: jax.Array, g: jax.Array, *others: jax.Array) -> jax.Array:
-    """The gradient of a weight, summed over all units."""
-    return jax.vjp(lambda weight: _mapped(apply, weight, *others), weight)[1](g)[0]
+def sum_at_once(apply: Apply, weight: jax.Array, factors: jax.Array, g: jax.Array, *others: jax.Array) -> jax.Array:
+    """The gradient of a weight, summed over all units times their factors, at least in float32."""
+    wide = [at_least_float32(x) for x in others]
+    scaled = _by_unit(factors, g) * at_least_float32(g)
+    return jax.vjp(lambda weight: _mapped(apply, weight, *wide), at_least_float32(weight))[1](scaled)[0]
 
 
-def sum_in_turn(apply: Apply, weight: jax.Array, g: jax.Array, *others: jax.Array) -> jax.Array:
+def sum_in_turn(apply: Apply, weight: jax.Array, factors: jax.Array, g: jax.Array, *others: jax.Array) -> jax.Array:
     """`sum_at_once`, one unit after another."""
-    add = lambda total, given: (total + _of_unit(apply, weight, *given), None)
-    return jax.lax.scan(add, jnp.zeros_like(weight), (g, *others))[0]
+
+    def add(total: jax.Array, given: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        factor, *of_unit = given
+        return total + factor * at_least_float32(_of_unit(apply, weight, *of_unit)), None
+
+    return jax.lax.scan(add, jnp.zeros_like(at_least_float32(weight)), (factors, g, *others))[0]
 
 
 def norms_in_turn(apply: Apply, weight: jax.Array, g: jax.Array, *others: jax.Array) -> jax.Array:
@@ -326,8 +361,10 @@ def product_norms(dimensions: Any, place: int, weight: jax.Array, g: jax.Array, 
         columns = g.reshape(count, products, positions, outputs)
     else:
         columns = g.reshape(count, products, outputs, positions).swapaxes(-1, -2)
-    product = partial(jnp.einsum, preferred_element_type=jnp.promote_types(jnp.float32, x.dtype))
+    kind = jnp.promote_types(jnp.float32, x.dtype)
+    product = partial(jnp.einsum, preferred_element_type=kind, precision=jax.lax.Precision.HIGHEST)
     if positions * (inputs + outputs) < inputs * outputs:
         pairs = product("mpni,mpki->mpnk", rows, rows) * product("mpno,mpko->mpnk", columns, columns)
-        return pairs.sum((1, 2, 3))
+        largest = jnp.square(jnp.sqrt(jnp.diagonal(pairs, axis1=2, axis2=3)).sum(-1)).sum(-1)
+        return pairs.sum((1, 2, 3)) + ROUNDING * jnp.finfo(kind).eps * largest
     return jnp.square(product("mpni,mpno->mpio", rows, columns)).sum((1, 2, 3))

@@ -210,7 +210,7 @@ def simple_loss(params, x, key):
 SIMPLE = {"w": noise(CHANNELS, 3), "scale": noise(3)}
 
 
-@pytest.mark.parametrize("clipping", [Flat(clip_norm=0.7), Normalised(stability=0.1), Normalised(stability=0.0)])
+@pytest.mark.parametrize("clipping", [Flat(clip_norm=0.7), Normalised(stability=0.1), Normalised(stability=1e-6)])
 def test_both_ways_are_the_same_sum(clipping):
     """Rows without a unit add nothing, whatever they hold; nor does a unit whose gradient is 0."""
     x, keys = noise(8, EXAMPLES, CHANNELS), jax.random.split(jax.random.key(0), 8)
@@ -240,6 +240,41 @@ def test_an_empty_batch_adds_nothing():
     x, keys = np.full((4, EXAMPLES, CHANNELS), np.nan), jax.random.split(jax.random.key(0), 4)
     found, _ = clipped(ghost.clipped_sum, simple_loss, SIMPLE, x, keys, Flat(), 2, padding=np.ones(4, bool))
     chex.assert_trees_all_equal(found, jax.tree.map(np.zeros_like, SIMPLE))
+
+
+def moved_by_one(loss, params, x, clip_norm, unit):
+    """How far one unit moves the sum, all units at once."""
+    keys = jax.random.split(jax.random.key(0), len(x))
+    sums = [
+        clipped(ghost.clipped_sum, loss, params, x, keys, Flat(clip_norm=clip_norm), len(x), padding)[0]
+        for padding in (np.zeros(len(x), bool), np.arange(len(x)) == unit)
+    ]
+    return float(optax.tree.norm(jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), *sums)))
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_one_unit_moves_a_sum_in_bfloat16_by_at_most_the_clip_norm(alike):
+    """The gradients of many units that agree are summed in float32, with the roundings whose norms were measured."""
+
+    def loss(params, x, key):
+        half = lambda value: value.astype("bfloat16")
+        return (curved(half(x) @ half(params["w"])) @ half(params["v"])).astype("float32").sum()
+
+    params = jax.tree.map(np.float32, {"w": noise(64, 32), "v": noise(32, 1, seed=1)})
+    x = np.float32(np.tile(noise(1, 3, 64), (64, 1, 1)) if alike else noise(64, 3, 64))
+    assert 0.4 < moved_by_one(loss, params, x, 0.5, 3) <= 0.5 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 30, 100, 1e4])
+def test_parts_of_a_gradient_that_cancel_do_not_hide_its_norm(size):
+    """Of 13 positions, 12 cancel in pairs; norms are those of matrices of positions."""
+    x, g = (np.concatenate([a := size * noise(6, 400, seed=s) / 20, sign * a]) for s, sign in ((0, 1), (1, -1)))
+    rest = noise(2, 1, 400, seed=2) / 10
+    units = np.float32(np.stack([np.concatenate([x, rest[0]]), np.concatenate([g, rest[1]])])[None])
+    loss = lambda params, own, key: ((own[0] @ params["w"]) * own[1]).sum()
+    params = {"w": np.float32(noise(400, 400))}
+    moved = moved_by_one(loss, params, np.concatenate([units, units / 2]), 1.0, 0)
+    assert moved <= 1 + 1e-3 and (moved > 0.9 or size > 1)
 
 
 def test_norms_are_of_float32_where_layers_compute_in_bfloat16():
