@@ -4,8 +4,8 @@ Anyone who knows it can subtract the noise. It comes from the operating system a
 its training run, which only their owner can read: never in a configuration, a model, a metric or a report. Programs
 receive it as an argument, since compiled programs, with their constants, are cached on disk.
 
-All noise is drawn in float32 by JAX's Threefry, whose keys have 64 bits; the units of a batch are drawn by NumPy's
-PCG64, from separate words. There is no defence against attacks on the rounding of floating-point noise (Mironov 2012).
+All noise is drawn in float32 by JAX's Threefry (`privacy.noise`), whose keys have 64 bits; the units of a batch are
+drawn by NumPy's PCG64, from separate words.
 """
 
 from __future__ import annotations

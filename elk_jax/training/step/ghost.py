@@ -245,12 +245,13 @@ class Gradient:
 def layer(program: core.Jaxpr, equation: core.JaxprEqn, values: Sequence[Any], place: int) -> jax.Array:
     """An operation of one unit whose argument at `place` is a `Weight`; under `jax.vmap`, with squared norms."""
     weight, kind = values[place], equation.primitive.name
+    read: Any = equation.invars[place]
 
     def apply(array: jax.Array, *others: jax.Array, equation: core.JaxprEqn = equation) -> jax.Array:
         return run(program, equation, [*others[:place], array, *others[place:]])[0]
 
     def converted(array: jax.Array, *others: jax.Array) -> jax.Array:
-        return apply(array.astype(equation.invars[place].aval.dtype), *others)
+        return apply(array.astype(read.aval.dtype), *others)
 
     if kind == "dot_general":
         norms = partial(product_norms, equation.params["dimension_numbers"], place)
