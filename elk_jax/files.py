@@ -53,6 +53,14 @@ def make_folder(path: str | os.PathLike) -> Path:
     return path
 
 
+def hide(path: Path) -> None:
+    """Let only the owner read a file or a folder."""
+    try:
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    except OSError as error:
+        raise from_os_error(error, path) from error
+
+
 def check_writable(path: str | os.PathLike) -> None:
     """Raise UserError unless the folder `path` is writable or can be created. Creates nothing."""
     path = Path(path)

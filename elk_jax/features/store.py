@@ -37,7 +37,7 @@ def kept(folder: Path, way: str, images: Sequence[str], compute: Callable[[Seque
 
     compute: positions in `images` -> their features. It is called for images that are in no file (for copies of an
     image, only the first), and its results are stored. A file that is damaged, or of another way, counts as missing.
-    Files are readable only by their owner.
+    Folder and files are readable only by their owner.
     """
     rows: dict[str, np.ndarray] = {}
     for path in sorted(folder.glob(PATTERN)):
@@ -51,7 +51,7 @@ def kept(folder: Path, way: str, images: Sequence[str], compute: Callable[[Seque
         named = json.dumps(list(missing))
         digest = _hash(found, way, named)
         metadata = {WAY: way, IMAGES: named, HASH: digest}
-        files.make_folder(folder)
+        files.hide(files.make_folder(folder))  # names and sizes of the files tell how many images there are
         files.write_private(
             folder / f"{digest[:16]}.safetensors", safetensors.numpy.save({NAME: found}, metadata=metadata)
         )

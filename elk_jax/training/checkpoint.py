@@ -77,7 +77,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             files.make_folder(self.folder)
             if secret:
-                _hide(self.folder)
+                files.hide(self.folder)
             self._delete_removed()  # left by a killed run
             found = _set_aside_damaged(self.folder)
         # all processes use what the main one found, which has renamed folders by then
@@ -142,7 +142,7 @@ class Checkpoints:
         files.write_json(partial / HASHES, _hashes(partial))
         if self._secret:
             for path in (partial, *partial.rglob("*")):
-                _hide(path)
+                files.hide(path)
 
     def restore(self, target: TrainState) -> tuple[TrainState, Any, dict[str, Any]]:
         """(state, data state of this process, meta) of the last checkpoint.
@@ -242,14 +242,6 @@ def kept_secret(folder: Path) -> tuple[str, Path] | None:
             continue
         return None if found is None else (found, place)
     return None
-
-
-def _hide(path: Path) -> None:
-    """Let only the owner read a file or a folder."""
-    try:
-        path.chmod(0o700 if path.is_dir() else 0o600)
-    except OSError as error:
-        raise from_os_error(error, path) from error
 
 
 def find_damage(checkpoint: Path, items: Sequence[str] | None = None) -> str:

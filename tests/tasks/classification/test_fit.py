@@ -69,6 +69,7 @@ def test_private_files_are_their_owners(fitted):
     run, _ = fitted
     private = [*(run / "features").iterdir(), run / "epsilon_6" / "draws.safetensors"]
     assert len(private) == 5 and {path.stat().st_mode & 0o777 for path in private} == {0o600}
+    assert (run / "features").stat().st_mode & 0o777 == 0o700
     alone = model.load(run / "epsilon_6" / "model")
     drawn = fit.with_draws(alone, run / "epsilon_6").draws
     assert len(drawn) == 3 and fit.with_draws(alone, run / "epsilon_6" / "model").draws == ()
