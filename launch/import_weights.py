@@ -28,9 +28,10 @@ norms, heads and classes are inferred from the file. Reads Stable Diffusion 1.x 
 from folders written by diffusers. Reads ResNets, EfficientNets, Swin transformers and EfficientDets by their name in
 their library (--model), because tensors do not reveal all conventions. A detector can start from any of these networks,
 which becomes its backbone. Pickles are parsed, never executed, and PyTorch is not needed. Everything else in a
-checkpoint is ignored; of plain and averaged weights (state_dict_ema, model_ema) the averaged ones are read. Prefixes of
-data-parallel, compiled and averaged models are removed; --ignore takes tensors without the prefix, such as those of a
-loss. If a tensor is left over, missing or of another shape, the import stops and writes nothing; --names lists all
+checkpoint is ignored; of plain and averaged weights (state_dict_ema, model_ema, ema) the averaged ones are read.
+Prefixes of data-parallel, compiled and averaged models are removed; --ignore takes tensors without the prefix, such as
+those of a loss. A detector's settings that no tensor shows (normalisation, anchors) are printed: compare them with the
+training. If a tensor is left over, missing or of another shape, the import stops and writes nothing; --names lists all
 tensors with their new names.
 data_prep/public_weights.py downloads and imports small public networks.
 """

@@ -323,6 +323,13 @@ def sizes(tensors: Tensors, name: str, axes: int) -> tuple[int, ...]:
     return shape
 
 
+def pixels_of(channels: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, tuple[float, ...]]:
+    """`pixel_mean` and `pixel_std` of a network with so many input channels whose library has these. A single channel
+    takes their averages."""
+    one = channels == 1
+    return {name: (sum(x) / len(x),) if one else tuple(x) for name, x in (("pixel_mean", mean), ("pixel_std", std))}
+
+
 def pooled_size(tensors: Tensors, name: str, channels: int) -> int:
     """The side of the pooled regions that a dense layer reads, from the kernel `name` [out, channels h w]; UserError as
     in `sizes`, and for regions that are not square."""

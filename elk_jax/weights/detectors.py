@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,7 +117,8 @@ def import_file(
     imported = convert_foreign(foreign, changes, drop, ignore)
     body = imported.model.backbone
     title = f"ResNet-{body.depth}, conventions of {foreign.preset}, norm {body.norm}"
-    _write(imported, title, origin, classes, output, console, names)
+    read = {*foreign.settings, *(f"backbone.{name}" for name in foreign.resnet)}
+    _write(imported, title, origin, classes, output, console, names, read)
     frozen = "backbone.body.bn1.running_var" in foreign.tensors
     tracked = any(name.endswith("num_batches_tracked") for name in foreign.tensors)
     if foreign.preset in ("torchvision", "retinanet") and frozen and not tracked:
@@ -147,6 +149,13 @@ def import_effdet(
     return imported
 
 
+def _assumed(model: Any, read: Collection[str]) -> str:
+    """The settings, with values, that give the weights their meaning and are not among those `read` from the file."""
+    names = ["backbone.pixel_mean", "backbone.pixel_std", "anchor_sizes", *detectors.build(model).conventions]
+    shown = [name for name in dict.fromkeys(names) if name not in read]
+    return ", ".join(f"{name}={attrgetter(name)(model)}" for name in shown)
+
+
 def _write(
     imported: Converted,
     title: str,
@@ -155,7 +164,9 @@ def _write(
     output: str | os.PathLike,
     console: Console,
     names: bool,
+    read: Collection[str] = (),
 ) -> None:
+    """Print a summary and write the model folder. read: dotted names of the settings that the file shows."""
     model, name_map = imported.model, imported.name_map
     named = list(classes) or [f"class {i}" for i in range(model.num_classes)]
     if len(named) != model.num_classes:
@@ -170,6 +181,7 @@ def _write(
         f"{model.name}, {model.num_classes} classes: {title}",
         f"{count:,} parameters in {len(name_map.rows)} tensors; ignored {len(name_map.ignored)}, "
         f"constant {len(name_map.filled)}, re-initialised {len(name_map.dropped)}; none unused or missing",
+        f"not shown by the file: {_assumed(model, read)}; --set=NAME=JSON changes them",
     )
     description = Imported(model.name, model, tuple(named), imported.absent, origin)
     model_folder.save_params(folder, imported.params, description)

@@ -15,7 +15,17 @@ from elk_jax.backbones import efficientnet
 from elk_jax.backbones.efficientnet import VARIANTS, Block, EfficientNetConfig
 from elk_jax.errors import UserError
 from elk_jax.weights import timm
-from elk_jax.weights.convert import Format, Rule, Understood, layer, norm, oihw_to_hwio, out_in_to_in_out, sizes
+from elk_jax.weights.convert import (
+    Format,
+    Rule,
+    Understood,
+    layer,
+    norm,
+    oihw_to_hwio,
+    out_in_to_in_out,
+    pixels_of,
+    sizes,
+)
 from elk_jax.weights.reading import Tensors
 
 IGNORED = (r".*\.num_batches_tracked",)
@@ -52,6 +62,10 @@ def configure(tensors: Tensors, file_format: str, name: str, changes: Mapping[st
         settings["num_classes"] = sizes(tensors, f"{classifier}.weight", 2)[0]
     published = efficientnet.named(match[2])
     settings |= _CONVENTIONS[file_format](match[1] or "", match[2], match[3])
+    stem = f"{_STEMS[file_format][0]}.weight"
+    if stem in tensors:
+        mean, std = (settings.get(name, getattr(published, name)) for name in ("pixel_mean", "pixel_std"))
+        settings |= pixels_of(sizes(tensors, stem, 4)[1], mean, std)
     return fields.build(EfficientNetConfig, {**vars(published), **settings, **changes}, "model")
 
 

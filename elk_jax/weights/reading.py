@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from elk_jax.weights import pickle_machine, pickles, torch_files
 
 Tensors = dict[str, np.ndarray]
 
-STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "model", "state_dict", "model_state_dict", "model_state", "blobs")
-"""Entries of a checkpoint with its weights; the first one present is read. Averaged weights come first, as in timm,
-effdet and the reference scripts of torchvision, which evaluate them."""
+STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict", "model_state", "blobs", "module")
+"""Entries of a checkpoint with its weights; the first one present is read."""
+AVERAGED = re.compile(r"(^|_)ema(_|$)")
+"""In the names of entries with averaged weights: state_dict_ema, model_ema, ema. They are read before all others, as in
+timm, effdet and the reference scripts of torchvision, which evaluate them."""
 FLOOR = 1 << 27
 """Bytes that reading the smallest file may allocate: weights are stored in full, except masks of one repeated row."""
 LONGEST_NAME = 1000
@@ -94,8 +97,8 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
 def state_dict(content: Any, path: object) -> Tensors:
     """The only mapping of names to arrays in a checkpoint, without the rest (optimizer, epoch, settings, author).
 
-    It may be two levels deep if both have a name of STATE_DICT_KEYS. Raises UserError if there is none, if there are
-    several but none under one of STATE_DICT_KEYS, or if an entry is not an array.
+    It may be two levels deep if both have a name of AVERAGED or STATE_DICT_KEYS. Raises UserError if there is none, if
+    there are several but none under such a name, or if an entry is not an array.
     """
     if not isinstance(content, Mapping):
         _refuse_inert([content, *(content if isinstance(content, list | tuple) else ())], path)
@@ -104,12 +107,12 @@ def state_dict(content: Any, path: object) -> Tensors:
     found = {str(key): value for key, value in content.items() if _has_tensors(value)}
     if _is_state_dict(content):
         return _checked(content, "", path)
-    for key in STATE_DICT_KEYS:
+    for key in _places(content):
         if key in found:
             return _checked(found[key], key, path)
         entry = content.get(key)
         below: Mapping[Any, Any] = entry if isinstance(entry, Mapping) else {}
-        for inner in STATE_DICT_KEYS:
+        for inner in _places(below):
             if _has_tensors(below.get(inner)):
                 return _checked(below[inner], f"{key}.{inner}", path)
         _refuse_inert([entry], path)
@@ -124,6 +127,15 @@ def state_dict(content: Any, path: object) -> Tensors:
         _refuse_inert(content.values(), path)
     keys = ", ".join(sorted(shown(key) for key in content)[:8]) or "nothing"
     raise UserError(f"no state dict among the entries {keys}", where=path, todo="store it under 'model'")
+
+
+def _places(content: Mapping[Any, Any]) -> tuple[str, ...]:
+    """The names of the entries that may hold the weights, in order. Settings of an average are not among them."""
+    averaged = [key for key in content if isinstance(key, str) and AVERAGED.search(key)]
+    return (
+        *(key for key in averaged if not _has_tensors(content[key]) or _is_state_dict(content[key])),
+        *STATE_DICT_KEYS,
+    )
 
 
 def _refuse_inert(values: Iterable[Any], path: object) -> None:

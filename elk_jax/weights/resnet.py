@@ -12,7 +12,7 @@ from elk_jax.backbones import resnet
 from elk_jax.backbones.resnet import ResNetConfig
 from elk_jax.errors import UserError
 from elk_jax.weights import detectron2, timm, torchvision
-from elk_jax.weights.convert import Foreign, Understood
+from elk_jax.weights.convert import Foreign, Understood, pixels_of, sizes
 from elk_jax.weights.reading import Tensors
 
 NAMES = r"resnet(\d+)(?:\.(\w+))?"
@@ -41,8 +41,12 @@ def understand(tensors: Tensors, file_format: str, name: str, changes: Mapping[s
     if match is None or file_format not in ("torchvision", "timm") or (file_format == "torchvision" and match[2]):
         todo = "give resnet50 of torchvision, resnet50.a1_in1k of timm, or leave --model out for detectron2"
         raise UserError(f"'{name}' is not a supported ResNet of {file_format}", where="--model", todo=todo)
-    pixels = timm.pixels(match[2], _TAGS, "resnet50.a1_in1k") if file_format == "timm" else {}
-    return of(foreign(tensors, "torchvision"), {"depth": int(match[1]), **pixels, **changes})
+    found = foreign(tensors, "torchvision")
+    pixels = {}
+    if file_format == "timm":
+        tagged = timm.pixels(match[2], _TAGS, "resnet50.a1_in1k")
+        pixels = pixels_of(_channels(found), tagged["pixel_mean"], tagged["pixel_std"])
+    return of(found, {"depth": int(match[1]), **pixels, **changes})
 
 
 def of(found: Foreign, changes: Mapping[str, Any]) -> Understood:
@@ -54,4 +58,11 @@ def of(found: Foreign, changes: Mapping[str, Any]) -> Understood:
 def settings(found: Foreign) -> dict[str, Any]:
     """The fields of ResNetConfig according to the conventions of a file."""
     preset = resnet.detectron2() if found.preset == "detectron2" else ResNetConfig()
-    return {**asdict(preset), **found.resnet}
+    pixels = pixels_of(_channels(found), preset.pixel_mean, preset.pixel_std)
+    return {**asdict(preset), **pixels, **found.resnet}
+
+
+def _channels(found: Foreign) -> int:
+    """Channels of the images that the network of a file reads."""
+    stem = f"{detectron2.BODY}stem.conv1.weight" if found.preset == "detectron2" else f"{torchvision.BODY}conv1.weight"
+    return sizes(found.tensors, stem, 4)[1]

@@ -21,6 +21,7 @@ from elk_jax.weights.convert import (
     indices,
     layer,
     out_in_to_in_out,
+    pixels_of,
     sizes,
 )
 from elk_jax.weights.reading import Tensors
@@ -126,18 +127,18 @@ def _settings(tensors: Tensors, spelling: Spelling) -> dict[str, Any]:
         raise UserError(f"the file has {list(depths)} blocks in four stages", todo="check --format and --input")
     tables = [sizes(tensors, f"{spelling.block(stage)}.0.{spelling.position}", 2) for stage in range(STAGES)]
     head = f"{spelling.head}.weight"
+    window = (math.isqrt(tables[0][0]) + 1) // 2
     settings = {
         "num_classes": len(find(tensors, head)) if head in tensors else 0,
         "embed": embed,
         "patch": patch,
         "depths": depths,
         "heads": tuple(table[1] for table in tables),
-        "window": (math.isqrt(tables[0][0]) + 1) // 2,
+        "window": window,
+        "image_size": window * patch * 2 ** (STAGES - 1),  # one window in the last stage, as in all published ones
         "mlp_ratio": sizes(tensors, f"{spelling.block(0)}.0.{spelling.mlp[0]}.weight", 2)[0] // embed,
     }
-    if channels == 1:
-        settings |= {"pixel_mean": (sum(IMAGENET_MEAN) / 3,), "pixel_std": (sum(IMAGENET_STD) / 3,)}
-    return settings
+    return settings | pixels_of(channels, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _rules(spelling: Spelling) -> tuple[Rule, ...]:

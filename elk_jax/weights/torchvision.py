@@ -88,11 +88,23 @@ def fold_eps(tensors: Tensors, norm_eps: float) -> Tensors:
 
 
 def _pyramid_width(tensors: Tensors) -> int:
-    names = [f"backbone.fpn.inner_blocks.0{suffix}.weight" for suffix in ("", ".0")]
+    return _lateral(tensors, 0)[0]
+
+
+def _lateral(tensors: Tensors, level: int) -> tuple[int, ...]:
+    """The shape of a lateral convolution of the pyramid."""
+    names = [f"backbone.fpn.inner_blocks.{level}{suffix}.weight" for suffix in ("", ".0")]
     lateral = next((name for name in names if name in tensors), None)
     if lateral is None:
         raise UserError("the file has no feature pyramid", todo="use a detector with an FPN, or a plain ResNet")
-    return sizes(tensors, lateral, 4)[0]
+    return sizes(tensors, lateral, 4)
+
+
+def _top(tensors: Tensors, width: int) -> dict[str, str]:
+    """The map from which P6 of a RetinaNet is computed; {} if C5 is as wide as the pyramid, so that shapes do not show
+    it."""
+    inputs, c5 = sizes(tensors, "backbone.fpn.extra_blocks.p6.weight", 4)[1], _lateral(tensors, 2)[1]
+    return {} if c5 == width else {"fpn_top": "p5" if inputs == width else "c5"}
 
 
 def _retinanet_settings(tensors: Tensors) -> dict[str, Any]:
@@ -105,6 +117,7 @@ def _retinanet_settings(tensors: Tensors) -> dict[str, Any]:
     older = indices(tensors, rf"{re.escape(RETINANET)}conv\.(\d)\.weight")
     return {
         "fpn_channels": width,
+        **_top(tensors, width),
         "head_convs": len(convs) or len(older),
         "head_norm": "gn" if f"{RETINANET}conv.0.1.weight" in tensors else "none",
         "num_classes": outputs * 4 // boxes - 1,

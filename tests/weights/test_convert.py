@@ -1,6 +1,7 @@
 """Name maps on small detectors whose tensors are made here under each library's names."""
 
 import dataclasses
+import io
 from functools import partial
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ from safetensors.numpy import save_file
 
 from elk_jax.backbones.conv import ConvNorm
 from elk_jax.backbones.norms import FrozenBatchNorm
+from elk_jax.output import Console
 from elk_jax.weights import classifiers, convert, detectors, detectron2, model_folder, resnet, torchvision
 from tests.refusals import refused
 
@@ -201,6 +203,22 @@ def test_a_stem_may_have_a_width_of_its_own(backbone, file_format):
     assert stem.shape == (7, 7, 3, 6)
 
 
+@pytest.mark.parametrize(
+    "backbone, file_format, mean, std",
+    [
+        (torchvision_backbone, "torchvision", (0.485 + 0.456 + 0.406) / 3, (0.229 + 0.224 + 0.225) / 3),
+        (detectron2_backbone, "detectron2", (103.53 + 116.28 + 123.675) / 3, 1.0),
+    ],
+)
+def test_a_network_of_one_channel_has_the_mean_of_the_normalisations(backbone, file_format, mean, std):
+    tensors = fill(backbone())
+    stem = next(name for name, tensor in tensors.items() if tensor.shape[-1] == 7)
+    tensors[stem] = tensors[stem][:, :1]
+    model = run(tensors, file_format).model
+    np.testing.assert_allclose((*model.pixel_mean, *model.pixel_std), (mean, std))
+    assert run(tensors, file_format, {"pixel_mean": (0.2,)}).model.pixel_mean == (0.2,)
+
+
 def test_older_torchvision_names_and_wrappers_of_trainings(from_torchvision):
     assert_equal_trees(run(torchvision_detector(old=True), "torchvision").params, from_torchvision.params)
     for wrapped in ("module.{}", "model.{}", "model._orig_mod.{}", "_orig_mod.module.{}"):
@@ -224,6 +242,23 @@ def test_ignored_tensors_beside_a_wrapped_model_hide_no_prefix(from_torchvision,
     assert list(convert.strip_wrappers({"model.a": 1, "b": 2, "n_averaged": 3}, ["^b"])) == ["a", "b"]
     with refused("one name"):
         convert.strip_wrappers({"model.a": 1, "a": 2}, ["^a"])
+
+
+def test_what_no_tensor_shows_is_printed(tmp_path):
+    """A file with other anchors or another normalisation is read without an error."""
+    shown = []
+    anchors = [[(16 * 2**i, 4 * 2**i), (8 * 2**i, 8 * 2**i), (4 * 2**i, 16 * 2**i)] for i in range(5)]
+    buffers = detectron2_buffers(anchors)
+    for name, more in (("plain", {}), ("told", buffers)):
+        tensors = detectron2_detector() | more
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        printed = io.StringIO()
+        console = Console(file=printed, width=1000)
+        detectors.import_file(tmp_path / f"{name}.safetensors", "detectron2", tmp_path / name, console=console)
+        shown.append(next(line for line in printed.getvalue().splitlines() if "not shown by the file" in line))
+    for part in ("backbone.pixel_mean=(103.53, 116.28, 123.675)", "anchor_sizes=((32.0,)", "box_weights=(10.0"):
+        assert part in shown[0]
+    assert "box_weights" in shown[1] and "pixel_mean" not in shown[1] and "anchor_sizes" not in shown[1]
 
 
 @pytest.mark.parametrize("flag", ["drop", "ignore"])
@@ -403,6 +438,9 @@ def test_retinanets_of_both_versions_and_older_names():
     assert second.params["class_head"]["conv4"]["norm"]["bias"].shape == (FPN,)
     with refused("fpn/p6/kernel"):
         run(retinanet_detector(normed=True), "torchvision", {"norm_groups": 2, "fpn_top": "p5"})
+    for normed, inputs, top in ((False, 8 * WIDTH, "c5"), (True, FPN, "p5")):
+        p6 = {"backbone.fpn.extra_blocks.p6.weight": np.zeros((FPN, inputs, 3, 3), "f4")}
+        assert run(retinanet_detector(normed=normed) | p6, "torchvision", {"norm_groups": 2}).model.fpn_top == top
     lacking = {name: tensor for name, tensor in retinanet_detector().items() if "extra_blocks.p7" not in name}
     with refused("fpn/p7/bias"):
         run(lacking, "torchvision")

@@ -207,6 +207,18 @@ def test_half_precision_variants(model, folder):
         read(folder, variant="ema")
 
 
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+def test_the_number_format_of_transformers_is_not_that_of_the_computation(model, folder, tmp_path, stored):
+    """It is what transformers loads the weights as, so an export states its own."""
+    set_config(folder, "text_encoder", dtype=stored, torch_dtype=stored)
+    found = read(folder)
+    assert found.text == model.text and found.text.dtype == "float32"
+    for dtype in ("float32", "float16"):
+        out = diffusers_folder.write_pipeline(tmp_path / dtype, found.params, found.parts, found.tokenizer, dtype)
+        written = json.loads((out / "text_encoder" / "config.json").read_text())
+        assert (written["dtype"], written["torch_dtype"]) == (dtype, dtype)
+
+
 def test_a_variant_of_one_part_is_read_beside_the_plain_others(folder):
     path = weights_of(folder, "unet")
     shutil.copy(path, path.with_name("diffusion_pytorch_model.non_ema.safetensors"))

@@ -108,12 +108,23 @@ def test_a_state_dict_may_be_two_levels_deep(tmp_path):
             read_tensors(path)
 
 
-@pytest.mark.parametrize("averaged, plain", [("state_dict_ema", "state_dict"), ("model_ema", "model")])
-def test_averaged_weights_are_read_where_a_checkpoint_has_both(tmp_path, averaged, plain):
+@pytest.mark.parametrize(
+    "averaged, plain",
+    [("state_dict_ema", "state_dict"), ("model_ema", "model"), ("ema", "model"), ("ema_state_dict", "net")],
+)
+@pytest.mark.parametrize("within", [lambda w: w, lambda w: {"module": w, "updates": 3}])
+def test_averaged_weights_are_read_where_a_checkpoint_has_both(tmp_path, averaged, plain, within):
     """timm, effdet and torchvision's reference scripts evaluate these."""
     path = tmp_path / "a.pkl"
-    path.write_bytes(pickle.dumps({plain: {"w": np.zeros(2)}, averaged: {"w": np.ones(2)}, "epoch": 1}, 4))
+    path.write_bytes(pickle.dumps({plain: {"w": np.zeros(2)}, averaged: within({"w": np.ones(2)}), "epoch": 1}, 4))
     np.testing.assert_array_equal(read_tensors(path)["w"], 1)
+
+
+def test_settings_of_an_average_are_not_the_weights(tmp_path):
+    path = tmp_path / "a.pkl"
+    for ema in (None, {"decay": 0.9, "step": np.ones(1)}):
+        path.write_bytes(pickle.dumps({"ema": ema, "model": {"w": np.zeros(2)}, "schema": {"w": np.ones(2)}}, 4))
+        np.testing.assert_array_equal(read_tensors(path)["w"], 0)
 
 
 def test_two_names_of_one_tensor_are_refused():

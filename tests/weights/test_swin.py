@@ -28,7 +28,7 @@ def imported(tensors, library):
 @pytest.mark.parametrize("library", NAMES)
 def test_same_as_the_reference(library, seeded):
     found = imported(seeded.swin_tensors(FACTS["shapes"][library]), library)
-    wanted = SwinConfig(embed=16, depths=(2,) * 4, heads=(1, 2, 4, 8), window=4, num_classes=5)
+    wanted = SwinConfig(embed=16, depths=(2,) * 4, heads=(1, 2, 4, 8), window=4, image_size=128, num_classes=5)
     assert found.model == wanted and not found.name_map.ignored
     images = seeded.uniform("swin images", (2, *FACTS["sizes"][library], 3), -1, 1)
     logits = jax.jit(swin.Classifier(found.model).apply)({"params": found.params}, images)
@@ -77,6 +77,7 @@ def test_a_model_folder(seeded, tmp_path):
         tmp_path / "model.safetensors", "timm", NAMES["timm"], tmp_path / "swin", console=console
     )
     config, params = classifiers.load(tmp_path / "swin")
+    assert config.image_size == config.patch * config.window * 8
     assert config == kept.model and jax.tree.all(jax.tree.map(np.array_equal, params, kept.params))
 
 
