@@ -66,7 +66,11 @@ CHUNK = 250  # resamples processed at once: limits the memory for large data set
 def draw_weights(patients: int, resamples: int, seed: int) -> np.ndarray:
     """Patient weights [R, P] of `resamples` draws with replacement; rows sum to P. Deterministic for a seed."""
     rng = np.random.default_rng(seed)
-    return rng.multinomial(patients, np.full(patients, 1.0 / patients), size=resamples).astype(np.float32)
+    weights = np.empty((resamples, patients), np.float32)
+    for start in range(0, resamples, CHUNK):  # NumPy draws whole numbers of 64 bits
+        rows = weights[start : start + CHUNK]
+        rows[:] = rng.multinomial(patients, np.full(patients, 1.0 / patients), size=len(rows))
+    return weights
 
 
 def weights_of(patients: int, resamples: int, seed: int) -> np.ndarray:

@@ -5,8 +5,9 @@ matched, best first, each to the unmatched lesion of largest IoU >= threshold. I
 overlap is relative to the area of the prediction, and any number of predictions may match one; none of these counts.
 Precision is made monotone and read at 101 recalls, and classes are averaged. Equal scores keep the order of images.
 
-Precision has its local maxima directly after a hit, so only these corners are stored (P patients, J hits, R
-weightings).
+Precision has its local maxima directly after a hit, so only these corners are computed.
+
+Shapes: P patients, R weightings of them, T thresholds, S near predictions (see `Counts`), J hits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from elk_jax.evaluation.detections import ImageResult
+from elk_jax.evaluation.running import Running, running
 from elk_jax.images.boxes import intersection, iou
 
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10))
@@ -26,10 +28,14 @@ MAX_DETECTIONS = 100
 
 @dataclass(frozen=True)
 class Counts:
-    """Sufficient statistics of one class at one IoU threshold."""
+    """Sufficient statistics of one class. The near predictions are those that match a box at some IoU threshold; all
+    others are false positives at every threshold, and are counted once for all."""
 
-    hits: np.ndarray  # [P, J] hits of each patient up to and including the j-th best-scoring hit overall
-    false_positives: np.ndarray  # [P, J] false positives of each patient that score higher than it
+    thresholds: tuple[float, ...]  # T values of IoU
+    rows: np.ndarray  # [S] patient of each near prediction, best-scoring first
+    hit: np.ndarray  # [T, S] bool
+    false: np.ndarray  # [T, S] bool: a false positive, neither a hit nor on an ignore box
+    others: Running  # [P, S] other predictions that score higher than the near one
     lesions: np.ndarray  # [P]
 
 
@@ -73,15 +79,15 @@ def _best(overlaps: np.ndarray, fits: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def count(
     results: Sequence[ImageResult], thresholds: Sequence[float], patients: Sequence[str] | None = None
-) -> dict[float, dict[int, Counts]]:
-    """Match all images once. Returns, per IoU threshold, the counts of every class that has lesions, by its label.
+) -> dict[int, Counts]:
+    """Match all images once. Returns the counts of every class that has lesions, by its label.
 
     patients: their order along the first axis of the counts. Default: order of appearance.
     """
     patients = list(dict.fromkeys(r.patient_id for r in results)) if patients is None else patients
     row_of = {patient: row for row, patient in enumerate(patients)}
     classes = np.unique(np.concatenate([np.zeros(0, int), *(r.gt_labels[~r.gt_ignore] for r in results)]))
-    by_threshold: dict[float, dict[int, Counts]] = {float(threshold): {} for threshold in thresholds}
+    found: dict[int, Counts] = {}
     for label in map(int, classes):
         scores: list[np.ndarray] = []
         rows: list[np.ndarray] = []
@@ -104,30 +110,48 @@ def count(
         order = np.argsort(-np.concatenate(scores), kind="stable")
         all_rows = np.concatenate(rows)[order]
         all_hits, all_ignored = (np.concatenate(of, axis=1)[:, order] for of in (hits, ignored))
-        for position, threshold in enumerate(thresholds):
-            own = _counts(all_rows, all_hits[position], all_ignored[position], lesions)
-            by_threshold[float(threshold)][label] = own
-    return by_threshold
+        near = (all_hits | all_ignored).any(axis=0)
+        places = np.cumsum(near)[~near]  # number of near predictions that score higher than each other one
+        found[label] = Counts(
+            tuple(map(float, thresholds)),
+            rows=all_rows[near],
+            hit=all_hits[:, near],
+            false=~(all_hits | all_ignored)[:, near],
+            others=running(all_rows[~near], places, (len(patients), int(near.sum()))),
+            lesions=lesions,
+        )
+    return found
 
 
-def _counts(rows: np.ndarray, hit: np.ndarray, ignored: np.ndarray, lesions: np.ndarray) -> Counts:
-    places = np.cumsum(hit) - hit  # number of hits that score higher than each prediction
-    columns = int(hit.sum())
+class Precisions:
+    """AP of every class that has lesions at every IoU threshold, for weightings of patients [R, P]."""
 
-    def running(chosen: np.ndarray) -> np.ndarray:
-        table = np.zeros((len(lesions), columns + 1), np.float32)
-        np.add.at(table, (rows[chosen], places[chosen]), 1)
-        return np.cumsum(table[:, :-1], axis=1)
+    def __init__(self, counts: Mapping[int, Counts], weights: np.ndarray):
+        self._rows = len(weights)
+        self._values = {label: average_precisions(one, weights) for label, one in counts.items()}
 
-    return Counts(hits=running(hit), false_positives=running(~hit & ~ignored), lesions=lesions)
+    def mean(self, thresholds: Sequence[float], label: int | None = None) -> np.ndarray:
+        """COCO's AP: mean over thresholds, and over the classes with lesions or of one class -> [R]; NaN without
+        lesions."""
+        chosen = [of_class for own, of_class in self._values.items() if label in (None, own)]
+        return _mean([of_class[float(threshold)] for threshold in thresholds for of_class in chosen], self._rows)
 
 
-def average_precision(counts: Counts, weights: np.ndarray) -> np.ndarray:
-    """AP of one class at one IoU threshold, per weighting of patients [R, P] -> [R]; NaN without lesions."""
+def average_precisions(counts: Counts, weights: np.ndarray) -> dict[float, np.ndarray]:
+    """AP of one class by IoU threshold, per weighting of patients [R, P] -> [R]; NaN without lesions."""
     weights = np.asarray(weights, np.float32)
     total = (weights @ counts.lesions).astype(float)
-    hits = (weights @ counts.hits).astype(float)
-    wrong = (weights @ counts.false_positives).astype(float)
+    others, own = counts.others.weighted(weights), weights[:, counts.rows].astype(float)
+    found = {}
+    for threshold, hit, false in zip(counts.thresholds, counts.hit, counts.false, strict=True):
+        hits = np.cumsum(own[:, hit], axis=1)
+        wrong = others[:, hit] + np.cumsum(own * false, axis=1)[:, hit]
+        found[threshold] = _average(hits, wrong, total)
+    return found
+
+
+def _average(hits: np.ndarray, wrong: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """The average precision [R] from the hits and the false positives [R, J] up to each hit, and all lesions [R]."""
     if hits.shape[1] == 0:
         return np.where(total > 0, 0.0, np.nan)
     precision = hits / np.maximum(hits + wrong, 1.0)
@@ -136,23 +160,6 @@ def average_precision(counts: Counts, weights: np.ndarray) -> np.ndarray:
     reached = np.searchsorted(RECALLS, recall, side="right")  # how many of the 101 recalls are reached
     new = np.diff(reached, axis=1, prepend=0)
     return np.where(total > 0, (new * precision).sum(axis=1) / len(RECALLS), np.nan)
-
-
-class Precisions:
-    """AP of every class that has lesions at every IoU threshold, for weightings of patients [R, P]."""
-
-    def __init__(self, counts: Mapping[float, Mapping[int, Counts]], weights: np.ndarray):
-        self._rows = len(weights)
-        self._values = {
-            threshold: {label: average_precision(one, weights) for label, one in of_class.items()}
-            for threshold, of_class in counts.items()
-        }
-
-    def mean(self, thresholds: Sequence[float], label: int | None = None) -> np.ndarray:
-        """COCO's AP: mean over thresholds, and over the classes with lesions or of one class -> [R]; NaN without
-        lesions."""
-        found = [self._values[float(threshold)] for threshold in thresholds]
-        return _mean([ap for of_class in found for own, ap in of_class.items() if label in (None, own)], self._rows)
 
 
 def _mean(values: Sequence[np.ndarray], rows: int) -> np.ndarray:

@@ -119,7 +119,7 @@ class DetectionStatistic:
             if threshold is None:
                 continue
             column = int(np.flatnonzero(counts.scores == threshold)[0])
-            found, wrong = counts.found[:, column], counts.at_least[:, column]
+            found, wrong = counts.found.at(column), counts.at_least.at(column)
             values[f"at_threshold/{rate:g}/sensitivity"] = froc.ratio(weights @ found, lesions)
             values[f"at_threshold/{rate:g}/false_positives_per_image"] = froc.ratio(weights @ wrong, images)
         return values

@@ -23,12 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from elk_jax.errors import UserError
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import Criterion, centre_in_box, lies_on, regions_of
+from elk_jax.evaluation.running import Running, running
 from elk_jax.fields import ABOVE_ZERO, AtLeast, Range
 
 NEVER = -np.inf  # the score of a lesion that no prediction hits
@@ -98,9 +100,9 @@ class Counts:
     """Sufficient statistics of the curve: the contribution of each patient at each score. See `count`."""
 
     scores: np.ndarray  # [J] distinct scores at which a lesion is found, descending
-    found: np.ndarray  # [P, J] lesions found at this score or a higher one
-    above: np.ndarray  # [P, J] false positives with a higher score
-    at_least: np.ndarray  # [P, J] false positives with this score or a higher one
+    found: Running  # [P, J] lesions found at this score or a higher one
+    above: Running  # [P, J] false positives with a higher score
+    at_least: Running  # [P, J] false positives with this score or a higher one
     false_positives: np.ndarray  # [P] all false positives
     lesions: np.ndarray  # [P]
     images: np.ndarray  # [P]
@@ -128,20 +130,18 @@ def count(results: Sequence[ImageResult], criterion: Criterion, patients: Sequen
     hit = lesion_scores > NEVER
     scores = np.unique(lesion_scores[hit])[::-1]
 
-    def running(score_rows: np.ndarray, values: np.ndarray, side: str) -> np.ndarray:
+    def count_at(score_rows: np.ndarray, values: np.ndarray, side: Literal["left", "right"]) -> Running:
         # Entry (p, j): number of values of patient p that are >= scores[j] ("left") or > scores[j] ("right").
-        table = np.zeros((len(patients), len(scores) + 1), np.float32)
-        np.add.at(table, (score_rows, np.searchsorted(-scores, -values, side=side)), 1)  # type: ignore[call-overload]
-        return np.cumsum(table[:, :-1], axis=1)
+        return running(score_rows, np.searchsorted(-scores, -values, side=side), (len(patients), len(scores)))
 
     def per_patient(of: np.ndarray) -> np.ndarray:
         return np.bincount(of, minlength=len(patients)).astype(np.float32)
 
     return Counts(
         scores=scores,
-        found=running(lesion_rows[hit], lesion_scores[hit], "left"),
-        above=running(wrong_rows, wrong_scores, "right"),
-        at_least=running(wrong_rows, wrong_scores, "left"),
+        found=count_at(lesion_rows[hit], lesion_scores[hit], "left"),
+        above=count_at(wrong_rows, wrong_scores, "right"),
+        at_least=count_at(wrong_rows, wrong_scores, "left"),
         false_positives=per_patient(wrong_rows),
         lesions=per_patient(lesion_rows),
         images=per_patient(rows),
@@ -156,10 +156,9 @@ def curves(counts: Counts, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     has no image or no lesion.
     """
     weights = np.asarray(weights, np.float32)
-    found = weights @ counts.found
-    zero = np.zeros((len(weights), 1), np.float32)
-    up_to_here = np.concatenate([zero, found], axis=1)  # [R, J + 1]
-    before_after = np.stack([weights @ counts.above, weights @ counts.at_least], axis=-1)  # [R, J, 2]
+    zero = np.zeros((len(weights), 1))
+    up_to_here = np.concatenate([zero, counts.found.weighted(weights)], axis=1)  # [R, J + 1]
+    before_after = np.stack([counts.above.weighted(weights), counts.at_least.weighted(weights)], axis=-1)  # [R, J, 2]
     everything = (weights @ counts.false_positives)[:, None]
     x = np.concatenate([zero, before_after.reshape(len(weights), -1), everything], axis=1)
     y = np.repeat(up_to_here, 2, axis=1)  # a level starts at its `at_least`, ends at the next `above`
@@ -200,7 +199,8 @@ def threshold_at(counts: Counts, rate: float) -> float | None:
     images = counts.images.sum()
     if images == 0 or len(counts.scores) == 0:
         return None
-    within = np.flatnonzero(counts.at_least.sum(axis=0) <= rate * images + 1e-6)
+    everyone = np.ones((1, len(counts.images)))
+    within = np.flatnonzero(counts.at_least.weighted(everyone)[0] <= rate * images + 1e-6)
     return float(counts.scores[within[-1]]) if len(within) else None
 
 
