@@ -90,4 +90,4 @@ def whole_number(value: Any) -> int | None:
 
 def is_plain(text: str) -> bool:
     """Whether a text has neither control characters nor lone surrogates, so that it can be written and hashed."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+    return text.isprintable() or not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)

@@ -15,7 +15,7 @@ from elk_jax.data.patches import resized
 from elk_jax.data.sources import folds, patients
 from elk_jax.data.sources.coco import SYNTHETIC
 from elk_jax.data.sources.duplicates import pixel_hash
-from elk_jax.data.sources.open import check_readable, drawn, list_source
+from elk_jax.data.sources.open import check_readable, drawn, read_source, select, split_read
 from elk_jax.data.sources.source import ImageSource, concatenate, with_images
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.fields import AtLeast
@@ -118,6 +118,7 @@ class Run:
     mesh: jax.sharding.Mesh
     console: Console = field(default_factory=lambda: new_console())
     fold: Fold | None = None
+    _read: dict[Data, ImageSource] = field(default_factory=dict, repr=False)
     _listed: dict[Data, ImageSource] = field(default_factory=dict, repr=False)
     _opened: dict[tuple[Data, int], ImageSource] = field(default_factory=dict, repr=False)
     _hashes: dict[tuple[str, str, str, int], str] = field(default_factory=dict, repr=False)
@@ -178,8 +179,11 @@ class Run:
     def _list(self, place: Data) -> ImageSource:
         if place not in self._listed:
             name, split = place
-            found = list_source(self.spec(name), split, name=name, seed=self.seed, progress=progress_bar("  opening"))
-            self._listed[place] = found
+            spec = self.spec(name)
+            whole = Data(name, split_read(spec, split))
+            if whole not in self._read:
+                self._read[whole] = read_source(spec, whole.split, name=name, progress=progress_bar("  opening"))
+            self._listed[place] = select(self._read[whole], spec, split, name=name, seed=self.seed)
         return self._listed[place]
 
     def _open(self, place: Data, images: int) -> ImageSource:

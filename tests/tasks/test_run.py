@@ -64,6 +64,15 @@ def test_several_sources_are_one_and_each_is_opened_once(coco, tmp_path):
     assert run.list("real", "test") is run.list("real", "test") is not run.list("real", "train")
 
 
+def test_annotations_are_read_once_for_all_splits(coco, tmp_path):
+    run = run_on(tmp_path, real=SourceSpec(coco, where="view=CC", clean_boxes=True))
+    assert [info.image_id for info in run.list("real", "train").infos] == [*"0123"]
+    (tmp_path / "data.json").unlink()
+    with refused("no image matches", "view"):
+        run.list("real", "test")  # both are MLO
+    assert [info.image_id for info in run.list("real", "").infos] == [*"0123"]
+
+
 def test_an_unreadable_image_stops_or_is_skipped_when_opened_and_not_when_listed(coco, tmp_path):
     (tmp_path / "6.png").unlink()
     run = run_on(tmp_path, real=SourceSpec(coco))

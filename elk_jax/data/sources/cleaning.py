@@ -25,6 +25,8 @@ def keep_clean_boxes(boxes: np.ndarray) -> np.ndarray:
     Source: Montoya-del-Angel et al. 2024; the two rules are published, the order is our own.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    if len(boxes) < 2:
+        return np.ones(len(boxes), bool)
     order = np.lexsort((boxes[:, 3], boxes[:, 2], boxes[:, 1], boxes[:, 0], -area(boxes)))
     keep = np.zeros(len(boxes), bool)
     for index in order:

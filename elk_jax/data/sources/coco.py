@@ -72,7 +72,7 @@ class CocoFile(NamedTuple):
 def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
     """All images of a COCO file, whatever their split."""
     path = spec.place
-    content = read_coco(path)
+    content = read_coco(path, progress)
     if not spec.patient_pattern:
         check_patients(content, path)
     source = ImageSource(
@@ -155,8 +155,8 @@ def partners(infos: Sequence[ImageInfo], field: str, where: object) -> tuple[Ima
     return tuple(replace(info, file_name=name, meta=meta) for info, (name, meta) in zip(infos, named))
 
 
-def read_coco(path: str | Path) -> CocoFile:
-    """Read and validate a COCO file.
+def read_coco(path: str | Path, progress: ProgressBar = no_bar) -> CocoFile:
+    """Read and validate a COCO file. progress: shows its images.
 
     Labels are positions in the list of categories sorted by id. `iscrowd` and `ignore` annotations become ignore boxes.
     Entries for one image file that differ only in their ids are merged into one image, with the annotations of all.
@@ -196,9 +196,8 @@ def read_coco(path: str | Path) -> CocoFile:
     for image_id, count in Counter(image_of.values()).items():
         if count > 1:
             annotations[image_id] = _not_repeated(annotations[image_id])
-    infos = tuple(
-        _info(entries[key], of_image, label_of, f"{path}, image {key}") for key, of_image in annotations.items()
-    )
+    checked = (_info(entries[key], found, label_of, f"{path}, image {key}") for key, found in annotations.items())
+    infos = tuple(progress(checked, len(annotations)))
     _check_one_patient(infos, path)
     without = sum(not _patient(entries[key], "") for key in annotations)
     return CocoFile(infos, classes, tuple(label_of), *_behind(content, path), without)

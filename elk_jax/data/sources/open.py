@@ -48,6 +48,7 @@ class Kind:
     """A kind of source.
 
     open: (spec, split, progress) -> its images. Other splits may be left out if they would cost time.
+    reads_all: opening any split reads all of them, so that one reading serves all.
     image_folder: place -> the folder with a file for every image; None if images are not files.
     in_memory: the source keeps its decoded images in memory, so they need no cache.
     of_volumes: place -> whether it has whole volumes, from which `SourceSpec.slices` selects.
@@ -59,6 +60,7 @@ class Kind:
 
     open: Callable[[SourceSpec, str, ProgressBar], ImageSource]
     image_folder: Callable[[str], Path] | None = None
+    reads_all: bool = False
     in_memory: bool = False
     of_volumes: Callable[[str], bool] = lambda place: False
     of_slices: bool = False
@@ -67,10 +69,16 @@ class Kind:
 
 
 KINDS = {
-    "coco": Kind(coco.open_coco, image_folder=coco.image_folder, of_slices=True, check_partner=lambda spec: None),
+    "coco": Kind(
+        coco.open_coco,
+        image_folder=coco.image_folder,
+        reads_all=True,
+        of_slices=True,
+        check_partner=lambda spec: None,
+    ),
     "bcs_dbt": Kind(open_bcs_dbt, of_volumes=lambda place: True),
     "folders": Kind(class_folders.open_class_folders, image_folder=Path),
-    "tfds": Kind(open_tfds, of_slices=True),
+    "tfds": Kind(open_tfds, reads_all=True, of_slices=True),
     "phantom": Kind(
         phantom.open_phantom,
         in_memory=True,
@@ -135,12 +143,28 @@ def list_source(
 
     name: of the source in the configuration; it becomes the source's name. Default: the place of the data.
     cache_bytes: memory for decoded images that are read again (`cached`); 0: none.
-    progress: shows the reading of TFDS records and the drawing of phantoms.
+    progress: shows the reading of annotations, and the drawing of phantoms.
 
     A line is logged, once, for images whose split is none of train, val, test and unused, if one of these is read.
 
     UserError: an empty spec, an unknown kind of source, split or field; no image left; a patient in two splits; some
     images without a split although others have the requested one; a misspelt split; any bad annotation.
+    """
+    source = read_source(spec, split, name=name, progress=progress)
+    return select(source, spec, split, name=name, seed=seed, cache_bytes=cache_bytes)
+
+
+def split_read(spec: SourceSpec, split: str) -> str:
+    """The split for `read_source`: "" if one reading serves all splits."""
+    return "" if spec.split_shares or (spec.kind in KINDS and KINDS[spec.kind].reads_all) else split
+
+
+def read_source(
+    spec: SourceSpec, split: str = "", *, name: str = "", progress: ProgressBar = no_bar
+) -> ImageSource:
+    """The images of a source with their patients and splits, before any are selected: at least those of `split`.
+
+    The arguments and errors are those of `list_source`.
     """
     setting = f"config.data.{name}.spec" if name else ""
     if not spec.spec:
@@ -155,7 +179,7 @@ def list_source(
         what = f"slices={spec.slices}, but {spec.spec} has no slices"
         raise UserError(what, where=spec.spec, todo=todo)
     check_partner(spec)
-    source = kind.open(spec, "" if spec.split_shares else split, progress)
+    source = kind.open(spec, split_read(spec, split), progress)
     if spec.patient_pattern:
         source = replace(source, infos=patients.from_file_names(source.infos, spec.patient_pattern, source.name))
     if spec.made_from:
@@ -163,6 +187,19 @@ def list_source(
     if spec.split_shares:
         source = replace(source, infos=draw_splits(source.infos, spec.split_shares, where=source.name))
     checks.check_no_patient_in_two_splits(source.infos, where=source.name)
+    return source
+
+
+def select(
+    source: ImageSource,
+    spec: SourceSpec,
+    split: str = "",
+    *,
+    name: str = "",
+    seed: int = 0,
+    cache_bytes: int = CACHE_BYTES,
+) -> ImageSource:
+    """The images of a split selected by `spec`, from those of `read_source`; see `list_source`."""
     conditions = spec.conditions(split)
     if split:
         chosen = [info for info in source.infos if _fulfils(info, conditions)]
@@ -180,7 +217,7 @@ def list_source(
         source = share_of(source, spec.train_share, spec.train_share_of, seed)
     if spec.shuffled_partners:
         source = shuffle_partners(source, seed, f"config.data.{name}.shuffled_partners" if name else "")
-    if cache_bytes and not kind.in_memory:
+    if cache_bytes and not KINDS[spec.kind].in_memory:
         source = cached(source, cache_bytes)
     return replace(source, name=name) if name else source
 

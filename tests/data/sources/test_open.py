@@ -384,7 +384,7 @@ def test_listing_looks_at_no_image_and_its_source_is_made_readable_without_readi
     at, tmp_path, monkeypatch
 ):
     reads = []
-    read_coco = lambda path: reads.append(path) or original(path)
+    read_coco = lambda path, progress: reads.append(path) or original(path, progress)
     original = coco.read_coco
     monkeypatch.setattr(coco, "read_coco", read_coco)
     spec = at()
