@@ -159,9 +159,7 @@ def split_read(spec: SourceSpec, split: str) -> str:
     return "" if spec.split_shares or (spec.kind in KINDS and KINDS[spec.kind].reads_all) else split
 
 
-def read_source(
-    spec: SourceSpec, split: str = "", *, name: str = "", progress: ProgressBar = no_bar
-) -> ImageSource:
+def read_source(spec: SourceSpec, split: str = "", *, name: str = "", progress: ProgressBar = no_bar) -> ImageSource:
     """The images of a source with their patients and splits, before any are selected: at least those of `split`.
 
     The arguments and errors are those of `list_source`.
