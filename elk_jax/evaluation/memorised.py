@@ -23,6 +23,7 @@ import numpy as np
 from scipy.fft import dct
 
 from elk_jax.errors import UserError
+from elk_jax.threads import ProgressBar, in_parts, no_bar
 
 SIDE = 64
 """A sufficient side of patches in pixels."""
@@ -72,18 +73,22 @@ class Nearest:
 
 
 def nearest(
-    patches: np.ndarray, training: np.ndarray, patients: Sequence[str], own: Sequence[str] | None = None
+    patches: np.ndarray,
+    training: np.ndarray,
+    patients: Sequence[str],
+    own: Sequence[str] | None = None,
+    progress: ProgressBar = no_bar,
 ) -> Nearest:
     """Search patches [K, S, S] in training [N, S, S], over shifts, the eight views of a square and small rotations.
 
     Patches become maps of their local structure (`_maps`), which brightness and contrast do not change. The centre of a
     map is compared with every position in that of the training patch. A uniform patch has similarity 0 to all.
     patients: of the training patches. own: of the patches, which are not compared with those of the same patient, since
-    they may show the same lesion. UserError for pixels that are not finite.
+    they may show the same lesion. progress: shows the patches. UserError for pixels that are not finite.
     """
     patches, training = _checked(patches, "patches"), _checked(training, "training patches")
     theirs = np.asarray(patients)
-    found, views = _similarities(patches, training)
+    found, views = _similarities(patches, training, progress)
     if own is not None:
         found[np.asarray(own)[:, None] == theirs[None]] = -np.inf
     if not found.size:
@@ -104,9 +109,11 @@ def nearest(
     return Nearest(similarity, similarity - mean, np.where(compared, index, -1), flip, transposed.astype(bool))
 
 
-def memorised_report(synthetic: np.ndarray, training: np.ndarray, patients: Sequence[str]) -> dict[str, Any]:
+def memorised_report(
+    synthetic: np.ndarray, training: np.ndarray, patients: Sequence[str], progress: ProgressBar = no_bar
+) -> dict[str, Any]:
     """Margins of synthetic patches [K, S, S] to their nearest training patch [N, S, S], beside those of training
-    patches to patches of other patients.
+    patches to patches of other patients. The time grows with (K + N) N; progress: shows the patches.
 
     Returns `threshold`: the margin above which a patch counts as a copy; `rate`: the share of patches of other patients
     above it, by chance: k / (M + 1) for the k-th largest of M margins of training patches, with the largest k for RATE;
@@ -114,8 +121,8 @@ def memorised_report(synthetic: np.ndarray, training: np.ndarray, patients: Sequ
     `share` of them; `synthetic` and `real`: median similarities; `nearest`, `similarity` and `margin`: per synthetic
     patch, for a gallery. The reference needs three patients: with fewer, threshold, rate and expected are None.
     """
-    among = nearest(training, training, patients, patients)
-    found = nearest(synthetic, training, patients)
+    among = nearest(training, training, patients, patients, progress)
+    found = nearest(synthetic, training, patients, progress=progress)
     reference = np.sort(among.margin[np.isfinite(among.margin)])[::-1]
     threshold = rate = None
     above = np.zeros(0, int)
@@ -139,13 +146,15 @@ def memorised_report(synthetic: np.ndarray, training: np.ndarray, patients: Sequ
     }
 
 
-def _similarities(patches: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _similarities(patches: np.ndarray, training: np.ndarray, progress: ProgressBar) -> tuple[np.ndarray, np.ndarray]:
     """The largest correlation of every patch with every training patch, [K, N], and the view in which it is [K, N]."""
     inner = GRID - 2 * SHIFT
     keys = _maps(training)
     found = np.zeros((len(patches), len(training)), np.float32)
     views = np.zeros((len(patches), len(training)), np.int8)
-    for first in range(0, len(patches), QUERIES):
+    starts = range(0, len(patches), QUERIES)
+    sizes = [min(QUERIES, len(patches) - first) for first in starts]
+    for first in in_parts(progress, sizes)(starts, len(starts)):
         rows = slice(first, first + QUERIES)
         templates = _templates(patches[rows])
         queries = _waves(templates)

@@ -55,6 +55,17 @@ def test_kernel_distance_is_unbiased():
     assert frechet.kernel_distance(a, b + 1) > kernel.max()
 
 
+def test_kernel_distance_in_parts_is_that_of_the_whole_table(monkeypatch):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(11, 5)), rng.normal(size=(8, 5))
+    whole = frechet.kernel_distance(a, b)
+    sizes = []
+    monkeypatch.setattr(frechet.np, "trace", lambda part, **how: sizes.append(part.shape) or part.diagonal(**how).sum())
+    monkeypatch.setattr(frechet, "ROWS", 3)
+    assert frechet.kernel_distance(a, b) == pytest.approx(whole, rel=1e-12)
+    assert {rows for rows, _ in sizes} == {3, 2} and len(sizes) == 4 + 3 + 4
+
+
 def test_kernel_distance_by_hand():
     a, b = np.array([[0.0], [1.0]]), np.array([[2.0], [3.0]])
     # within a: (0*1+1)^3 = 1; within b: (6+1)^3 = 343; between: mean of 1, 1, 27, 64

@@ -223,7 +223,21 @@ def test_of_many_training_patches_some_outliers_do_not_raise_the_threshold(monke
     margins = np.linspace(0, 0.1, 999)
     margins[[10, 20]] = 0.6
     among = memorised.Nearest(margins, margins, np.zeros(999, int), np.zeros(999, int), np.zeros(999, bool))
-    monkeypatch.setattr(memorised, "nearest", lambda *given: among)
+    monkeypatch.setattr(memorised, "nearest", lambda *given, **how: among)
     found = memorised_report(np.zeros((999, 2, 2)), np.zeros((999, 2, 2)), ["P"] * 999)
     assert found["threshold"] == sorted(margins)[-5] < 0.1 and found["rate"] == 0.005
     assert len(found["memorised"]) == 4 and found["memorised"][:2] == [10, 20]
+
+
+def test_progress_counts_the_patches_and_changes_nothing(training):
+    patches, patients, seen = training[:6], PATIENTS[:6], []
+
+    def bar(results, total):
+        for number, result in enumerate(results, 1):
+            seen.append((number, total))
+            yield result
+
+    whole = nearest(patches, patches, patients)
+    shown = nearest(patches, patches, patients, progress=bar)
+    assert seen == [(number, len(patches)) for number in range(1, len(patches) + 1)]
+    np.testing.assert_array_equal(shown.similarity, whole.similarity)

@@ -26,7 +26,7 @@ from elk_jax.evaluation.real_or_synthetic import real_or_synthetic
 from elk_jax.images.breast import breast_mask
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import box_mask, covered, cut
-from elk_jax.progress import Progress
+from elk_jax.progress import Progress, progress_bar
 from elk_jax.synthesis.closeups import box_patch, fitting_lesions
 from elk_jax.tasks import private
 from elk_jax.tasks.lesion_quality.page import quality_table
@@ -162,7 +162,8 @@ def compare(
         }
     repeated = None
     if training is not None:
-        found = memorised.memorised_report(synthetic.patches, training.patches, training.patients)
+        bar = progress_bar("  memorised lesions")
+        found = memorised.memorised_report(synthetic.patches, training.patches, training.patients, bar)
         repeated = {**found, "pairs": most_alike(synthetic, training, found, PAIRS)}
     return {
         "counts": {
