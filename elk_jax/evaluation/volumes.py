@@ -10,6 +10,7 @@ within half of the lesion's diagonal in the plane (at least 100 px) and within a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from elk_jax.errors import UserError
 from elk_jax.evaluation import bootstrap
+from elk_jax.evaluation.running import Running, running
 
 LEAST_DISTANCE = 100.0
 """Distance in pixels within which a centre hits, however small the lesion."""
@@ -102,8 +104,8 @@ class VolumeStatistic:
     """
 
     def __init__(self, results: Sequence[VolumeResult]):
-        keys = [result.truth.key for result in results]
-        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        keys = Counter(result.truth.key for result in results)
+        if twice := sorted(key for key, count in keys.items() if count > 1):
             raise UserError(
                 f"the volume {' '.join(twice[0])} occurs twice", where="volumes", todo="keep one of its files"
             )
@@ -143,9 +145,9 @@ class _Counts:
 
     volumes: np.ndarray  # [P]
     lesions: np.ndarray  # [P]
-    found: np.ndarray  # [P, T] different lesions hit at the threshold
-    wrong: np.ndarray  # [P, T] detections at the threshold that hit nothing
-    own: np.ndarray  # [P, T] bool: the threshold is the score of one of the patient's hits
+    found: Running  # [P, T] different lesions hit at the threshold
+    wrong: Running  # [P, T] detections at the threshold that hit nothing
+    hits: Running  # [P, T] detections at the threshold that hit a lesion
 
 
 def _count(results: Sequence[VolumeResult], patients: Sequence[str]) -> _Counts:
@@ -163,13 +165,13 @@ def _count(results: Sequence[VolumeResult], patients: Sequence[str]) -> _Counts:
         hit += [(patient, float(score)) for score in scores[lesion >= 0]]
         wrong += [(patient, float(score)) for score in scores[lesion < 0]]
     thresholds = np.array([np.inf, *sorted({score for _, score in hit}, reverse=True), -np.inf])
-    at_least, own = np.zeros((2, len(patients), len(thresholds))), np.zeros((len(patients), len(thresholds)), bool)
-    for table, entries in zip(at_least, (best, wrong), strict=True):
-        for patient, score in entries:
-            table[patient] += score >= thresholds
-    for patient, score in hit:
-        own[patient] |= score == thresholds
-    return _Counts(volumes, lesions, at_least[0], at_least[1], own)
+
+    def at_least(entries: Sequence[tuple[int, float]]) -> Running:
+        rows, scores = np.array(entries, float).reshape(-1, 2).T
+        columns = np.searchsorted(-thresholds, -scores)
+        return running(rows.astype(int), columns, (len(patients), len(thresholds)))
+
+    return _Counts(volumes, lesions, at_least(best), at_least(wrong), at_least(hit))
 
 
 def _sensitivities(counts: _Counts, weights: np.ndarray, rates: Sequence[float]) -> np.ndarray:
@@ -179,7 +181,8 @@ def _sensitivities(counts: _Counts, weights: np.ndarray, rates: Sequence[float])
     """
     weights = weights.astype(np.float64)
     volumes, lesions = weights @ counts.volumes, weights @ counts.lesions
-    found, wrong, drawn = weights @ counts.found, weights @ counts.wrong, weights @ counts.own > 0
+    found, wrong = counts.found.weighted(weights), counts.wrong.weighted(weights)
+    drawn = np.diff(counts.hits.weighted(weights), prepend=0) > 0  # the threshold is the score of a hit that is drawn
     drawn[:, [0, -1]] = True
     values = np.full((len(weights), len(rates)), np.nan)
     for i in np.flatnonzero(lesions):
