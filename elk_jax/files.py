@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from io import BufferedReader
 from pathlib import Path
@@ -167,19 +168,26 @@ def write_bytes(path: str | os.PathLike, content: bytes, mode: int = 0o666) -> N
     Links are not followed: a link at `path` is replaced, and the temporary file has an unpredictable name. A temporary
     file left by a crash is hidden, and removed by the next `locked`.
     """
+    _write(path, (content,), mode)
+
+
+def _write(path: str | os.PathLike, parts: Iterable[bytes], mode: int = 0o666) -> None:
+    """`write_bytes` of content that is never in memory as a whole."""
     path = Path(path)
     check_name(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     try:
         with open(os.open(temporary, flags, mode), "wb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise from_os_error(error, path) from error
+        if isinstance(error, OSError):
+            raise from_os_error(error, path) from error
+        raise
 
 
 def write_text(path: str | os.PathLike, content: str) -> None:
@@ -187,9 +195,31 @@ def write_text(path: str | os.PathLike, content: str) -> None:
     write_bytes(path, content.encode(errors="backslashreplace"))
 
 
+_JSON = json.JSONEncoder(indent=2, allow_nan=False)
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write JSON atomically, indented, with a final newline. ValueError for NaN and infinity."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    _write(path, _joined(itertools.chain(_JSON.iterencode(content), ("\n",))))
+
+
+def write_json_list(path: str | os.PathLike, entries: Iterable[Any]) -> None:
+    """`write_json` of a list whose entries are in memory one at a time: there may be millions."""
+
+    def lines() -> Iterator[str]:
+        start = "[\n  "
+        for entry in entries:
+            yield start + _JSON.encode(entry).replace("\n", "\n  ")  # texts in JSON have no line breaks
+            start = ",\n  "
+        yield "[]\n" if start.startswith("[") else "\n]\n"
+
+    _write(path, _joined(lines()))
+
+
+def _joined(parts: Iterator[str]) -> Iterator[bytes]:
+    """Texts, many of them short, as fewer pieces of bytes."""
+    while piece := "".join(itertools.islice(parts, 10_000)):
+        yield piece.encode()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import fcntl
 import math
 import os
@@ -45,6 +46,38 @@ def test_nan_is_not_json(tmp_path):
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "a.json", {"x": float("nan")})
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entries", [[], [1], [{"x": [1, {"ä\n": []}], "y": {}}, None, "a\nb\\n"], [{"n": i} for i in range(99)]]
+)
+def test_a_list_is_written_entry_by_entry_as_it_is_at_once(tmp_path, entries):
+    files.write_json(tmp_path / "whole.json", entries)
+    files.write_json_list(tmp_path / "parts.json", iter(entries))
+    assert (tmp_path / "parts.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert (tmp_path / "parts.json").read_text() == json.dumps(entries, indent=2) + "\n"
+
+
+def test_a_list_is_not_held_in_memory_and_a_failure_leaves_the_old_file(tmp_path):
+    files.write_text(tmp_path / "a.json", "old")
+    alive = 0
+
+    class Entry(dict):
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    def entries():
+        nonlocal alive
+        for number in range(30_000):
+            alive += 1
+            yield Entry(number=number)
+            assert alive < 5
+        raise UserError("no more", where="entries")
+
+    with refused("no more", where="entries"):
+        files.write_json_list(tmp_path / "a.json", entries())
+    assert (tmp_path / "a.json").read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ Files: COCO results, a JSON list of {"image_id", "category_id", "bbox": [x, y, w
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from elk_jax.errors import UserError
 from elk_jax.fields import ABOVE_ZERO
-from elk_jax.files import read_json, write_json
+from elk_jax.files import read_json, write_json_list
 from elk_jax.images.boxes import within_a_pixel
 from elk_jax.images.names import checked_text, whole_number
 from elk_jax.images.schema import ImageInfo
@@ -272,25 +273,24 @@ def write_results(
 
     UserError for a label without a category.
     """
-    entries = []
-    for result in results:
-        for label in result.labels:
-            if label < 0 or (category_ids is not None and label >= len(category_ids)):
-                todo = "write the results of a detector with the classes of the data"
-                raise UserError(f"label {label} is not a category", where=f"image {result.image_id}", todo=todo)
-        image_id = result.image_id
-        numbered = image_id.isdecimal() and str(int(image_id)) == image_id
-        for box, score, label in zip(result.boxes, result.scores, result.labels, strict=True):
-            x0, y0, x1, y1 = (float(v) for v in box)
-            entries.append(
-                {
-                    "image_id": int(image_id) if numbered else image_id,
-                    "category_id": int(label) + 1 if category_ids is None else int(category_ids[label]),
-                    "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
-                    "score": float(score),
-                }
-            )
-    write_json(path, entries)
+    write_json_list(path, itertools.chain.from_iterable(_entries(result, category_ids) for result in results))
+
+
+def _entries(result: ImageResult, category_ids: Sequence[int] | None) -> Iterator[dict[str, Any]]:
+    for label in result.labels:
+        if label < 0 or (category_ids is not None and label >= len(category_ids)):
+            todo = "write the results of a detector with the classes of the data"
+            raise UserError(f"label {label} is not a category", where=f"image {result.image_id}", todo=todo)
+    image_id = result.image_id
+    numbered = image_id.isdecimal() and str(int(image_id)) == image_id
+    for box, score, label in zip(result.boxes, result.scores, result.labels, strict=True):
+        x0, y0, x1, y1 = (float(v) for v in box)
+        yield {
+            "image_id": int(image_id) if numbered else image_id,
+            "category_id": int(label) + 1 if category_ids is None else int(category_ids[label]),
+            "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
+            "score": float(score),
+        }
 
 
 def read_results(

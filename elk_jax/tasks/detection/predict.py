@@ -342,8 +342,8 @@ def predict_files(
     results = detect_with(trained, source, meshes.make_mesh(), settings.score_floor)
     infos = source.infos
     with files.new_results(output, FINDINGS, WRITTEN, paths) as place:
-        entries = [entry for r, info in zip(results, infos) for entry in _entries(r, info, classes, threshold)]
-        files.write_json(place / FINDINGS, entries)
+        entries = (entry for r, info in zip(results, infos) for entry in _entries(r, info, classes, threshold))
+        files.write_json_list(place / FINDINGS, entries)
         files.write_text(place / "findings.csv", _csv(results, infos, classes, threshold))
         for index, result in enumerate(results) if settings.pictures else ():
             drawn = draw(source[index].image, result, threshold)
