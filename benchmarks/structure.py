@@ -214,7 +214,7 @@ def traced_rows() -> list[Row]:
     from elk_jax.tasks import run as runs
 
     trace, listed, checked = Trace(ResNetConfig), Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    list_source, check_readable = runs.list_source, runs.check_readable
+    select, check_readable = runs.select, runs.check_readable
 
     def instead_of_compiling(lowered: Any) -> Any:
         """A training step that does nothing, which saves a minute of compilation."""
@@ -222,9 +222,9 @@ def traced_rows() -> list[Row]:
         metrics = jax.tree.map(lambda x: jax.numpy.ones(x.shape, x.dtype), lowered.out_info[1])
         return lambda state, constants, batch: (state, metrics)
 
-    def listing(spec: Any, split: str, **settings: Any) -> Any:
+    def listing(source: Any, spec: Any, split: str, **settings: Any) -> Any:
         listed[settings["name"], split] += 1
-        return list_source(spec, split, **settings)
+        return select(source, spec, split, **settings)
 
     def checking(source: Any, *rest: Any, **settings: Any) -> Any:
         checked[source.name, source.infos[0].split] += 1
@@ -237,7 +237,7 @@ def traced_rows() -> list[Row]:
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(jax.stages.Lowered, "compile", instead_of_compiling),
-        mock.patch.object(runs, "list_source", listing),
+        mock.patch.object(runs, "select", listing),
         mock.patch.object(runs, "check_readable", checking),
         mock.patch.object(sys, "argv", ["train.py", *_flags(Path(folder))]),
     ):

@@ -8,6 +8,9 @@ from typing import Any
 from elk_jax.reporting import html
 from elk_jax.reporting.report import Section
 
+MOST_SKIPPED = 200
+"""Skipped images on a page: of a large data set there may be thousands."""
+
 
 def plain_label(key: str) -> str:
     """A key as words."""
@@ -15,7 +18,7 @@ def plain_label(key: str) -> str:
 
 
 def data_section(data: Mapping[str, Mapping[str, Any]], skipped: Sequence[tuple[str, str]]) -> Section:
-    """Counts of every split, and the skipped images with the reason."""
+    """Counts of every split, and the skipped images with the reason, at most MOST_SKIPPED."""
     parts = []
     columns = list({key: None for counts in data.values() for key in counts})
     if columns:
@@ -26,8 +29,13 @@ def data_section(data: Mapping[str, Mapping[str, Any]], skipped: Sequence[tuple[
         ]
         parts.append(html.table(head, rows))
     if skipped:
-        listed = [html.row([html.text(image), html.text(reason)], numeric_from=2) for image, reason in skipped]
+        listed = [
+            html.row([html.text(image), html.text(reason)], numeric_from=2) for image, reason in skipped[:MOST_SKIPPED]
+        ]
         parts.append(f"<h3>Skipped images ({len(skipped)})</h3>{html.table(['Image', 'Reason'], listed, 2)}")
+    if len(skipped) > MOST_SKIPPED:
+        said = f"The first {MOST_SKIPPED} of {len(skipped)} skipped images; finished.json of each stage lists all."
+        parts.append(html.paragraph(said, "soft small"))
     return Section("Data", "".join(parts), "" if skipped else "No images were skipped.")
 
 

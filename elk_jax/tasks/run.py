@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +13,7 @@ from typing import Annotated, Any, Literal, Protocol
 import jax
 from jax.experimental import multihost_utils
 
+from elk_jax import files
 from elk_jax.data.patches import resized
 from elk_jax.data.sources import folds, patients
 from elk_jax.data.sources.coco import SYNTHETIC
@@ -66,6 +69,12 @@ class Experiment:
         """Data source -> the stage that writes it, for sources written by a stage (`stage:NAME`)."""
         written = {name: spec.spec.partition(":") for name, spec in self.data.items()}
         return {name: stage for name, (kind, _, stage) in written.items() if kind == "stage"}
+
+
+SKIPPED = "skipped.csv"
+"""The files that a prediction skipped, each with the reason."""
+MOST_LINES = 20
+"""Skipped images that are printed: of large folders there are thousands."""
 
 
 @dataclass(frozen=True)
@@ -227,12 +236,31 @@ def new_console() -> Console:
 
 
 def report_skipped(not_images: Sequence[Path], unreadable: Sequence[tuple[str, str]]) -> None:
-    """Print which of the user's files were skipped. unreadable: (file, reason)."""
+    """Print which of the user's files were skipped. unreadable: (file, reason), as in `write_skipped`."""
     say = new_console().print
     if not_images:
         say(f"skipped {len(not_images)} files that are not images, for example {not_images[0]}")
-    for name, reason in unreadable:
-        say(f"skipped {name}: {reason}")
+    for line in skipped_lines(unreadable, SKIPPED):
+        say(line)
+
+
+def skipped_lines(unreadable: Sequence[tuple[str, str]], table: str = "", what: str = "") -> list[str]:
+    """What to print about skipped images: the first MOST_LINES, each with its reason, and the number of others.
+
+    table: the file that lists all of them. what: before each name, such as "image ".
+    """
+    lines = [f"skipped {what}{name}: {reason}" for name, reason in unreadable[:MOST_LINES]]
+    others = len(unreadable) - len(lines)
+    return [*lines, f"skipped {others} others{f', see {table}' if table else ''}"] if others else lines
+
+
+def write_skipped(folder: Path, unreadable: Sequence[tuple[str, str]]) -> None:
+    """Write the table of skipped files into the folder of a prediction, if there are any: without findings, they could
+    not be distinguished from images in which nothing was found. unreadable: (file, reason)."""
+    if unreadable:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *unreadable])
+        files.write_text(folder / SKIPPED, text.getvalue())
 
 
 class Opened(Protocol):

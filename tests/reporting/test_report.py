@@ -10,6 +10,7 @@ import pytest
 
 from elk_jax.reporting.report import Report, Section, build_report, write_report
 from elk_jax.reporting.run import RunRecord, run_report
+from elk_jax.reporting.sections import MOST_SKIPPED, data_section
 from elk_jax.tasks.detection.page import DetectionRun, detection_part
 from tests.pages import detection_run, open_in_chromium, run_record, whole_report
 
@@ -156,3 +157,10 @@ def test_in_a_browser_outside_content_is_refused(tmp_path):
     result = open_in_chromium(tmp_path, build_report(Report("quiet", sections=[outside])), "--dump-dom")
     assert "CONSOLE" in result.stderr and "Content Security Policy" in result.stderr
     assert "<title>quiet</title>" in result.stdout
+
+
+def test_of_many_skipped_images_a_page_shows_the_first():
+    many = [(f"image {number}", "damaged") for number in range(MOST_SKIPPED + 7)]
+    shown, whole = (data_section({}, some) for some in (many, many[:MOST_SKIPPED]))
+    assert shown.html.count("damaged") == whole.html.count("damaged") == MOST_SKIPPED
+    assert f"({len(many)})" in shown.html and "finished.json" in shown.html and "finished.json" not in whole.html

@@ -18,7 +18,7 @@ from elk_jax.privacy.mechanism import Mechanism
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks import run as tasks_run
 from elk_jax.tasks.inpainting.recipe import PaintStage, TrainInpainterStage
-from elk_jax.tasks.run import Experiment, Fold, MeshSettings, Run, patients_seen
+from elk_jax.tasks.run import MOST_LINES, Experiment, Fold, MeshSettings, Run, patients_seen, skipped_lines
 from tests.refusals import refused
 
 
@@ -130,3 +130,11 @@ def test_an_evaluation_notes_whom_the_model_has_seen(coco, tmp_path, patients, p
     assert len(notes) == private + bool(patients)
     for word in words:
         assert word in " ".join(notes)
+
+
+def test_of_many_skipped_images_the_first_are_printed_and_the_others_counted():
+    many = [(f"{number}.png", "damaged") for number in range(MOST_LINES + 1)]
+    assert skipped_lines(many[:-1], "a.csv") == [f"skipped {name}: damaged" for name, _ in many[:-1]]
+    *lines, last = skipped_lines(many, "a.csv", "image ")
+    assert lines[0] == "skipped image 0.png: damaged" and len(lines) == MOST_LINES
+    assert "1 other" in last and "a.csv" in last

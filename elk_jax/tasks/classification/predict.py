@@ -15,7 +15,7 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.fields import SHARE
 from elk_jax.progress import progress_bar
 from elk_jax.tasks.classification import model as classifier
-from elk_jax.tasks.run import new_console, report_skipped
+from elk_jax.tasks.run import SKIPPED, new_console, report_skipped, write_skipped
 
 PREDICTIONS, TABLE = "predictions.json", "predictions.csv"
 
@@ -58,10 +58,11 @@ def predict_files(
         }
         for info, score in zip(source.infos, scores)
     ]
-    with files.new_results(output, PREDICTIONS, (PREDICTIONS, TABLE), paths) as place:
+    with files.new_results(output, PREDICTIONS, (PREDICTIONS, TABLE, SKIPPED), paths) as place:
         content = {"positive": description.positive, "threshold": threshold, "images": rows}
         files.write_json(place / PREDICTIONS, content)
         files.write_text(place / TABLE, _table(rows, description.positive))
+        write_skipped(place, source.skipped)
     report_skipped(not_images, source.skipped)
     for note in classifier.unchosen(trained) if settings.threshold is None else ():
         new_console().print(f"note: {note}; choose another with --threshold")

@@ -42,7 +42,7 @@ from elk_jax.tasks.detection.model import (
     load,
     trainable,
 )
-from elk_jax.tasks.run import new_console, report_skipped
+from elk_jax.tasks.run import SKIPPED, new_console, report_skipped, write_skipped
 from elk_jax.training import mesh as meshes
 from elk_jax.training import prediction
 from elk_jax.training.model import Model, Params
@@ -52,7 +52,7 @@ COLOUR = (64, 196, 255)  # BGR
 FINDINGS = "findings.json"
 PICTURES = "pictures"
 """The folder of the pictures in the output."""
-WRITTEN = (FINDINGS, "findings.csv", "report.html", f"{PICTURES}/[0-9][0-9][0-9][0-9]*_*.png")
+WRITTEN = (FINDINGS, "findings.csv", SKIPPED, "report.html", f"{PICTURES}/[0-9][0-9][0-9][0-9]*_*.png")
 """Files of a prediction, of images or of volumes."""
 
 Predictor = Callable[[Params, Mapping[str, jax.Array]], dict[str, Any]]
@@ -345,6 +345,7 @@ def predict_files(
         entries = (entry for r, info in zip(results, infos) for entry in _entries(r, info, classes, threshold))
         files.write_json_list(place / FINDINGS, entries)
         files.write_text(place / "findings.csv", _csv(results, infos, classes, threshold))
+        write_skipped(place, source.skipped)
         for index, result in enumerate(results) if settings.pictures else ():
             drawn = draw(source[index].image, result, threshold)
             path = files.make_folder(place / PICTURES) / _picture_name(index, infos[index])

@@ -46,7 +46,7 @@ from elk_jax.tasks.detection.search import (
     write_views,
 )
 from elk_jax.tasks.private import Learned, Public
-from elk_jax.tasks.run import Experiment, Run, skipped_images
+from elk_jax.tasks.run import Experiment, Run, skipped_images, skipped_lines
 from elk_jax.tasks.stages import Data, Need
 from elk_jax.tasks.task import Summary, Workload
 from elk_jax.training import optimizer as optimizers
@@ -405,8 +405,8 @@ def planned_anchor_sizes(infos: tuple[ImageInfo, ...], config: LoaderConfig, lev
 
 def say_skipped(run: Run, *opened: ImageSource) -> None:
     for source in opened:
-        for image_id, reason in source.skipped:
-            run.say(f"  skipped image {image_id}: {reason}")
+        for line in skipped_lines(source.skipped, "finished.json of the stage", "image "):
+            run.say(f"  {line}")
 
 
 def differing_layer(before: Detector, now: Detector) -> str:

@@ -46,7 +46,7 @@ from elk_jax.tasks.detection.model import Ensemble, Trained, load, with_views
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
 from elk_jax.tasks.detection.volumes_page import evaluation_page, findings_page
 from elk_jax.tasks.results import check_output, new_evaluation
-from elk_jax.tasks.run import Run, new_console, patients_seen, report_skipped
+from elk_jax.tasks.run import Run, new_console, patients_seen, report_skipped, write_skipped
 from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
 
@@ -428,12 +428,14 @@ def predict_volumes(
     classes = trained.description.classes
     entries = [entry for pair in zip(volumes, found) for entry in _entries(*pair, classes, threshold)]
     read = [info.file_name for volume in volumes for info in volume.infos]
+    skipped = [(str(path), reason) for _, others in pairs for path, reason in others]
     with files.new_results(output, predict.FINDINGS, predict.WRITTEN, read) as place:
+        write_skipped(place, skipped)
         files.write_text(place / "findings.csv", submission.text(results))
         files.write_json(place / predict.FINDINGS, entries)
         if settings.pictures:
             write_report(place / "report.html", findings_page(volumes, found, threshold))
-    report_skipped([], [(str(path), reason) for _, skipped in pairs for path, reason in skipped])
+    report_skipped([], skipped)
     for note in (*notes, *predict.notes(trained, settings)):
         new_console().print(f"note: {note}")
     count = sum(int((one.scores >= threshold).sum()) for one in found)

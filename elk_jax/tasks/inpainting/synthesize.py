@@ -41,7 +41,7 @@ from elk_jax.synthesis.placement import AreaRule, Placement, plan_placement
 from elk_jax.tasks import private, sampling
 from elk_jax.tasks.inpainting import model as inpainters
 from elk_jax.tasks.inpainting.recipe import LoraConfig, PaintSettings, PaintStage
-from elk_jax.tasks.run import Run, is_main, meet, new_console, skipped_images
+from elk_jax.tasks.run import Run, is_main, meet, new_console, skipped_images, skipped_lines
 from elk_jax.tasks.stages import TrainStage
 from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
@@ -143,8 +143,8 @@ def synthesize_source(
     source = open_source(canvases, split, on_error=on_error, progress=progress_bar("  opening"), images=1)
     say = new_console().print
     say(f"canvases: {counted(source.infos)}")
-    for image_id, reason in source.skipped:
-        say(f"skipped image {image_id}: {reason}")
+    for line in skipped_lines(source.skipped, what="image "):
+        say(line)
     paint_lesions(model, source, count, output, settings, seed, meshes.make_mesh())
     say(f"{count} synthetic lesions: {output / coco.SYNTHETIC}")
 

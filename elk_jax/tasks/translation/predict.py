@@ -23,7 +23,7 @@ from elk_jax.images.windows import Window, cut
 from elk_jax.progress import Progress, progress_bar
 from elk_jax.randomness import Seed
 from elk_jax.tasks import sampling
-from elk_jax.tasks.run import new_console, report_skipped
+from elk_jax.tasks.run import new_console, report_skipped, write_skipped
 from elk_jax.tasks.translation.model import load, trainable
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
@@ -90,6 +90,7 @@ def translate_files(
             files.write_bytes(path, encode_png(np.round(whole[..., 0] * np.iinfo(depth).max).astype(depth)))
             written.append(path)
             bar.update(index + 1)
+        write_skipped(output, source.skipped)
     report_skipped(not_images, source.skipped)
     new_console().print(f"{len(written)} translated images: {output}")
     return written

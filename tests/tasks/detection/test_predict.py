@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -24,6 +25,7 @@ from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import predict
 from elk_jax.tasks.detection.model import Ensemble, Input, Trained, at_scale
 from elk_jax.tasks.detection.predict import PredictSettings
+from elk_jax.tasks.run import MOST_LINES, SKIPPED
 from tests.data.sources.dicom_files import make as dicom_file
 from tests.refusals import refused
 
@@ -255,12 +257,12 @@ def found(tmp_path, monkeypatch):
 
     monkeypatch.setattr(predict, "detect_with", detect_with)
 
-    def run(to="out", anew=True, of="in", **settings) -> tuple[list, list]:
+    def run(to="out", anew=True, of="in", on_error="stop", **settings) -> tuple[list, list]:
         output = tmp_path / to
         if anew:
             shutil.rmtree(output, ignore_errors=True)
         predict.predict_files(
-            model=tmp_path, inputs=[str(tmp_path / of)], decoding=SourceSpec(), on_error="stop", output=output,
+            model=tmp_path, inputs=[str(tmp_path / of)], decoding=SourceSpec(), on_error=on_error, output=output,
             settings=predict.PredictSettings(**settings),
         )  # fmt: skip
         pictures = [cv2.imread(str(path)) for path in sorted(output.glob("pictures/*.png"))]
@@ -282,6 +284,22 @@ def test_findings_of_files_are_written_and_drawn(found, capsys):
     assert tuple(picture[10, 45]) == predict.COLOUR and tuple(picture[5, 3]) == (0, 0, 0)
     printed = capsys.readouterr().out
     assert "1 findings at or above 0.500 in 1 images" in printed and "notes.txt" in printed
+
+
+def test_skipped_files_are_listed_beside_the_findings(found, tmp_path, capsys):
+    many = [tmp_path / "in" / f"bad{number:02d}.png" for number in range(MOST_LINES + 5)]
+    for path in many:
+        path.write_bytes(b"no image")
+    found(on_error="skip")
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
+    assert len(printed) == 1 + MOST_LINES + 1 and printed[-1] == f"skipped 5 others, see {SKIPPED}"
+    with open(tmp_path / "out" / SKIPPED, newline="") as table:
+        head, *rows = csv.reader(table)
+    assert head == ["file", "reason"] and [file for file, _ in rows] == [str(path) for path in many]
+    for path in many:
+        path.unlink()
+    found(anew=False, on_error="skip")
+    assert not (tmp_path / "out" / SKIPPED).exists()
 
 
 def test_a_model_without_a_threshold_is_said_to_have_none(found, monkeypatch, capsys):
