@@ -14,6 +14,7 @@ UserError with the field's name as `where`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import numbers
 import types
@@ -127,6 +128,13 @@ class ByName:
         return f"one of {', '.join(self.kinds())}"
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The types of the fields of a dataclass; not to be changed. Cached: a sweep builds the same classes in each of its
+    runs, and Python compiles every annotation anew."""
+    return typing.get_type_hints(kind, include_extras=True)
+
+
 def build(kind: type[T], settings: Mapping[str, Any], where: str = "", *, complete: bool = False) -> T:
     """A dataclass from a mapping (a ConfigDict, or its JSON form); lists become tuples.
 
@@ -137,7 +145,7 @@ def build(kind: type[T], settings: Mapping[str, Any], where: str = "", *, comple
     the dotted name of the field.
     """
     values = as_dict(settings, where)
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     wanted = [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
     known = {field.name for field in wanted}
     unknown = sorted(map(str, set(values) - known))
@@ -177,7 +185,7 @@ class Checked:
 
 def check_types(kind: type, values: Mapping[str, Any], where: str = "") -> None:
     """UserError for the first of `values` that does not have the type or range of its field of `kind`."""
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     for name, value in values.items():
         if name in hints and not fits(value, hints[name]):
             raise UserError(f"{name} is {value!r}", where=_dotted(where, name), todo=f"give {described(hints[name])}")

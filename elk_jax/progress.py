@@ -106,11 +106,11 @@ class Progress:
         print(f"{visible(self.title)}: {counts}", file=self.stream, flush=True)
 
 
-def progress_bar(title: str) -> ProgressBar:
+def progress_bar(title: str, unit: str = "image") -> ProgressBar:
     """A bar with this title over the results of `map_in_threads`, if they take long."""
 
     def show(results: Iterable[T], total: int) -> Iterator[T]:
-        with Progress(title, total, unit="image", patience=LONG) as bar:
+        with Progress(title, total, unit=unit, patience=LONG) as bar:
             for done, result in enumerate(results, start=1):
                 bar.update(done)
                 yield result

@@ -49,15 +49,23 @@ class FrocStatistic:
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         x, y = froc.curves(self.counts, weights)
-        at_rates = froc.sensitivity_at(x, y, RATES)
         areas = froc.area_up_to(x, y, AREA_LIMITS)
-        values = {"mean_sensitivity": at_rates.mean(axis=1)}
-        values |= {f"sensitivity_at/{rate:g}": at_rates[:, i] for i, rate in enumerate(RATES)}
-        return values | {f"aufroc_{limit:g}": areas[:, i] for i, limit in enumerate(AREA_LIMITS)}
+        return _sensitivities(x, y) | {f"aufroc_{limit:g}": areas[:, i] for i, limit in enumerate(AREA_LIMITS)}
+
+    def sensitivities(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """The metrics without areas, which take most of the time."""
+        return _sensitivities(*froc.curves(self.counts, weights))
 
     def curve(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Sensitivity on CURVE_GRID, {"sensitivity": [R, grid]}, for the band around the curve."""
         return {"sensitivity": froc.sensitivity_at(*froc.curves(self.counts, weights), rates=CURVE_GRID)}
+
+
+def _sensitivities(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """The sensitivities [R] at RATES, and their mean, on curves [R, corners]."""
+    at_rates = froc.sensitivity_at(x, y, RATES)
+    values = {"mean_sensitivity": at_rates.mean(axis=1)}
+    return values | {f"sensitivity_at/{rate:g}": at_rates[:, i] for i, rate in enumerate(RATES)}
 
 
 class DetectionStatistic:
@@ -101,8 +109,7 @@ class DetectionStatistic:
         for i, rate in enumerate(RATES):
             values[f"false_positives_per_lesion_free_image/{rate:g}"] = free[:, i]
         for text, statistic in self.by_criterion.items():
-            found = {name: own for name, own in statistic(weights).items() if not name.startswith("aufroc_")}
-            values |= {f"criteria/{text}/{name}": own for name, own in found.items()}
+            values |= {f"criteria/{text}/{name}": own for name, own in statistic.sensitivities(weights).items()}
             if text in AP_OF:
                 values[f"criteria/{text}/ap"] = values[AP_OF[text]]
         for label, (name, alone) in enumerate(self.by_class.items()):

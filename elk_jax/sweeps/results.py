@@ -9,7 +9,7 @@ file without any, each floating-point number. The name of a metric is its keys, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from elk_jax.sweeps.plan import Plan, PlannedRun
 from elk_jax.sweeps.settings import Row
 from elk_jax.tasks.results import EVALUATION
 from elk_jax.tasks.stages import EvaluateModelsStage, EvaluateStage
+from elk_jax.threads import ProgressBar, no_bar
 
 BOUNDS = ("low", "high", "level")
 """Numbers that accompany a metric and are not metrics themselves."""
@@ -113,17 +114,24 @@ ByRow = Mapping[str, Mapping[str, Measured]]
 """Row -> metric -> the evaluation."""
 
 
-def collect(plan: Plan, baselines: Mapping[str, str], resamples: int, references: Sequence[str] = ()) -> Results:
+def collect(
+    plan: Plan,
+    baselines: Mapping[str, str],
+    resamples: int,
+    references: Sequence[str] = (),
+    bar: Callable[[str, str], ProgressBar] = lambda title, unit: no_bar,
+) -> Results:
     """Read the finished evaluations of all runs.
 
     baselines: row -> the row that it is compared with. references: models with which the others of their evaluation
-    are compared, within each run; () for the first one of each evaluation.
+    are compared, within each run; () for the first one of each evaluation. bar: shows the work with this title and
+    unit: resampling the patients of hundreds of evaluations takes minutes.
     """
     table = _Table()
-    for run in plan.runs:
+    for run in bar("reading", "run")(plan.runs, len(plan.runs)):
         table.found.setdefault(run.row.name, {})[run.seed] = dict(_evaluations(run))
     resampling = seeds.draw(table.patients(), len(plan.seeds), resamples)
-    measured = {place: _of_place(plan, table, place, resampling) for place in table.places()}
+    measured = _by_place(plan, table, resampling, bar("resampling", "setting"))
     gains = {
         (stage, f"{model} - {other}"): _gains(measured[stage, model], measured[stage, other])
         for stage, model, other in _compared(plan, references)
@@ -166,12 +174,15 @@ def _compared(plan: Plan, references: Sequence[str]) -> list[tuple[str, str, str
     return list(found.values())
 
 
-def _of_place(plan: Plan, table: _Table, place: Place, resampling: Resampling) -> ByRow:
-    return {
-        row.name: _measured([table.found[row.name].get(seed, {}).get(place) for seed in plan.seeds], resampling)
-        for row in plan.rows
-        if not row.not_run
-    }
+def _by_place(plan: Plan, table: _Table, resampling: Resampling, progress: ProgressBar) -> dict[Place, ByRow]:
+    rows = [row.name for row in plan.rows if not row.not_run]
+    each = [(place, row) for place in table.places() for row in rows]
+    of_seeds = lambda place, row: [table.found[row].get(seed, {}).get(place) for seed in plan.seeds]
+    measured = progress((_measured(of_seeds(*one), resampling) for one in each), len(each))
+    found: dict[Place, dict[str, Mapping[str, Measured]]] = {}
+    for values, (place, row) in zip(measured, each):
+        found.setdefault(place, {})[row] = values
+    return dict(found)
 
 
 def _gains(own: ByRow, other: ByRow) -> ByRow:

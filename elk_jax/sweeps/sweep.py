@@ -9,6 +9,7 @@ from elk_jax import files
 from elk_jax.errors import UserError
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import plain
+from elk_jax.progress import progress_bar
 from elk_jax.reporting import html
 from elk_jax.reporting.report import write_report
 from elk_jax.sweeps import page
@@ -49,7 +50,7 @@ def run_sweep(
         console.print(f"{plan.base.name}: {len(plan.runs)} runs, {before} already finished; folder {plan.folder}")
         ended = run_all(_jobs(plan, left, command), jobs, lambda at, end: console.print(_told(left[at], end)))
         errors = {run: end.error for run, end in zip(left, ended) if end.error}
-        results = collect(plan, baselines, resamples, references)
+        results = collect(plan, baselines, resamples, references, progress_bar)
         shown = page.chosen_metrics(results, metrics)
         files.write_json(plan.folder / "table.json", page.records(results))
         files.write_text(plan.folder / "table.csv", page.csv_text(results))

@@ -97,6 +97,22 @@ def test_means_and_differences_over_seeds_and_patients(sweep):
     assert any("3 patients and 2 seeds" in note for note in found.notes)
 
 
+def test_reading_and_resampling_are_shown(sweep):
+    write(sweep)
+    seen = {}
+
+    def bar(title, unit):
+        def show(results, total):
+            seen[title, unit] = (len(done := list(results)), total)
+            yield from done
+
+        return show
+
+    assert collect(sweep, BASELINES, 20, bar=bar).metrics == collect(sweep, BASELINES, 20).metrics
+    assert list(seen) == [("reading", "run"), ("resampling", "setting")]
+    assert all(done == total > 1 for done, total in seen.values()), seen
+
+
 def test_runs_of_other_annotations_are_named(sweep):
     """Boxes that were corrected between two calls of a sweep: its finished runs are judged by the earlier ones."""
     write(sweep)
