@@ -145,7 +145,7 @@ def build(kind: type[T], settings: Mapping[str, Any], where: str = "", *, comple
     the dotted name of the field.
     """
     values = as_dict(settings, where)
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     wanted = [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
     known = {field.name for field in wanted}
     unknown = sorted(map(str, set(values) - known))

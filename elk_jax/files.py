@@ -332,12 +332,15 @@ def below(folder: str | os.PathLike) -> list[Path]:
     are in. UserError for a folder that cannot be read."""
 
     def found(place: Path, above: frozenset[Path]) -> Iterator[Path]:
-        for path in place.iterdir():
-            if not path.is_dir():
-                if path.is_file() or not path.exists():
-                    yield path
-            elif (real := path.resolve()) not in above:
-                yield from found(path, above | {real})
+        with os.scandir(place) as entries:
+            for entry in entries:
+                path = place / entry.name
+                kind = path if entry.is_symlink() else entry  # an entry knows its kind without asking the disk again
+                if not kind.is_dir():
+                    if kind.is_file() or not path.exists():
+                        yield path
+                elif (real := path.resolve()) not in above:
+                    yield from found(path, above | {real})
 
     try:
         return sorted(found(Path(folder), frozenset({Path(folder).resolve()})))

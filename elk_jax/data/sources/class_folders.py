@@ -60,10 +60,11 @@ def open_class_folders(spec: SourceSpec, split: str = "", progress: ProgressBar 
 def _behind(folder: Path, paths: Sequence[Path]) -> Behind:
     """What is known about the models behind a folder, and behind images in other folders to which links in it lead."""
     whole = folder.resolve()
-    elsewhere = {place for path in paths if not (place := path.resolve().parent).is_relative_to(whole)}
+    folders = {parent: parent.resolve() for parent in {path.parent for path in paths}}
+    places = {path.resolve().parent if path.is_symlink() else folders[path.parent] for path in paths}
+    elsewhere = {place for place in places if not place.is_relative_to(whole)}
     above = {place.parent for place in elsewhere if place.name != IMAGES}
-    places = dict.fromkeys((folder, *sorted(elsewhere | above)))
-    parts = [behind_folder(place) for place in places]
+    parts = [behind_folder(place) for place in dict.fromkeys((folder, *sorted(elsewhere | above)))]
     known = [part.promises for part in parts if part.promises is not None]
     promises = once(promise for own in known for promise in own) if len(known) == len(parts) else None
     return Behind(frozenset().union(*(part.seen_patients for part in parts)), promises)
