@@ -9,8 +9,8 @@ The model is a detector, or an ensemble of several (configs/cem_ensemble.py). Wr
 file's own pixels, with scores), findings.csv, and one picture per image with the boxes that reach the threshold. Every
 frame of a multi-frame DICOM file (tomosynthesis) is an image, and the findings name the frame. With --volumes the file
 is one volume, and so is a folder of slices; --input=bcs_dbt:DIR reads the volumes listed in the tables of paths in DIR.
-findings.csv then has the columns of the DBTex challenge, and report.html shows every finding in its best slice and
-along z. docs/dicom.md describes how files are read, and which are skipped or refused.
+findings.csv then has the columns of the DBTex challenge, and report.html shows the best findings in their best slices
+and along z. Skipped files are listed in skipped.csv; docs/dicom.md describes how files are read.
 
 Without --threshold the pictures use the operating point of one false positive per image that was chosen in training, on
 the validation split or by folds. With a translator the script does what launch/translate.py does. With a classifier it

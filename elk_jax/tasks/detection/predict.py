@@ -346,7 +346,8 @@ def predict_files(
         files.write_json_list(place / FINDINGS, entries)
         files.write_text(place / "findings.csv", _csv(results, infos, classes, threshold))
         write_skipped(place, source.skipped)
-        for index, result in enumerate(results) if settings.pictures else ():
+        shown = results if settings.pictures else []
+        for index, result in enumerate(progress_bar("  drawing")(shown, len(shown))):
             drawn = draw(source[index].image, result, threshold)
             path = files.make_folder(place / PICTURES) / _picture_name(index, infos[index])
             files.write_bytes(path, cv2.imencode(".png", drawn)[1].tobytes())
