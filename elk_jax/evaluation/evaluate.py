@@ -113,7 +113,7 @@ class DetectionStatistic:
             if text in AP_OF:
                 values[f"criteria/{text}/ap"] = values[AP_OF[text]]
         for label, (name, alone) in enumerate(self.by_class.items()):
-            own = alone(weights)
+            own = alone.sensitivities(weights)
             own |= {ap: precisions.mean(thresholds, label) for ap, thresholds in AP_THRESHOLDS.items()}
             values |= {f"classes/{name}/{metric}": own[metric] for metric in OF_CLASS}
         return values | self._operating_points(weights)
