@@ -29,6 +29,8 @@ MOST_NAME = 255
 """Longest file name, in bytes."""
 PARTIAL = ".partial"
 """Suffix of files that are being written; they are hidden."""
+MOVED = ".moved"
+"""File with the names of what a command moves into a folder: it is there from before the first move to the end."""
 LOCK = ".lock"
 
 MOST_JSON = 1 << 31
@@ -80,25 +82,33 @@ def whole_folder(path: str | os.PathLike, last: str) -> Iterator[Path]:
     """A temporary place for the content of a new or empty folder; its content moves into the folder at the end.
 
     last: the name that is moved last, so that a folder that contains it is complete. After an error nothing remains.
-    UserError for a folder that is not empty, except for what a killed program left.
+    UserError for a folder that is not empty, except for what a killed command left, and for one that another process
+    is writing into.
     """
     folder = Path(path)
     made = not folder.exists()
-    place = make_folder(folder) / PARTIAL
-    if any(found != place for found in folder.iterdir()):
-        raise UserError("the folder is not empty", where=folder, todo="choose a new folder")
-    shutil.rmtree(place, ignore_errors=True)
-    try:
-        yield make_folder(place)
-        for written in sorted(place.iterdir(), key=lambda one: one.name == last):
-            written.rename(folder / written.name)
-        place.rmdir()
-    except BaseException as error:
-        for written in (folder,) if made else tuple(folder.iterdir()):  # it was empty
-            shutil.rmtree(written, ignore_errors=True) if written.is_dir() else written.unlink()
-        if isinstance(error, OSError):
-            raise from_os_error(error, folder) from error
-        raise
+    folder = make_folder(folder)
+    place, moved = folder / PARTIAL, folder / MOVED
+    with locked(folder):
+        names = read_object(moved, "names")["names"] if moved.is_file() else []
+        left = [one for one in folder.iterdir() if one.name in names]
+        if any(one not in (folder / LOCK, place, moved, *left) for one in folder.iterdir()):
+            raise UserError("the folder is not empty", where=folder, todo="choose a new folder")
+        try:
+            _delete(*left, place, moved)
+            yield make_folder(place)
+            written = sorted(place.iterdir(), key=lambda one: one.name == last)
+            left = [folder / one.name for one in written]
+            write_json(moved, {"names": [one.name for one in written]})
+            for one in written:
+                os.replace(one, folder / one.name)
+            place.rmdir()
+            moved.unlink()
+        except BaseException as error:
+            _delete(folder) if made else _delete(*left, place, moved)
+            if isinstance(error, OSError):
+                raise from_os_error(error, folder) from error
+            raise
 
 
 @contextlib.contextmanager
@@ -107,36 +117,41 @@ def new_results(
 ) -> Iterator[Path]:
     """A temporary place for results, which at the end replace those of an earlier command in `folder`; it is locked.
 
-    last: the result that is moved last, so that a folder that contains it is complete. earlier: patterns of all files
-    that such a command may have written. They are removed if the folder contains `last`, since they would be taken for
-    a part of the new results. inputs: files that stay. After an error or a kill before the end, the earlier results are
-    unchanged; after a kill during the move, the next command removes what is there.
+    last: the result that is removed first and moved last, so that a folder that contains it is complete. earlier:
+    patterns of all files that such a command may have written. They are removed if the folder contains `last`, since
+    they would be taken for a part of the new results. inputs: files that stay. After an error or a kill before the end,
+    the earlier results are unchanged; after a kill during the move, the next command removes what is there.
     """
     folder = make_folder(folder)
+    place, moved = folder / PARTIAL, folder / MOVED
     with locked(folder):
-        place = make_folder(folder / PARTIAL)
-        interrupted = (place / last).is_file()  # a command was killed during the move
         try:
-            for left in place.iterdir():
-                if left.name != last:
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-            yield place
+            _delete(place)
+            yield make_folder(place)
+            written = [one.relative_to(place) for one in place.rglob("*") if one.is_file()]
+            replaced = moved.is_file() or (folder / last).is_file()  # or a command was killed during the move
+            write_json(moved, {"names": [name.as_posix() for name in written]})
         except BaseException as error:
-            if not interrupted:
-                shutil.rmtree(place, ignore_errors=True)
+            _delete(place)
             if isinstance(error, OSError):
                 raise from_os_error(error, folder) from error
             raise
         try:
-            if interrupted or (folder / last).is_file():
+            if replaced:
+                (folder / last).unlink(missing_ok=True)
                 _remove(folder, earlier, inputs)
-            for path in sorted((one for one in place.rglob("*") if one.is_file()), key=lambda one: one == place / last):
-                target = folder / path.relative_to(place)
-                make_folder(target.parent)
-                os.replace(path, target)
-            shutil.rmtree(place)
+            for name in sorted(written, key=lambda name: name == Path(last)):
+                make_folder((folder / name).parent)
+                os.replace(place / name, folder / name)
+            _delete(place, moved)
         except OSError as error:
             raise from_os_error(error, folder) from error
+
+
+def _delete(*paths: Path) -> None:
+    """Delete files and folders that may be there."""
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _remove(folder: Path, patterns: Sequence[str], inputs: Sequence[str | os.PathLike]) -> None:

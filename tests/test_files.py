@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -15,7 +17,8 @@ import pytest
 
 from elk_jax import files
 from elk_jax.errors import UserError, from_os_error, run_main
-from tests.refusals import refused
+from tests.interruption import changes, killed, on_full_disk
+from tests.refusals import check_refusal, refused
 
 
 def test_written_json_reads_back_and_leaves_no_other_file(tmp_path):
@@ -144,7 +147,7 @@ def test_text_has_to_be_utf8(tmp_path):
         files.read_text(tmp_path / "a")
 
 
-def test_folder_under_a_file_is_refused(tmp_path):
+def test_folder_under_a_file_is_left(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with refused("folder", where=path):
@@ -271,7 +274,7 @@ def write_two(folder):
         (place / "index").write_text("all")
         (place / "part").mkdir()
         (place / "part" / "weights").write_text("1")
-        assert [path.name for path in folder.iterdir()] == [place.name]
+        assert {path.name for path in folder.iterdir()} == {place.name, files.LOCK}
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -292,27 +295,69 @@ def test_of_a_folder_that_cannot_be_written_nothing_remains(tmp_path, monkeypatc
     folder = tmp_path / "out"
     if there:
         folder.mkdir()
-    rename, write = Path.rename, Path.write_text
+    replace, write = os.replace, Path.write_text
 
     def moved(path, target):
-        if path.name == failing:  # the last: the other has moved
+        if Path(path).name == failing:  # the last: the other has moved
             assert (folder / "part").is_dir()
             raise OSError(errno.ENOSPC, "full")
-        return rename(path, target)
+        return replace(path, target)
 
     def written(path, text):
         if path.name == failing != "index":
             raise OSError(errno.ENOSPC, "full")
         return write(path, text)
 
-    monkeypatch.setattr(Path, "rename", moved)
+    monkeypatch.setattr(os, "replace", moved)
     monkeypatch.setattr(Path, "write_text", written)
     with refused("disk is full", where=folder):
         write_two(folder)
     assert list(folder.iterdir()) == [] if there else not folder.exists()
 
 
-EARLIER = ("index", "page", "pictures/[0-9]_*")
+def test_a_folder_that_a_killed_command_left_is_written_again(tmp_path):
+    def is_left():
+        return not (folder / "index").exists() or (folder / files.MOVED).exists()
+
+    folder = tmp_path / "out"
+    for at in range(1, changes(folder, lambda: write_two(folder)) + 1):
+        shutil.rmtree(folder)
+        killed(folder, at, lambda: write_two(folder))
+        if at % 2 and is_left():  # once more, while it removes what is there
+            killed(folder, at // 2 + 1, lambda: write_two(folder))
+        if is_left():
+            write_two(folder)
+        (folder / files.LOCK).unlink(missing_ok=True)  # of a dead process
+        assert there(folder) == {"index": "all", "part/weights": "1"} and len(list(folder.iterdir())) == 2, at
+
+
+def test_of_what_a_killed_command_left_only_its_own_is_removed(tmp_path):
+    folder = tmp_path / "out"
+    for at in itertools.count(1):
+        shutil.rmtree(folder, ignore_errors=True)
+        killed(folder, at, lambda: write_two(folder))
+        if (folder / "part").exists():  # the first of two moves has been made
+            break
+    assert not (folder / "index").exists()
+    (folder / "mine").write_text("mine")
+    with refused("not empty", where=folder):
+        write_two(folder)
+    (folder / "mine").unlink()
+    with files.whole_folder(folder, last="other") as place:  # another content
+        (place / "other").write_text("all")
+    assert there(folder) == {"other": "all"}
+
+
+def test_a_folder_has_one_writer_of_its_whole(tmp_path):
+    folder = tmp_path / "out"
+    with files.whole_folder(folder, last="index") as place:
+        (place / "index").write_text("first")
+        with refused("another process", where=folder):
+            write_two(folder)
+    assert there(folder) == {"index": "first"}
+
+
+EARLIER = ("page", "pictures/[0-9]_*", "index")
 
 
 def write_results(folder, *names, inputs=()):
@@ -359,29 +404,53 @@ def test_after_an_error_the_earlier_results_are_as_they_were(tmp_path, monkeypat
     assert there(tmp_path) == before
 
 
-@pytest.mark.parametrize("moved", [0, 1, 2])
-def test_results_of_a_command_that_was_killed_during_the_move_are_not_complete_and_are_replaced(
-    tmp_path, monkeypatch, moved
-):
-    write_results(tmp_path, "index", "page", "pictures/0_a")
-    replace, left = os.replace, [moved]
+def test_results_of_a_killed_command_are_not_complete_and_are_replaced(tmp_path):
+    def act():
+        write_results(tmp_path, "index", "page", "pictures/1_b")
 
-    def killed(source, target):
-        if Path(source).name.endswith(files.PARTIAL):
-            return replace(source, target)  # the write of one file
-        if not left[0]:
-            raise SystemExit
-        left[0] -= 1
-        return replace(source, target)
+    def start():
+        shutil.rmtree(tmp_path)
+        for name in before:
+            (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+            (tmp_path / name).write_text("old")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
-        with pytest.raises(SystemExit):
-            write_results(tmp_path, "index", "page", "pictures/1_b")
-    assert not (tmp_path / "index").exists() and not (tmp_path / "pictures" / "0_a").exists()
-    for _ in range(2):
+    before = dict.fromkeys(("index", "page", "pictures/0_a"), "old")
+    after = dict.fromkeys(("index", "page", "pictures/1_b"), "new")
+    start()
+    for at in range(1, changes(tmp_path, act) + 1):
+        start()
+        killed(tmp_path, at, act)
+        if (tmp_path / "index").exists():
+            found = {name: text for name, text in there(tmp_path).items() if not name.startswith(".")}
+            assert found in (before, after), at
+        if at % 2:  # another one after it, killed as well
+            killed(tmp_path, at // 2 + 1, act)
         write_results(tmp_path, "index")
-        assert there(tmp_path) == {"index": "new"}
+        assert there(tmp_path) == {"index": "new"}, at
+
+
+def test_what_a_command_has_not_replaced_when_it_is_killed_stays(tmp_path):
+    (tmp_path / "page").write_text("mine")
+    with files.new_results(tmp_path, "index", EARLIER) as place:
+        (place / "index").write_text("new")  # first, as some commands write it
+        shutil.copytree(place, tmp_path / "left")
+    (tmp_path / "index").unlink()
+    (tmp_path / "left").rename(tmp_path / files.PARTIAL)  # as if it had been killed there
+    write_results(tmp_path, "index")
+    assert there(tmp_path) == {"index": "new", "page": "mine"}
+
+
+def test_results_on_a_full_disk_leave_the_earlier_ones_or_none_that_look_complete(tmp_path):
+    write_results(tmp_path, "index", "page")
+    before = there(tmp_path)
+    for at in range(1, changes(tmp_path, lambda: write_results(tmp_path, "index", "page")) + 1):
+        try:
+            on_full_disk(tmp_path, at, lambda: write_results(tmp_path, "index", "page"))
+        except UserError as error:
+            check_refusal(error, "disk is full")
+        assert not (tmp_path / "index").exists() or before.items() <= there(tmp_path).items(), at
+        write_results(tmp_path, "index", "page")
+        assert there(tmp_path) == before, at
 
 
 @pytest.mark.parametrize("between", [";", "\t"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,7 @@ from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.images.schema import ImageInfo
+from tests.interruption import changes, killed
 from tests.refusals import refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -235,6 +237,34 @@ def test_new_folder_appears_only_when_complete(tmp_path):
     (tmp_path / "file").touch()
     with refused("folder", where=tmp_path / "file"), new_folder(tmp_path / "file", "a"):
         pass
+
+
+def test_a_killed_build_leaves_the_old_folder_or_the_new_one_to_the_next(tmp_path):
+    def build(content):
+        with new_folder(target, "a", overwrite=True) as folder:
+            (folder / "a").write_text(content)
+
+    target = tmp_path / "deep" / "out"
+    build("old")
+    for at in range(1, changes(tmp_path, lambda: build("new")) + 1):
+        shutil.rmtree(tmp_path / "deep")
+        build("old")
+        killed(tmp_path, at, lambda: build("new"))
+        killed(tmp_path, at // 3 + 1, lambda: build("new"))
+        with refused("not empty", where=target), new_folder(target, "a"):  # it is put back
+            pass
+        assert (target / "a").read_text() in ("old", "new"), at
+        build("newer")
+        assert [path.name for path in target.parent.rglob("*")] == ["out", "a"], at
+        assert (target / "a").read_text() == "newer"
+
+
+def test_a_folder_is_built_by_one_process(tmp_path):
+    with new_folder(tmp_path / "out", "a") as folder:
+        (folder / "a").touch()
+        with refused("another process", where=".out.partial"), new_folder(tmp_path / "out", "a"):
+            pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "a"]
 
 
 def test_overwrite_replaces_neither_inputs_nor_what_others_wrote(tmp_path):
