@@ -185,6 +185,7 @@ def train(
             if protection is not None and checkpoints.latest() is None:
                 save(0, None)  # an attempt whose secret is lost would cost its privacy twice
                 checkpoints.wait()
+            stopping = False
             for number in range(start + 1, total_steps + 1):
                 last = number == total_steps
                 # 1. data
@@ -223,11 +224,13 @@ def train(
                     with timer.spending("pause"):
                         save(number, metric)
                 bar.update(number, note)
-                if stopping and not last:
-                    checkpoints.wait()
-                    bar.say(f"stopped at step {number}: checkpoint written to {checkpoints.folder / str(number)}")
-                    raise KeyboardInterrupt(f"stopped at step {number}")
-        checkpoints.wait()
+                if stopping:
+                    break
+            checkpoints.wait()
+            if stopping or stop.seen:  # during the last evaluation too
+                number = checkpoints.latest() or 0
+                bar.say(f"stopped at step {number}: checkpoint written to {checkpoints.folder / str(number)}")
+                raise KeyboardInterrupt(f"stopped at step {number}")
     except jax.errors.JaxRuntimeError as error:
         # another process may have ended, and a checkpoint would wait for it; one that ran out of memory is still there
         alone = jax.process_count() > 1 and not is_out_of_memory(error)

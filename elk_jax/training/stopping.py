@@ -11,10 +11,11 @@ from jax.experimental import multihost_utils
 
 
 class StopSignal:
-    """Records SIGTERM and Ctrl-C so that the loop can stop between two steps; a second Ctrl-C acts at once."""
+    """Records SIGTERM and Ctrl-C so that the loop can stop between two steps; a second Ctrl-C acts at once. seen: whether
+    there was one, in a process that is alone."""
 
     def __init__(self) -> None:
-        self._seen = False
+        self.seen = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -30,10 +31,10 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        self._seen = True
+        self.seen = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def requested(self, step: int) -> bool:
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._seen
+        return self.seen

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from elk_jax import files
 from elk_jax.errors import UserError, from_os_error
 
 PICTURES = "pictures"
+FLUSH = 30.0
+"""Seconds after which TensorBoard sees new events."""
 
 
 class Writer:
@@ -38,12 +42,7 @@ class Writer:
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
         except OSError as error:
             raise from_os_error(error, self._path) from error
-        self._board = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            # events of steps >= purge_step are hidden
-            self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=resume_step + 1)
+        self._board = _Board(Path(folder) / "tensorboard", resume_step) if tensorboard else None
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """One line of metrics.jsonl (a non-finite value becomes null) and one point per curve."""
@@ -56,9 +55,7 @@ class Writer:
         except OSError as error:
             raise from_os_error(error, self._path) from error
         if self._board is not None:
-            for key, value in values.items():
-                if value is not None:
-                    self._board.add_scalar(key, value, int(step))
+            self._board.write_scalars(int(step), {key: value for key, value in values.items() if value is not None})
 
     def write_pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Pictures [H, W, 3] uint8, each as `pictures/NAME-STEP.png` and to TensorBoard."""
@@ -69,13 +66,58 @@ class Writer:
             content = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
             files.write_bytes(folder / f"{name}-{step:06d}.png", content)
             if self._board is not None:
-                self._board.add_image(name, pixels, int(step), dataformats="HWC")
+                self._board.write_picture(int(step), name, pixels)
 
     def close(self) -> None:
         if self._active:
-            self._file.close()
+            with contextlib.suppress(OSError):  # each line was flushed, which raised the error of a full disk
+                self._file.close()
             if self._board is not None:
                 self._board.close()
+
+
+class _Board:
+    """A TensorBoard file. Each event is written by the caller: `tensorboardX.SummaryWriter` has a thread for it, which
+    a full disk ends, and then waits for it for ever."""
+
+    def __init__(self, folder: Path, resume_step: int):
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._folder, self._event, self._summary = files.make_folder(folder), Event, summary
+        self._flushed = time.monotonic()
+        with self._errors():
+            self._writer = EventsWriter(str(folder / "events"))
+        # events of this step and later ones in earlier files are hidden
+        self._write(resume_step + 1, file_version="brain.Event:2")
+        self._write(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self._write(step, summary=self._summary.scalar(name, value))
+
+    def write_picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """pixels: [H, W, 3] uint8."""
+        self._write(step, summary=self._summary.image(name, pixels, dataformats="HWC"))
+
+    def _write(self, step: int, **content: Any) -> None:
+        with self._errors():
+            self._writer.write_event(self._event(step=step, wall_time=time.time(), **content))
+            if time.monotonic() - self._flushed >= FLUSH:  # it waits for the disk
+                self._writer.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # as above
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise from_os_error(error, self._folder) from error
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

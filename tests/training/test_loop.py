@@ -134,6 +134,26 @@ def test_a_signal_ends_in_a_checkpoint_and_the_run_goes_on_from_there(whole, tmp
     assert records(tmp_path) == records(folder)
 
 
+@pytest.mark.parametrize("place", ["data", "evaluation"])
+def test_a_signal_in_the_last_step_is_not_lost(whole, tmp_path, place):
+    folder, result = whole
+
+    def stop_at(step):
+        if step == STEPS:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def measure(params, step):
+        stop_at(step)
+        return killed.measure(params, step)
+
+    changes = {"before": stop_at} if place == "data" else {"evaluation": Evaluation(measure, "score")}
+    with pytest.raises(KeyboardInterrupt, match=f"stopped at step {STEPS}"):
+        killed.run(tmp_path, STEPS, **changes)
+    again = killed.run(tmp_path, STEPS)
+    assert_same(again.state, result.state)
+    assert records(tmp_path) == records(folder)
+
+
 def test_a_finished_run_started_again_does_nothing(whole):
     folder, result = whole
     before = (folder / "metrics.jsonl").read_bytes()

@@ -109,3 +109,18 @@ def test_a_full_disk_is_a_users_error(tmp_path):
     writer._file = open("/dev/full", "w")  # noqa: SIM115
     with refused("full", where=tmp_path / "metrics.jsonl"):
         writer.write_scalars(1, {"a": 1.0})
+    writer.close()  # and its error is the only one
+
+
+@pytest.mark.parametrize("what", ["scalars", "pictures"])
+def test_a_full_disk_of_tensorboard_is_a_users_error_and_nothing_waits_for_it(tmp_path, monkeypatch, what):
+    monkeypatch.setattr("elk_jax.training.writer.FLUSH", 0.0)
+    writer = Writer(tmp_path)
+    events = writer._board._writer._py_recordio_writer
+    events._writer = open("/dev/full", "wb")  # noqa: SIM115
+    with refused("full", where=tmp_path / "tensorboard"):
+        if what == "scalars":
+            writer.write_scalars(1, {"a": 1.0})
+        else:
+            writer.write_pictures(1, {"made": np.zeros((2, 2, 3), np.uint8)})
+    writer.close()
