@@ -3,7 +3,7 @@
 Sweep folder:
   sweep.json                 what the sweep varies; another sweep cannot continue in the folder
   runs/SETTING/seed-N/       a run folder, as written by launch/train.py
-  runs/SETTING/seed-N.log    output of the run; errors.json lists the failed runs
+  runs/SETTING/seed-N.log    output of the run
   table.csv, table.json, report.html
 """
 

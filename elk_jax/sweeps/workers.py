@@ -1,11 +1,13 @@
 """Processes that run in parallel, each with its share of the cores; a failure does not stop the others.
 
-A process ends when its parent ends, for whatever reason, because the other end of its standard input closes then.
+A process ends when its parent ends, for whatever reason, because the other end of its standard input closes then. It
+ends as after SIGTERM: a training writes its checkpoint first.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -48,9 +50,10 @@ class Ended:
 def run_all(jobs: Sequence[Job], at_once: int, tell: Callable[[int, Ended | None], None]) -> list[Ended]:
     """Run all jobs, `at_once` in parallel; returns how each ended, in their order.
 
-    tell: called with the position of a job when it starts (None) and when it has ended. On an interrupt, running
-    processes are stopped.
+    tell: called with the position of a job when it starts (None) and when it has ended. On Ctrl-C or SIGTERM, running
+    processes are stopped, and KeyboardInterrupt is raised. Runs in the main thread.
     """
+    before_signal = signal.signal(signal.SIGTERM, signal.default_int_handler)
     shares = core_shares(at_once)
     ended: dict[int, Ended] = {}
     running: dict[Future[Ended], tuple[int, int]] = {}
@@ -74,9 +77,8 @@ def run_all(jobs: Sequence[Job], at_once: int, tell: Callable[[int, Ended | None
                     free.append(slot)
                     tell(number, ended[number])
         finally:
-            for number, program in open_programs.items():
-                if number not in ended:
-                    _stop(program)
+            _stop([program for number, program in open_programs.items() if number not in ended])
+            signal.signal(signal.SIGTERM, before_signal)
     return [ended[number] for number in range(len(jobs))]
 
 
@@ -115,14 +117,17 @@ def _finish(program: subprocess.Popen, log: Path, before: int) -> Ended:
     return Ended(seconds) if code == 0 else Ended(seconds, said_error(log, code, before))
 
 
-def _stop(program: subprocess.Popen) -> None:
-    if program.stdin is not None:
-        program.stdin.close()
-    try:
-        program.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        program.kill()
-        program.wait()
+def _stop(programs: Sequence[subprocess.Popen]) -> None:
+    for program in programs:
+        if program.stdin is not None:
+            program.stdin.close()
+    until = time.monotonic() + PATIENCE
+    for program in programs:
+        try:
+            program.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            program.kill()
+            program.wait()
 
 
 def said_error(log: Path, code: int, before: int) -> str:
@@ -140,4 +145,6 @@ def said_error(log: Path, code: int, before: int) -> str:
 def _wait_for_end() -> None:
     while os.read(0, 1024):  # reads the descriptor: a thread waiting in sys.stdin would hold its lock at exit
         pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
     os._exit(130)

@@ -81,6 +81,8 @@ def train(
     for number, held_out in enumerate(parts, start=1):
         own = replace(stage, name=f"{stage.name}/{folder_name(number)}")
         seconds += _train_fold(replace(run, fold=Fold(stage.validate_on, number, count, held_out)), own, recipe, work)
+        if run.is_main:  # nothing resumes a finished fold
+            shutil.rmtree(run.folder / own.name / "checkpoints", ignore_errors=True)
     curves = [read_curve(run.folder / stage.name / folder_name(number)) for number in range(1, count + 1)]
     chosen = choose(curves, where)
     run.say(f"  {chosen.in_words}")
@@ -151,7 +153,6 @@ def _train_fold(run: Run, stage: TrainStage, recipe: TrainingRecipe, work: Calla
     if run.is_main:
         seconds = time.time() - started + before
         files.write_json(folder / FINISHED, {"summary": summary, "seconds": round(seconds, 1)})
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # no longer needed: nothing resumes it
     meet(f"{stage.name}: finished")
     return before
 

@@ -122,6 +122,8 @@ def test_killed_folds_are_resumed_and_finished_ones_kept(whole, toy, tmp_path, m
     assert (run / "train" / "fold_1" / "finished.json").is_file()
     assert not (run / "train" / "fold_2" / "finished.json").exists()
     assert not (run / "train" / "fold_1" / "checkpoints").exists()
+    left = run / "train" / "fold_1" / "checkpoints" / "12"
+    left.mkdir(parents=True)  # as a kill leaves it while the checkpoints are removed
     kept = (run / "train" / "fold_1" / "model" / "params.safetensors").stat().st_mtime_ns
     other = small()
     other.toy.steps = 16
@@ -139,6 +141,7 @@ def test_killed_folds_are_resumed_and_finished_ones_kept(whole, toy, tmp_path, m
     with pytest.raises(KeyboardInterrupt):
         run_experiment(small(), run)
     assert (run / "train" / "fold_3" / "finished.json").is_file() and not (run / "train" / "finished.json").exists()
+    assert not left.parent.exists()
     monkeypatch.setattr(training, "kept_weights", keep)
     run_experiment(small(), run)
     assert (run / "train" / "fold_1" / "model" / "params.safetensors").stat().st_mtime_ns == kept

@@ -51,9 +51,10 @@ def test_the_cores_are_shared(monkeypatch, tmp_path):
     assert core_shares(7) == [[0], [1], [2], [3], [4], [0], [1]]
 
 
-def test_programs_end_with_the_process_that_started_them(tmp_path):
+def test_programs_end_with_the_process_that_started_them_and_save_what_they_have(tmp_path):
     child = (
-        "import os, time; from elk_jax.sweeps.workers import end_with_starter; end_with_starter(); "
+        "import os, signal, sys, time; from elk_jax.sweeps.workers import end_with_starter; end_with_starter(); "
+        f"signal.signal(signal.SIGTERM, lambda *_: (open(r'{tmp_path / 'saved'}', 'w').close(), sys.exit(130))); "
         f"open(r'{tmp_path / 'pid'}', 'w').write(str(os.getpid())); "
         f"os.rename(r'{tmp_path / 'pid'}', r'{tmp_path / 'there'}'); time.sleep(60)"
     )
@@ -62,8 +63,9 @@ def test_programs_end_with_the_process_that_started_them(tmp_path):
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # background jobs of a shell ignore it
         f"run_all([Job('child', (sys.executable, '-c', {child!r}), Path(r'{tmp_path / 'log'}'))], 1, lambda a, e: None)"
     )
-    for number in (signal.SIGKILL, signal.SIGINT):
-        (tmp_path / "there").unlink(missing_ok=True)
+    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
+        for name in ("there", "saved"):
+            (tmp_path / name).unlink(missing_ok=True)
         started = subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.DEVNULL)
         until = time.monotonic() + 60
         while not (tmp_path / "there").exists() and time.monotonic() < until:
@@ -73,7 +75,7 @@ def test_programs_end_with_the_process_that_started_them(tmp_path):
         started.wait(60)
         while _is_running(pid) and time.monotonic() < until:
             time.sleep(0.01)
-        assert not _is_running(pid)
+        assert not _is_running(pid) and (tmp_path / "saved").exists()
 
 
 def _is_running(pid: int) -> bool:

@@ -17,7 +17,7 @@ from elk_jax.evaluation.predictions import read_predictions
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks import frozen
-from elk_jax.tasks.classification import evaluate, model, predict
+from elk_jax.tasks.classification import evaluate, fit, model, predict
 from elk_jax.tasks.classification.evaluate import EvaluateSettings
 from elk_jax.tasks.classification.predict import PredictSettings
 from elk_jax.weights import model_folder
@@ -51,6 +51,12 @@ def source(folders):
 
 
 # ---- Kernel heads ----------------------------------------------------------------------------------------------------
+
+
+def test_draws_that_a_killed_attempt_with_a_linear_head_left_are_not_read(combined, tmp_path):
+    trained = model.load(combined[0] / "gaussian" / "model")
+    (tmp_path / fit.DRAWS).write_bytes(b"of another head")
+    assert fit.with_draws(trained, tmp_path) is trained
 
 
 def test_kernel_heads_learn_and_are_chosen_by_validation_and_cross_validation(combined):
