@@ -73,6 +73,10 @@ def run_of(experiment: Experiment, folder: Path) -> Run:
 def _run_stages(run: Run, chosen: Sequence[Stage], repeat: bool, config: dict[str, Any]) -> dict[str, Any]:
     """Run the stages and write the report, in a run folder that no other run writes into."""
     folder, experiment = run.folder, run.experiment
+    resume.check_experiment(experiment, folder)  # again, as another run may have written here before the lock
+    for stage in chosen:
+        resume.check_settings(run, stage)
+    meet("settings compared again")
     if run.is_main:
         files.write_json(folder / "config.json", config)
         files.write_json(folder / "versions.json", versions())

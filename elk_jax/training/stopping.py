@@ -11,8 +11,10 @@ from jax.experimental import multihost_utils
 
 
 class StopSignal:
-    """Records SIGTERM and Ctrl-C so that the loop can stop between two steps; a second Ctrl-C acts at once. seen: whether
-    there was one, in a process that is alone."""
+    """Records SIGTERM and Ctrl-C so that the loop can stop between two steps; a second Ctrl-C acts at once.
+
+    seen: whether there was one, in a process that runs alone.
+    """
 
     def __init__(self) -> None:
         self.seen = False

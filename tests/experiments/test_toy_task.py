@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from elk_jax import files
+from elk_jax.experiments import checks
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks import TASKS, find_model
@@ -56,6 +57,25 @@ def test_a_training_of_an_earlier_version_or_of_other_settings_is_not_continued(
     files.write_json(run / "train" / "config.json", begun)
     with refused("other settings", "recipe.steps", steps, steps + 1, "same settings", where=run):
         run_experiment(toy_task.get_config(), run)
+
+
+@pytest.mark.parametrize("other", ["experiment", "steps"])
+def test_a_run_that_another_one_overtook_while_it_checked_its_data_is_refused(
+    whole, toy, tmp_path, monkeypatch, other
+):
+    """The other one began in the same folder and was killed before this one had the folder's lock."""
+
+    def overtaken(run, stages):
+        shutil.copytree(whole, run.folder)
+        (run.folder / "train" / "finished.json").unlink()
+        files.write_json(run.folder / "config.json", {"name": "another" if other == "experiment" else config.name})
+
+    config = toy_task.get_config()
+    if other == "steps":
+        config.toy.steps += 1
+    monkeypatch.setattr(checks, "check_inputs", overtaken)
+    with refused("another" if other == "experiment" else "recipe.steps", where=tmp_path / "run"):
+        run_experiment(config, tmp_path / "run")
 
 
 def test_a_killed_run_resumes_to_the_bit(whole, tmp_path):
