@@ -60,9 +60,7 @@ def test_a_training_of_an_earlier_version_or_of_other_settings_is_not_continued(
 
 
 @pytest.mark.parametrize("other", ["experiment", "steps"])
-def test_a_run_that_another_one_overtook_while_it_checked_its_data_is_refused(
-    whole, toy, tmp_path, monkeypatch, other
-):
+def test_a_run_that_another_one_overtook_while_it_checked_its_data_is_refused(whole, toy, tmp_path, monkeypatch, other):
     """The other one began in the same folder and was killed before this one had the folder's lock."""
 
     def overtaken(run, stages):

@@ -19,6 +19,7 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.tiles import black_share, tile_windows
 from elk_jax.errors import UserError
 from elk_jax.fields import AtLeast
+from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import Window, cut
 from elk_jax.progress import Progress, progress_bar
 from elk_jax.randomness import Seed
@@ -52,7 +53,8 @@ def translate_files(
     output: Path,
     settings: TranslateSettings,
 ) -> list[Path]:
-    """Write a subtracted image NAME.png into `output` for every low-energy one; returns them. See launch/translate.py.
+    """Write a subtracted image NAME.png into `output` for every low-energy one, all at the end; returns them. See
+    launch/translate.py.
 
     For a file of several frames, NAME_FRAME.png.
 
@@ -79,21 +81,21 @@ def translate_files(
     def translate(tiles: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         return sample(placed, {"image": tiles, "seed": sampling.seeds(settings.seed, numbers)})
 
-    written = []
-    with files.locked(files.make_folder(output)), Progress("  translating", len(source), unit="image") as bar:
-        for index, info in enumerate(source.infos):
+    names = [_frame_name(info) for info in source.infos]
+    with (
+        files.new_results(output, names[0], (), paths) as place,
+        Progress("  translating", len(source), unit="image") as bar,
+    ):
+        for index, name in enumerate(names):
             image = source[index].image
             whole = translated(image, translate, parts.model.size, settings.batch_size)
             depth = sources.pack(image).dtype
-            path = output / _answer_name(Path(info.file_name))
-            path = path.with_stem(f"{path.stem}_{info.slice}") if info.volume else path
-            files.write_bytes(path, encode_png(np.round(whole[..., 0] * np.iinfo(depth).max).astype(depth)))
-            written.append(path)
+            files.write_bytes(place / name, encode_png(np.round(whole[..., 0] * np.iinfo(depth).max).astype(depth)))
             bar.update(index + 1)
         write_skipped(output, source.skipped)
     report_skipped(not_images, source.skipped)
-    new_console().print(f"{len(written)} translated images: {output}")
-    return written
+    new_console().print(f"{len(names)} translated images: {output}")
+    return [output / name for name in names]
 
 
 def translated(image: np.ndarray, translate: Translate, size: int, batch_size: int) -> np.ndarray:
@@ -121,6 +123,12 @@ def translated(image: np.ndarray, translate: Translate, size: int, batch_size: i
 def _answer_name(path: Path) -> str:
     """NAME.png; dots are kept in a name without a file extension, such as a DICOM UID."""
     return f"{path.stem if path.suffix.lower() in SUFFIXES else path.name}.png"
+
+
+def _frame_name(info: ImageInfo) -> str:
+    """The name of the result for an image, a file or one frame of it."""
+    path = Path(_answer_name(Path(info.file_name)))
+    return f"{path.stem}_{info.slice}.png" if info.volume else path.name
 
 
 def blending_weight(size: int) -> np.ndarray:

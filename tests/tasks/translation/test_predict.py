@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import cv2
@@ -76,6 +77,27 @@ def test_files_keep_their_size_and_depth(model, tmp_path):
     assert read("out", "deep.png").shape == (33, 20) and read("out", "deep.png").dtype == np.uint16
     np.testing.assert_array_equal(read("out", "eight.png"), read("again", "eight.png"))
     assert (read("out", "eight.png") != read("other", "eight.png")).any()
+
+
+def test_a_translation_that_ends_early_leaves_the_earlier_results(model, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        cv2.imwrite(str(tmp_path / "in" / f"{name}.png"), np.full((20, 20), 90, np.uint8))
+    results = translate(model, tmp_path / "in", tmp_path / "out")
+    before = [path.read_bytes() for path in results]
+    whole, calls = predict.translated, []
+
+    def full(*arguments):
+        calls.append(0)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "full")
+        return whole(*arguments)
+
+    monkeypatch.setattr(predict, "translated", full)
+    with refused("disk is full", where=tmp_path / "out"):
+        translate(model, tmp_path / "in", tmp_path / "out", seed=1)
+    assert [path.read_bytes() for path in results] == before
+    assert sorted((tmp_path / "out").iterdir()) == results
 
 
 def test_two_files_of_one_name_are_refused(model, tmp_path):
