@@ -244,10 +244,11 @@ def calibrate(head: Head, features: Mapping[str, np.ndarray], truth: np.ndarray)
 def with_draws(trained: model.Trained, folder: Path) -> model.Trained:
     """A linear head together with those of all draws of its stage, if available; other models are unchanged, whatever
     an attempt with another head has left in the folder."""
-    head = trained.head if isinstance(trained, model.FittedHead) else None
-    if not isinstance(head, Linear) or not (folder / DRAWS).is_file():
+    if not isinstance(trained, model.FittedHead) or not isinstance(trained.head, Linear):
         return trained
-    found = safetensors.numpy.load(files.read_bytes(folder / DRAWS))
+    if not (folder / DRAWS).is_file():
+        return trained
+    head, found = trained.head, safetensors.numpy.load(files.read_bytes(folder / DRAWS))
     draws = zip(*(found[name] for name in OF_A_DRAW))
     return trained._replace(draws=tuple(head._replace(mean=m, weights=w, bias=float(b)) for m, w, b in draws))
 
