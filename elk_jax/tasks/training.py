@@ -96,6 +96,8 @@ def train(
     the number of steps that they chose, with the same schedule and without evaluation.
     """
     seed = run.seed if seed is None else seed
+    for warning in recipe.warnings():
+        run.say(f"  warning: {warning}")
     folder, steps = run.folder / stage.name, None if run.fold is None else run.fold.steps
     evaluation = Evaluation(evaluate, best_metric, best_mode, draw) if steps is None else None  # none is left out of it
     try:

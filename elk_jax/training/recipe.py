@@ -59,6 +59,10 @@ class TrainingRecipe:
         """Noisy gradients per private step, each from a separate batch."""
         return 1
 
+    def warnings(self) -> list[str]:
+        """What the settings name but the training never reaches (`schedules.warnings`)."""
+        return schedules.warnings(self.schedule, self.steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialRecipe(TrainingRecipe):
@@ -83,3 +87,7 @@ class AdversarialRecipe(TrainingRecipe):
     @property
     def releases(self) -> int:
         return self.ratio
+
+    def warnings(self) -> list[str]:
+        of_discriminator = schedules.warnings(self.discriminator_schedule, self.steps * self.ratio)
+        return [*super().warnings(), *(f"of the discriminator: {warning}" for warning in of_discriminator)]

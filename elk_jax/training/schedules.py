@@ -15,7 +15,19 @@ import optax
 from elk_jax.errors import UserError
 from elk_jax.fields import AtLeast, Checked
 
-Steps = Annotated[int | float, AtLeast(0)]
+
+@dataclass(frozen=True)
+class WholeOrShare:
+    """A whole number, or a float below 1."""
+
+    def holds(self, value: int | float) -> bool:
+        return value < 1 or value == int(value)
+
+    def __str__(self) -> str:
+        return "and whole from 1"
+
+
+Steps = Annotated[int | float, AtLeast(0), WholeOrShare()]
 """A number of steps or, as a float below 1, a share of all steps."""
 Factor = Annotated[float, AtLeast(0)]
 
@@ -73,6 +85,23 @@ def build(schedule: Schedule, total_steps: int) -> optax.Schedule:
     if isinstance(schedule, WarmupCosine):
         return _warmup_cosine(schedule, warmup, total_steps)
     return lambda step: schedule.base * jnp.minimum(1.0, (step + 1) / (warmup + 1))
+
+
+def warnings(schedule: Schedule, total_steps: int) -> list[str]:
+    """What a run of `total_steps` never reaches: the end of the warm-up, milestones."""
+    found = []
+    warmup = in_steps(schedule.warmup_steps, total_steps)
+    if warmup >= total_steps:
+        last = float(build(schedule, total_steps)(total_steps - 1))
+        found.append(
+            f"the learning rate warms up for {warmup} steps, but the training has {total_steps}: it reaches only "
+            f"{last:.3g} instead of {schedule.base:.3g}"
+        )
+    if isinstance(schedule, WarmupMultistep):
+        late = [one for one in schedule.milestones if in_steps(one, total_steps) >= total_steps]
+        if late:
+            found.append(f"the learning rate has a milestone at {late[0]}, which {total_steps} steps do not reach")
+    return found
 
 
 def in_steps(value: int | float, total_steps: int) -> int:

@@ -189,6 +189,13 @@ def test_a_nan_at_the_very_step_of_a_checkpoint_is_not_saved(tmp_path, due):
     assert list((tmp_path / "checkpoints").iterdir()) == [] and evaluated == []
 
 
+def test_an_update_that_overflows_leaves_no_checkpoint_and_no_result(tmp_path):
+    too_fast = {"schedule": Constant(base=1e38), "steps": 1, "checkpoint_every": 1}
+    with refused(1, "norm is inf", where="training"):
+        toy.train(tmp_path, **too_fast)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
 def test_initial_weights_are_used_and_checked(tmp_path):
     params = toy.model().init(jax.random.key(99))
     still = {"steps": 1, "schedule": Constant(base=0.0), "ema_decay": 0.0, "initial_params": params}

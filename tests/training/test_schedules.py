@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import pytest
 from elk_jax import fields
 from elk_jax.errors import UserError
 from elk_jax.training import schedules
-from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.recipe import AdversarialRecipe, TrainingRecipe
 from elk_jax.training.schedules import Constant, WarmupCosine, WarmupMultistep
 
 
@@ -69,9 +70,42 @@ def test_inside_jit(kind):
         ({"name": "constant", "base": 1.0, "gamma": 0.1}, "schedule.gamma"),
         ({"name": "warmup_multistep", "base": 1.0, "milestones": (9, 3)}, "schedule.milestones"),
         ({"name": "warmup_multistep", "base": 1.0, "milestones": (0.5, 20)}, "schedule.milestones"),
+        ({"name": "warmup_multistep", "base": 1.0, "milestones": (2.5,)}, "schedule.milestones"),
+        ({"name": "warmup_cosine", "base": 1.0, "warmup_steps": 1.5}, "schedule.warmup_steps"),
     ],
 )
 def test_a_recipe_says_which_setting_is_wrong(section, where):
     with pytest.raises(UserError) as error:
         fields.build(TrainingRecipe, {"schedule": section}, "config.detector")
     assert error.value.where == f"config.detector.{where}"
+
+
+@pytest.mark.parametrize("kind", [WarmupCosine, Constant])
+def test_a_warm_up_that_does_not_end_is_named_with_the_rate_it_reaches(kind):
+    # of 5 steps, the last has 5 / 10 of the rate
+    (found,) = schedules.warnings(kind(base=0.4, warmup_steps=9), 5)
+    assert "9" in found and "5" in found and "0.2 " in found and "0.4" in found
+    assert schedules.warnings(kind(base=0.4, warmup_steps=9), 10) == []
+
+
+def test_milestones_behind_the_end_are_named():
+    schedule = WarmupMultistep(base=1.0, warmup_steps=4, milestones=(0.5, 10, 20))
+    (found,) = schedules.warnings(schedule, 10)
+    assert "10" in found
+    assert schedules.warnings(schedule, 21) == []
+    # linear from 0 to 1 in 4 steps: the third has a rate of 1/2
+    (warming,) = schedules.warnings(WarmupMultistep(base=1.0, warmup_steps=4, warmup_factor=0.0), 3)
+    assert "0.5 " in warming
+
+
+def test_a_recipe_of_two_players_names_what_either_never_reaches():
+    recipe = AdversarialRecipe(
+        steps=10,
+        ratio=3,
+        schedule=WarmupCosine(base=1.0, warmup_steps=10),
+        discriminator_schedule=WarmupCosine(base=1.0, warmup_steps=29),
+    )
+    (own,) = recipe.warnings()
+    assert "discriminator" not in own
+    (other,) = replace(recipe, schedule=Constant(base=1.0), ratio=2).warnings()
+    assert "discriminator" in other

@@ -5,19 +5,18 @@ Goodfellow et al. 2014.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import DISCRIMINATOR, GENERATOR, Batch, Constants, Game, Metrics, Params
 from elk_jax.training.recipe import AdversarialRecipe
 from elk_jax.training.state import TrainState
-from elk_jax.training.step.descent import Descent, descent_of
+from elk_jax.training.step.descent import WATCHED, Descent, all_finite, descent_of
 from elk_jax.training.step.gradient import split_batch
 from elk_jax.training.step.step import Step
 
@@ -32,8 +31,8 @@ def adversarial(game: Game, recipe: AdversarialRecipe, mesh: Mesh, seed: int = 0
 
     Metrics: those of both losses (for the discriminator, means over its updates), and `loss` (the generator's),
     `discriminator_loss`, `learning_rate`, norms (`grad_norm`, ... of the generator, `discriminator_grad_norm`, ...) and
-    `finite`, 1 if both losses and gradients are finite. `update` raises UserError, during tracing, for a batch that
-    cannot be divided among the updates and devices.
+    `finite`, 1 if losses, gradients and new parameters of both are finite. `update` raises UserError, during tracing,
+    for a batch that cannot be divided among the updates and devices.
     """
     shapes = jax.eval_shape(game.init, jax.random.key(0))
     ratio, maker = recipe.ratio, generator_descent(shapes, recipe)
@@ -72,7 +71,7 @@ def adversarial(game: Game, recipe: AdversarialRecipe, mesh: Mesh, seed: int = 0
         loss = partial(game.generator_loss, judge.params, constants, drawn)
         own, terms = generator_update(maker, own, loss, made, pull_back, last_key)
         metrics = jax.tree.map(lambda *values: sum(values) / ratio, *found) | terms
-        watched = ("loss", "grad_norm", "discriminator_loss", "discriminator_grad_norm")
+        watched = (*WATCHED, *(f"{DISCRIMINATOR}_{name}" for name in WATCHED))
         return joined(own, judge), metrics | {"finite": all_finite(metrics, watched)}
 
     return Step(
@@ -128,8 +127,3 @@ def generator_update(
     of_made, terms = jax.grad(with_terms, has_aux=True)(made)
     own, norms = down.update(own, *pull_back(of_made))
     return own, terms | norms
-
-
-def all_finite(metrics: Metrics, names: Sequence[str]) -> jax.Array:
-    """1 if these metrics are finite, else 0."""
-    return jnp.isfinite(jnp.stack([metrics[name] for name in names])).all().astype(jnp.int32)

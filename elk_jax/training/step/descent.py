@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.schedules import Schedule
 from elk_jax.training.state import TrainState
+
+WATCHED = ("loss", "grad_norm", "param_norm")
+"""Metrics of a step that must be finite. An update may overflow although loss and gradient are finite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,3 +97,8 @@ def descent_of(
 def select(params: Any, mask: Any) -> list[Any]:
     """The leaves where mask is True."""
     return [p for p, keep in zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True) if keep]
+
+
+def all_finite(metrics: Metrics, names: Sequence[str]) -> jax.Array:
+    """1 if these metrics are finite, else 0."""
+    return jnp.isfinite(jnp.stack([metrics[name] for name in names])).all().astype(jnp.int32)

@@ -11,7 +11,7 @@ from elk_jax.training import state as states
 from elk_jax.training.model import Batch, Constants, Metrics, Model, Params
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.state import TrainState
-from elk_jax.training.step.descent import descent
+from elk_jax.training.step.descent import WATCHED, all_finite, descent
 from elk_jax.training.step.step import Step
 
 
@@ -26,9 +26,10 @@ def gradient(model: Model, recipe: TrainingRecipe, mesh: Mesh, seed: int = 0) ->
     seed:    a loss draws from fold_in(key(seed), step), so that a resumed run draws the same as an uninterrupted one.
 
     The gradient of frozen parameters is not computed. Metrics: the loss's own, and `loss`, `grad_norm`, `param_norm`,
-    `update_norm` (over trained parameters; the gradient before clipping), `learning_rate`, `finite` (1 if loss and
-    gradient are finite, else 0). Raises UserError for expressions of the recipe that do not match the parameters;
-    `update` raises one, during tracing, for a batch that cannot be divided among micro-batches and devices.
+    `update_norm` (over trained parameters; the gradient before clipping), `learning_rate`, `finite` (1 if loss,
+    gradient and new parameters are finite, else 0). Raises UserError for expressions of the recipe that do not match
+    the parameters; `update` raises one, during tracing, for a batch that cannot be divided among micro-batches and
+    devices.
     """
     down = descent(model, recipe)
     map_images = meshes.shard_map_images(mesh)
@@ -63,8 +64,8 @@ def gradient(model: Model, recipe: TrainingRecipe, mesh: Mesh, seed: int = 0) ->
         compute = gradient if recipe.accumulate == 1 else accumulated_gradient
         grads, metrics = compute(state.params, constants, batch, rng)
         state, norms = down.update(state, grads)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norms["grad_norm"])
-        return state, metrics | norms | {"finite": finite.astype(jnp.int32)}
+        metrics |= norms
+        return state, metrics | {"finite": all_finite(metrics, WATCHED)}
 
     return Step(
         fresh=model.init,

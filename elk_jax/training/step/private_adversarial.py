@@ -22,7 +22,8 @@ from elk_jax.training.model import DISCRIMINATOR, GENERATOR, Batch, Constants, G
 from elk_jax.training.recipe import AdversarialRecipe, TrainingRecipe
 from elk_jax.training.state import TrainState
 from elk_jax.training.step import adversarial
-from elk_jax.training.step.adversarial import all_finite, apart, generator_descent, generator_update, joined
+from elk_jax.training.step.adversarial import apart, generator_descent, generator_update, joined
+from elk_jax.training.step.descent import WATCHED, all_finite
 from elk_jax.training.step.gradient import split_batch
 from elk_jax.training.step.private import private
 from elk_jax.training.step.step import Protection, Step
@@ -93,7 +94,7 @@ def private_adversarial(
         made, pull_back = jax.vjp(lambda params: game.generate(params, constants["game"], drawn), own.params)
         loss = partial(game.generator_loss, judged.params, constants["game"], drawn)
         own, metrics = generator_update(maker, own, loss, made, pull_back, last_key)
-        finite = found.pop("finite").min() * all_finite(metrics, ("loss", "grad_norm"))
+        finite = found.pop("finite").min() * all_finite(metrics, WATCHED)
         metrics |= {f"{DISCRIMINATOR}_{name}": value.mean() for name, value in found.items()}
         return joined(own, judged), metrics | {"finite": finite}
 

@@ -152,3 +152,14 @@ def test_nonfinite_gradient_is_flagged_on_the_device():
     _, metrics = step(start, next(toy.Batches()))
     assert np.isfinite(metrics["loss"]) and int(metrics["finite"]) == 0
     assert first_nonfinite({k: float(v) for k, v in metrics.items()}) == "grad_norm"
+
+
+def test_an_update_that_overflows_is_flagged():
+    # loss and gradient (1e3) are finite, but 0.1 times 1e38 times the gradient is not
+    start, step = make(
+        lambda params, *_: (1e3 * jnp.sum(params["head"]["bias"]), {}),
+        dataclasses.replace(PLAIN, multipliers=((".", 1e38),)),
+    )
+    after, metrics = step(start, next(toy.Batches()))
+    assert not np.isfinite(after.params["head"]["bias"]).all()
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]) and int(metrics["finite"]) == 0

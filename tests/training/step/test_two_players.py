@@ -112,6 +112,14 @@ def test_a_loss_that_is_not_finite_is_reported(player):
     assert step.update(step.init(params), {}, {"x": x})[1]["finite"] == 0
 
 
+@pytest.mark.parametrize("schedule", ["schedule", "discriminator_schedule"])
+def test_an_update_that_overflows_is_reported(schedule):
+    too_fast = replace(RECIPE, optimizer=PLAIN, discriminator_optimizer=PLAIN, **{schedule: Constant(base=3e38)})
+    step = pair(too_fast)
+    batch = {"x": 9 * jnp.ones((4, toy.FEATURES))}
+    assert step.update(step.init(step.fresh(jax.random.key(0))), {}, batch)[1]["finite"] == 0
+
+
 def test_a_batch_that_does_not_divide_is_refused():
     step = pair()
     with refused(5, 2):
