@@ -18,6 +18,7 @@ from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks import training
 from elk_jax.tasks.run import Run
 from elk_jax.training import mesh as meshes
+from elk_jax.training.schedules import WarmupCosine
 from elk_jax.weights import model_folder
 from elk_jax.weights.model_folder import Training
 
@@ -97,3 +98,14 @@ def test_the_promise_of_a_painter_stays_with_what_learns_from_its_images(run, tm
 def test_promises_to_others_or_nobody_are_not_added_up(other):
     statements = [promised(10, **other), promised(10)]
     assert together(statements) is None and "not accounted for" in in_words(statements)
+
+
+def test_a_training_says_what_its_schedule_does_not_reach(run, monkeypatch, capsys):
+    monkeypatch.setattr(training, "step_of", lambda *_: None)
+    monkeypatch.setattr(training.loop, "train", lambda *_, **__: None)
+    stage = run.experiment.stages["real"]
+    recipe = replace(run.experiment.recipe_of(stage), steps=4, schedule=WarmupCosine(base=1.0, warmup_steps=9))
+    batches = SimpleNamespace(close=lambda: None)
+    options = {"initial": None, "evaluate": None, "best_metric": "", "settings": {}, "validation": ()}
+    training.train(run, stage, recipe, None, batches, **options)
+    assert "warning" in (said := capsys.readouterr().out) and "9 steps" in said

@@ -13,6 +13,7 @@ from elk_jax.evaluation.evaluate import METRIC_NAMES
 from elk_jax.fields import ABOVE_ZERO, NOT_NEGATIVE, SHARE, AtLeast, Between, OneOf
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.stages import Data, Origin
+from elk_jax.training import schedules
 
 Mode = Literal[
     "lesion",
@@ -57,8 +58,8 @@ class DistillationRecipe(DetectionRecipe):
     detection_weight: of detection; 0: the student only learns from its teacher, and its heads do not change, except in
     the mode `outputs`. distill_from: the first step with the loss of the mode, from 0. student_rate: factor on the
     learning rate of students, which start from a trained detector. student_length: factor on their steps, and on those
-    between their evaluations, checkpoints and log lines, as an epoch of their few images is shorter; the steps of a
-    schedule are scaled with it.
+    between their evaluations, checkpoints and log lines, as an epoch of their few images is shorter. Steps of the
+    schedule are scaled with it if they are given as shares.
     points, sampling: of a lesion, for `lesion` and `intra_align`. stride: of the level that these and `image` read, in
     pixels per cell, 32 as published; the others read all levels. On the finest level of a pyramid, which finds small
     lesions, `intra_align` can cost a teacher half of its detections (docs/results/comoto.md). tap: the levels to read:
@@ -102,6 +103,7 @@ class DistillationRecipe(DetectionRecipe):
         if self.distill_from >= steps and self.mode not in WITHOUT_LOSS:
             what = f"the mode {self.mode} would start at step {self.distill_from} of {steps}"
             raise UserError(what, where="distill_from", todo="give a step of the student's training")
+        schedules.build(self.schedule, steps)  # whose milestones may be out of order in fewer steps
         defaults = {one.name: one.default for one in fields(self)}
         for name, modes in READ_BY.items():
             if getattr(self, name) != defaults[name] and self.mode not in modes:

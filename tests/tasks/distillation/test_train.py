@@ -293,6 +293,11 @@ def test_a_student_may_have_fewer_steps_and_looks_as_often(toy):
     assert replace(recipe, distill_from=5).distill_from == 5
     with refused("step 6 of 6", where="distill_from"):
         replace(recipe, distill_from=6)
+    late = replace(schedule, milestones=(12, 0.5))  # in order for the teacher's 60 steps, not for 6
+    with refused("(12, 3)", where="schedule.milestones"):
+        replace(recipe, schedule=late)
+    (warning,) = student.paced(replace(recipe, schedule=replace(schedule, milestones=(12,)))).warnings()
+    assert "12" in warning and "6" in warning
 
 
 def test_statistics_of_a_batch_are_refused_where_privacy_is_wanted():
