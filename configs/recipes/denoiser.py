@@ -29,6 +29,7 @@ def tiny() -> dict[str, Any]:
         "sampler": {"steps": 3},
         "images": {"batch_size": 8, "transpose": 0.5},
         "steps": 6,
+        "schedule": {"warmup_steps": 1},
         "ema_decay": 0.5,
         "validation_images": 8,
         "log_every": 2,

@@ -20,6 +20,8 @@ MOST_FOLDS = 50
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
     """steps: updates of the whole training run. accumulate: micro-batches per batch.
+    A loss that divides by a count over the batch (positive anchors, regions) counts in each micro-batch; other means
+    are those of the whole batch.
 
     ema_decay: of the averaged parameters, which are then the ones evaluated and kept; 0: no averaging.
     checkpoint_every, eval_every: in steps; 0: only at the end. folds: of a cross-validation over the patients of the
