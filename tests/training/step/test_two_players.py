@@ -112,12 +112,11 @@ def test_a_loss_that_is_not_finite_is_reported(player):
     assert step.update(step.init(params), {}, {"x": x})[1]["finite"] == 0
 
 
-@pytest.mark.parametrize("schedule", ["schedule", "discriminator_schedule"])
-def test_an_update_that_overflows_is_reported(schedule):
-    too_fast = replace(RECIPE, optimizer=PLAIN, discriminator_optimizer=PLAIN, **{schedule: Constant(base=3e38)})
-    step = pair(too_fast)
-    batch = {"x": 9 * jnp.ones((4, toy.FEATURES))}
-    assert step.update(step.init(step.fresh(jax.random.key(0))), {}, batch)[1]["finite"] == 0
+def test_an_update_that_overflows_is_reported():
+    step = pair(replace(RECIPE, optimizer=PLAIN, schedule=Constant(base=3e38)))
+    batch = {"x": jnp.ones((4, toy.FEATURES))}
+    metrics = step.update(step.init(step.fresh(jax.random.key(0))), {}, batch)[1]
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]) and metrics["finite"] == 0
 
 
 def test_a_batch_that_does_not_divide_is_refused():
