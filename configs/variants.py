@@ -13,8 +13,9 @@ Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several 
             faster than a ResNet-18 on a CPU
   lite0     an EfficientNet-Lite0, to start from public weights (launch/import_weights.py)
   swin      a Swin-T, to start from public weights as well
-  thorough  larger images with small lesions more often, stronger changes of the grey values, tests at three sizes of
-            the input, each mirrored too: found most on unseen patients (docs/results/cem.md#several-sizes-in-testing)
+  thorough  images with small lesions more often, stronger changes of the grey values, tests at three sizes of the
+            input, each mirrored too; small: at 512 px. With small,half, it found most in cross-validation
+            (docs/results/cem.md#several-sizes-in-testing)
   retinanet a RetinaNet instead of the Faster R-CNN
   efficientdet  an EfficientDet instead of it; paper: D0
   medium    only painted lesions of the middle half of the real sizes (ELK's medium area)

@@ -10,8 +10,8 @@
 Prints the table and writes evaluation.json (FROC sensitivities, AUFROC and AP, each with a 95 % interval over patients;
 FROC by several criteria; the kinds of false positives and misses at one false positive per image; operating points;
 false positives on lesion-free images; with several classes, also the metrics of each alone and which are confused),
-predictions.json (COCO results) and report.html. --against adds comparisons.json, the differences from another run on
-the same images by a paired bootstrap.
+predictions.json (COCO results), report.html, and skipped.csv if images were skipped. --against adds comparisons.json,
+the differences from another run on the same images by a paired bootstrap.
 For a classifier: AUROC, average precision of both classes, operating points, calibration, and predictions.csv; each
 image has one class. With --metric=dbtex the findings of whole volumes are evaluated as in the DBTex challenge; with
 --by_slice predictions.json then contains the detections of slices.

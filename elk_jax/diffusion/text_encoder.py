@@ -84,7 +84,8 @@ def text_config(content: Mapping[str, Any], where: str = "", **changes: Any) -> 
     kind = content.get("model_type", "clip_text_model")
     if kind != "clip_text_model":
         raise UserError(f"model_type is {kind!r}", where=where, todo="use a Stable Diffusion 1.x or 2.x model")
-    known = {field.name for field in dataclasses.fields(TextConfig)} - {"dtype"}  # theirs is that of the stored numbers
+    # the `dtype` of a file is that of its stored numbers
+    known = {field.name for field in dataclasses.fields(TextConfig)} - {"dtype"}
     ours = {name: value for name, value in content.items() if name in known}  # the rest: generation, dropout, ...
     return settings.from_json(TextConfig, {**ours, **changes}, _DEFAULTS, {}, where)
 

@@ -34,8 +34,9 @@ def data_section(data: Mapping[str, Mapping[str, Any]], skipped: Sequence[tuple[
         ]
         parts.append(f"<h3>Skipped images ({len(skipped)})</h3>{html.table(['Image', 'Reason'], listed, 2)}")
     if len(skipped) > MOST_SKIPPED:
-        said = f"The first {MOST_SKIPPED} of {len(skipped)} skipped images; finished.json of each stage lists all."
-        parts.append(html.paragraph(said, "soft small"))
+        said = f"These are the first {MOST_SKIPPED} of {len(skipped)}."
+        every = "All are in finished.json of the stages of a run, and in skipped.csv of an evaluation."
+        parts.append(html.paragraph(f"{said} {every}", "soft small"))
     return Section("Data", "".join(parts), "" if skipped else "No images were skipped.")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from elk_jax import files
 from elk_jax.errors import UserError
+from elk_jax.tasks.run import SKIPPED
 
 EVALUATION = "evaluation.json"
 WRITTEN = (
@@ -16,6 +17,7 @@ WRITTEN = (
     "predictions.json",
     "predictions.csv",
     "submission.csv",
+    SKIPPED,
     "report.html",
 )
 """All files that an evaluation of any kind of model may write."""

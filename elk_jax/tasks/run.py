@@ -72,7 +72,7 @@ class Experiment:
 
 
 SKIPPED = "skipped.csv"
-"""The files that a prediction skipped, each with the reason."""
+"""The table of the files that a prediction or an evaluation skipped, each with the reason."""
 MOST_LINES = 20
 """Skipped images that are printed: of large folders there are thousands."""
 
@@ -251,16 +251,22 @@ def skipped_lines(unreadable: Sequence[tuple[str, str]], table: str = "", what: 
     """
     lines = [f"skipped {what}{name}: {reason}" for name, reason in unreadable[:MOST_LINES]]
     others = len(unreadable) - len(lines)
-    return [*lines, f"skipped {others} others{f', see {table}' if table else ''}"] if others else lines
+    more = f"skipped {others} other{'s' * (others > 1)}{f', see {table}' if table else ''}"
+    return [*lines, more] if others else lines
 
 
 def write_skipped(folder: Path, unreadable: Sequence[tuple[str, str]]) -> None:
-    """Write the table of skipped files into the folder of a prediction, if there are any: without findings, they could
-    not be distinguished from images in which nothing was found. unreadable: (file, reason)."""
-    if unreadable:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *unreadable])
-        files.write_text(folder / SKIPPED, text.getvalue())
+    """Write the table of skipped files into the folder of a prediction or an evaluation, or remove an earlier one if
+    there are none. Without it, they could not be distinguished from images in which nothing was found.
+
+    unreadable: (file, reason).
+    """
+    if not unreadable:
+        (folder / SKIPPED).unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *unreadable])
+    files.write_text(folder / SKIPPED, text.getvalue())
 
 
 class Opened(Protocol):

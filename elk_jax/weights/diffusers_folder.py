@@ -171,9 +171,8 @@ def _write_parts(
             tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
         stem = _STEMS[part][0]
         inner = files.make_folder(folder / part)
-        stored = {
-            name: dtype for name in ("dtype", "torch_dtype") if name in configs[part]
-        }  # transformers loads as this
+        # the number format as which transformers loads the weights
+        stored = {name: dtype for name in ("dtype", "torch_dtype") if name in configs[part]}
         files.write_json(inner / "config.json", {**configs[part], **stored})
         files.write_bytes(inner / f"{stem}.safetensors", safetensors.numpy.save(tensors, {"format": "pt"}))
     write_tokenizer(folder / "tokenizer", tokenizer)

@@ -163,4 +163,4 @@ def test_of_many_skipped_images_a_page_shows_the_first():
     many = [(f"image {number}", "damaged") for number in range(MOST_SKIPPED + 7)]
     shown, whole = (data_section({}, some) for some in (many, many[:MOST_SKIPPED]))
     assert shown.html.count("damaged") == whole.html.count("damaged") == MOST_SKIPPED
-    assert f"({len(many)})" in shown.html and "finished.json" in shown.html and "finished.json" not in whole.html
+    assert f"({len(many)})" in shown.html and "skipped.csv" in shown.html and "skipped.csv" not in whole.html

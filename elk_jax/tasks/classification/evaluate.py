@@ -40,7 +40,7 @@ from elk_jax.tasks.classification.model import ARCHITECTURES, Trained, load
 from elk_jax.tasks.classification.page import ClassificationRun, Evaluated, classification_part, terminal_table
 from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage
 from elk_jax.tasks.results import check_output, new_evaluation
-from elk_jax.tasks.run import Run, new_console, patients_seen, skipped_images, unread_partners
+from elk_jax.tasks.run import Run, new_console, patients_seen, skipped_images, unread_partners, write_skipped
 from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder
 
@@ -211,6 +211,7 @@ def evaluate_source(
     with new_evaluation(output) as written:
         _write(written, found[own], trained[own], source)
         files.write_json(written / "comparisons.json", comparisons)
+        write_skipped(written, source.skipped)
         pictures = {own: report.error_pictures(found[own].errors, source)}
         evaluated = Evaluated(place, evaluations, comparisons, pictures, unnamed=not patients.named(source.infos))
         record = RunRecord(name=own, title=f"{own} on {place}", data={split or "all": counts}, skipped=source.skipped)

@@ -43,7 +43,15 @@ from elk_jax.tasks.detection.page import (
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage, Metric
 from elk_jax.tasks.detection.train import say_skipped
 from elk_jax.tasks.results import check_output, new_evaluation
-from elk_jax.tasks.run import Experiment, Run, new_console, patients_seen, skipped_images, unread_partners
+from elk_jax.tasks.run import (
+    Experiment,
+    Run,
+    new_console,
+    patients_seen,
+    skipped_images,
+    unread_partners,
+    write_skipped,
+)
 from elk_jax.tasks.stages import CombineStage, Need
 from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
@@ -338,6 +346,7 @@ def evaluate_source(
         detections.write_results(written / "predictions.json", results, categories)
         files.write_json(written / "evaluation.json", evaluation)
         files.write_json(written / "comparisons.json", comparisons)
+        write_skipped(written, source.skipped)
         pictures = report.pictures(name, report.choose_pictures(results, criterion, evaluation), source)
         evaluated = Evaluated(place, evaluations, comparisons, [pictures])
         write_report(written / "report.html", _page(name, evaluated, split, source))

@@ -40,8 +40,6 @@ VIEWS = (CONVERSION, "reshape", "squeeze", "transpose", "broadcast_in_dim", "sli
 """Operations that only rearrange the numbers of a parameter do not change the norm of its gradient."""
 NESTED = ("jit", "remat2")
 """Operations that contain programs: `jax.jit`, `jax.checkpoint`."""
-
-
 ROUNDING = 32
 """Rounding error of a squared norm by matrices of positions, in units of the last place of its largest terms. It is
 added: large terms that cancel would otherwise hide a gradient."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +17,7 @@ from elk_jax.evaluation.predictions import read_predictions
 from elk_jax.tasks.classification import evaluate, predict
 from elk_jax.tasks.classification.evaluate import EvaluateSettings
 from elk_jax.tasks.classification.predict import PredictSettings
+from elk_jax.tasks.run import SKIPPED
 from elk_jax.weights import model_folder
 from tests.refusals import refused
 from tests.tasks.classification.conftest import COUNTS
@@ -79,6 +82,19 @@ def test_a_model_is_evaluated_on_any_source_against_another(fitted, source, tmp_
     assert found["auroc"]["value"] == pytest.approx(staged["auroc"]["value"])
     assert set(files.read_object(tmp_path / "comparisons.json")) == {"epsilon_6"}
     assert "AUROC" in (tmp_path / "report.html").read_text() and "epsilon_6" in capsys.readouterr().out
+
+
+def test_skipped_images_are_listed_beside_the_evaluation(fitted, source, folders, tmp_path, cheap_features):
+    run, _ = fitted
+    shutil.copytree(folders / "patches", tmp_path / "patches")
+    bad = sorted((tmp_path / "patches").rglob("*.png"))[0]
+    bad.write_bytes(b"no image")
+    evaluate.evaluate_source(
+        model=run / "epsilon_6" / "model", data=replace(source, spec=f"folders:{tmp_path / 'patches'}"),
+        split="", on_error="skip", output=tmp_path / "out", settings=EvaluateSettings(bootstrap=0),
+    )  # fmt: skip
+    _, row = (tmp_path / "out" / SKIPPED).read_text().splitlines()
+    assert bad.stem in row
 
 
 def test_a_model_says_whom_it_was_trained_on_unless_it_is_private(fitted, source, tmp_path, cheap_features):

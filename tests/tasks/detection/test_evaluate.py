@@ -20,7 +20,7 @@ from elk_jax.tasks.detection import evaluate, predict
 from elk_jax.tasks.detection.evaluate import EvaluateSettings
 from elk_jax.tasks.detection.model import Description, Input, Trained
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
-from elk_jax.tasks.run import Experiment, MeshSettings, Run
+from elk_jax.tasks.run import SKIPPED, Experiment, MeshSettings, Run
 from tests.refusals import refused
 
 BOXES = {10: [8, 8, 16, 16], 11: [30, 20, 12, 10]}
@@ -45,12 +45,12 @@ def coco(tmp_path):
     return tmp_path / "data.json"
 
 
-def evaluated(coco, tmp_path, model=None, data=None, **settings):
+def evaluated(coco, tmp_path, model=None, data=None, on_error="stop", **settings):
     return evaluate.evaluate_source(
         model=model,
         data=data or SourceSpec(f"coco:{coco}"),
         split="test",
-        on_error="stop",
+        on_error=on_error,
         output=tmp_path / "out",
         settings=EvaluateSettings(**{"bootstrap": 20, **settings}),
     )
@@ -62,6 +62,18 @@ def results(path, scores: dict[int, float]) -> str:
     entries = [{"image_id": i, "category_id": CATEGORY[i], "bbox": BOXES[i], "score": s} for i, s in scores.items()]
     path.write_text(json.dumps(entries))
     return str(path)
+
+
+def test_skipped_images_are_listed_beside_the_evaluation(coco, tmp_path):
+    theirs, image = results(tmp_path / "theirs.json", {10: 0.9}), tmp_path / "images" / "11.png"
+    pixels = image.read_bytes()
+    image.write_bytes(b"no image")
+    assert evaluated(coco, tmp_path, predictions=theirs, on_error="skip", bootstrap=0)["counts"]["images"] == 1
+    _, row = (tmp_path / "out" / SKIPPED).read_text().splitlines()
+    assert row.startswith("11,")
+    image.write_bytes(pixels)
+    evaluated(coco, tmp_path, predictions=theirs, on_error="skip", bootstrap=0)
+    assert not (tmp_path / "out" / SKIPPED).exists()
 
 
 def test_predictions_are_read_and_written_in_the_categories_of_the_file(coco, tmp_path):

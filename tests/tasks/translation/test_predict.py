@@ -14,6 +14,7 @@ from configs import bridge_le_to_cem
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.diffusion import translator
 from elk_jax.experiments.parse import parse
+from elk_jax.tasks.run import SKIPPED
 from elk_jax.tasks.translation import predict
 from elk_jax.tasks.translation.model import Greys, Translator, describe
 from elk_jax.tasks.translation.predict import TranslateSettings
@@ -57,9 +58,9 @@ def model(tmp_path_factory):
     return folder
 
 
-def translate(model, inputs, output, **settings):
+def translate(model, inputs, output, on_error="stop", **settings):
     return predict.translate_files(
-        model=model, inputs=[str(inputs)], decoding=SourceSpec(), on_error="stop", output=output,
+        model=model, inputs=[str(inputs)], decoding=SourceSpec(), on_error=on_error, output=output,
         settings=TranslateSettings(**settings),
     )  # fmt: skip
 
@@ -98,6 +99,18 @@ def test_a_translation_that_ends_early_leaves_the_earlier_results(model, tmp_pat
         translate(model, tmp_path / "in", tmp_path / "out", seed=1)
     assert [path.read_bytes() for path in results] == before
     assert sorted((tmp_path / "out").iterdir()) == results
+
+
+def test_a_table_of_skipped_files_is_of_the_last_command(model, tmp_path):
+    bad = tmp_path / "in" / "bad.png"
+    bad.parent.mkdir()
+    bad.write_bytes(b"no image")
+    cv2.imwrite(str(tmp_path / "in" / "air.png"), np.zeros((16, 16), np.uint8))
+    translate(model, tmp_path / "in", tmp_path / "out", on_error="skip")
+    assert str(bad) in (tmp_path / "out" / SKIPPED).read_text()
+    bad.unlink()
+    translate(model, tmp_path / "in", tmp_path / "out", on_error="skip")
+    assert not (tmp_path / "out" / SKIPPED).exists()
 
 
 def test_two_files_of_one_name_are_refused(model, tmp_path):
