@@ -6,6 +6,7 @@
 Writes NAME.png for every image, in its original size and depth, blended from overlapping tiles. The images should have
 the resolution of the images that the training tiles were cut from. The result is one plausible image, not a
 measurement: another --seed draws another one, and a mammogram does not show what only the contrast agent reveals.
+Skipped files are listed in skipped.csv.
 """
 
 from __future__ import annotations

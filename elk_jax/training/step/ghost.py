@@ -251,14 +251,18 @@ def layer(program: core.Jaxpr, equation: core.JaxprEqn, values: Sequence[Any], p
     def converted(array: jax.Array, *others: jax.Array) -> jax.Array:
         return apply(array.astype(read.aval.dtype), *others)
 
+    def precise(array: jax.Array, *others: jax.Array) -> jax.Array:
+        wide = jnp.promote_types(jnp.float32, read.aval.dtype)
+        return apply(array.astype(wide), *map(at_least_float32, others), equation=_precise(equation))
+
+    if kind == "custom_vjp_call":
+        # under vmap, a function with its own derivative would compute the gradient of every unit before summing them
+        norms, total = partial(norms_in_turn, converted), partial(sum_in_turn, converted)
+    else:
+        # both in the same precision: a unit must not add more than its measured norm
+        norms, total = partial(norms_in_turn, precise), partial(sum_at_once, precise)
     if kind == "dot_general":
         norms = partial(product_norms, equation.params["dimension_numbers"], place)
-    else:
-        norms = partial(norms_in_turn, converted)
-    # under vmap, a function with its own derivative would compute the gradient of every unit before summing them
-    total = partial(sum_in_turn, converted)
-    if kind != "custom_vjp_call":
-        total = partial(sum_at_once, partial(apply, equation=_precise(equation)))
     others = [value for number, value in enumerate(values) if number != place]
     return _of_one(converted, Gradient(norms, total))(weight.array, weight.tap, *others)
 
@@ -319,9 +323,8 @@ def _is_finite(x: jax.Array) -> jax.Array:
 
 def sum_at_once(apply: Apply, weight: jax.Array, factors: jax.Array, g: jax.Array, *others: jax.Array) -> jax.Array:
     """The gradient of a weight, summed over all units times their factors, at least in float32."""
-    wide = [at_least_float32(x) for x in others]
     scaled = _by_unit(factors, g) * at_least_float32(g)
-    return jax.vjp(lambda weight: _mapped(apply, weight, *wide), at_least_float32(weight))[1](scaled)[0]
+    return jax.vjp(lambda weight: _mapped(apply, weight, *others), at_least_float32(weight))[1](scaled)[0]
 
 
 def sum_in_turn(apply: Apply, weight: jax.Array, factors: jax.Array, g: jax.Array, *others: jax.Array) -> jax.Array:
@@ -329,19 +332,20 @@ def sum_in_turn(apply: Apply, weight: jax.Array, factors: jax.Array, g: jax.Arra
 
     def add(total: jax.Array, given: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         factor, *of_unit = given
-        return total + factor * at_least_float32(_of_unit(apply, weight, *of_unit)), None
+        return total + factor * _of_unit(apply, at_least_float32(weight), *of_unit), None
 
     return jax.lax.scan(add, jnp.zeros_like(at_least_float32(weight)), (factors, g, *others))[0]
 
 
 def norms_in_turn(apply: Apply, weight: jax.Array, g: jax.Array, *others: jax.Array) -> jax.Array:
     """[M] squared norms of the gradients of a weight, one unit after another."""
-    norm = lambda given: jnp.square(at_least_float32(_of_unit(apply, weight, *given))).sum()
+    norm = lambda given: jnp.square(_of_unit(apply, at_least_float32(weight), *given)).sum()
     return jax.lax.map(norm, (g, *others))
 
 
 def _of_unit(apply: Apply, weight: jax.Array, g: jax.Array, *others: jax.Array) -> jax.Array:
-    return jax.vjp(lambda weight: apply(weight, *others), weight)[1](g)[0]
+    result, pull = jax.vjp(lambda weight: apply(weight, *others), weight)
+    return pull(g.astype(result.dtype))[0]
 
 
 def product_norms(dimensions: Any, place: int, weight: jax.Array, g: jax.Array, x: jax.Array) -> jax.Array:
