@@ -41,10 +41,10 @@ def new_folder(
                 os.replace(path, old)
             os.replace(new, path)
         except OSError as error:
-            if old.exists() and not path.exists():
-                os.replace(old, path)
             raise from_os_error(error, path) from error
         finally:
+            if old.exists() and not path.exists():
+                os.replace(old, path)
             shutil.rmtree(place, ignore_errors=True)
 
 

@@ -259,6 +259,22 @@ def test_a_killed_build_leaves_the_old_folder_or_the_new_one_to_the_next(tmp_pat
         assert (target / "a").read_text() == "newer"
 
 
+def test_an_interrupt_between_the_renames_puts_the_old_folder_back(tmp_path, monkeypatch):
+    target, move = tmp_path / "out", os.replace
+    with new_folder(target, "a") as folder:
+        (folder / "a").write_text("1")
+
+    def interrupted(source, goal):
+        if Path(source).name == "new":
+            raise KeyboardInterrupt
+        move(source, goal)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_folder(target, "a", overwrite=True):
+        pass
+    assert (target / "a").read_text() == "1" and list(tmp_path.iterdir()) == [target]
+
+
 def test_a_folder_is_built_by_one_process(tmp_path):
     with new_folder(tmp_path / "out", "a") as folder:
         (folder / "a").touch()
