@@ -10,8 +10,10 @@ any run can be members if they have the same classes; for a single member, overl
 which two boxes count as the same lesion, and the operating points of the fused boxes, are chosen on the validation
 split; with --config.detector.folds=5, on predictions for all patients outside the test split by folds that had not seen
 them. Variants: as in configs/cem_real.py, and
-  architectures  a Faster R-CNN (stage `real`), a RetinaNet and an EfficientDet instead of three Faster R-CNNs; each has
-                 a recipe: --config.detector.folds=5 --config.retinanet.folds=5 --config.efficientdet.folds=5
+  lite0,lite2    or any other two or more backbones: a detector on each instead of three on one. The first one of the
+                 list in configs/variants.py is the stage `real`; the others have the names of their backbones
+  architectures  a Faster R-CNN (stage `real`), a RetinaNet and an EfficientDet instead of three Faster R-CNNs
+The recipe of `real` is `detector`, that of another stage has its name: --config.detector.folds=5 --config.lite2.folds=5
 """
 
 from configs import cem_real, variants
@@ -21,13 +23,13 @@ from elk_jax.tasks.detection.recipe import CombineDetectorsStage, EvaluateDetect
 ARCHITECTURES = "architectures"
 """The word of the variant."""
 WORDS = (*variants.DETECTOR_EXTRAS, ARCHITECTURES)
-RIVALS = (*variants.RIVALS, (ARCHITECTURES, *variants.KINDS))
+RIVALS = (variants.KINDS, (ARCHITECTURES, *variants.KINDS))
 SEEDS = 3
 
 
 def get_config(variant=None):
     size, extras = variants.parse(variant, WORDS, rivals=RIVALS)
-    members, recipes = architectures(size, extras) if ARCHITECTURES in extras else seeds(size, extras)
+    members, recipes = members_of(size, extras)
     return variants.experiment(
         "cem_ensemble",
         data=cem_real.data(size, extras),
@@ -40,17 +42,31 @@ def get_config(variant=None):
     )
 
 
+def members_of(size, extras):
+    """The stages of the members, and their recipes."""
+    backbones = [name for name in variants.BACKBONES if name in extras]
+    if len(backbones) < 2:
+        return of_each(size, extras, ("", *variants.KINDS)) if ARCHITECTURES in extras else seeds(size, extras)
+    if ARCHITECTURES in extras:
+        raise ValueError(f"'{ARCHITECTURES}' and several backbones ({', '.join(backbones)}) exclude each other")
+    return of_each(size, extras.difference(backbones), backbones)
+
+
 def seeds(size, extras):
-    """The stages of the members, and their recipe: several trainings of one detector."""
+    """Several trainings of one detector."""
     names = ["real", *(f"real_{number}" for number in range(1, 2 if size == "tiny" else SEEDS))]
     members = {name: member(repetition=number) for number, name in enumerate(names)}
     return members, {"detector": detector(size, extras)}
 
 
-def architectures(size, extras):
-    """The same for detectors of different architectures, each with its own recipe."""
-    members = {"real": member(), **{kind: member(recipe=kind) for kind in variants.KINDS}}
-    recipes = {"detector": detector(size, extras), **{kind: detector(size, extras | {kind}) for kind in variants.KINDS}}
+def of_each(size, extras, words):
+    """A detector for each of `words`, which each change its recipe."""
+    first, *others = words
+    members = {"real": member(), **{word: member(recipe=word) for word in others}}
+    recipes = {
+        "detector": detector(size, extras | {first}),
+        **{word: detector(size, extras | {word}) for word in others},
+    }
     return members, recipes
 
 

@@ -24,9 +24,9 @@ for grey values from 0 to 255: launch/import_weights.py --format=torchvision --s
 --config.data.dbt.where='class=benign|cancer' leaves out the volumes without boxes. A student has 50 epochs of a tenth
 of the images; with more images, give a larger --config.distill.student_length.
 Variants besides the size (tiny, quick, small, published): student (no teacher is trained), baselines (also a student
-from random weights, and one detector for both sets), volumes (also evaluated), deep; half, lite0, swin (other
-backbones; published,swin: the published Swin transformer); faster_rcnn, efficientdet (other detectors; the anchors of a
-Faster R-CNN are those of its proposals).
+from random weights, and one detector for both sets), volumes (also evaluated), deep; half, lite0, lite1,
+lite2, swin (other backbones; published,swin: the published Swin transformer); faster_rcnn, efficientdet (other
+detectors; the anchors of a Faster R-CNN are those of its proposals).
 Many settings: configs/comoto_table.py.
 Published: with 10 % of the images, a mean sensitivity 7 points above pretraining and image-level distillation.
 Results here: on the embedded volumes the mode outputs gains over pretraining, but lesion does not (docs/comoto.md).
@@ -51,7 +51,7 @@ def get_config(variant=None):
     words = ("student", "baselines", "volumes", "deep", *DETECTORS, *variants.BACKBONES)
     size, extras = variants.parse(variant, words, SIZES, rivals=(DETECTORS, variants.BACKBONES))
     published = size == "published"
-    if published and (other := extras & {*DETECTORS, "half", "lite0"}):  # for which nothing is published
+    if published and (other := extras & {*DETECTORS, *variants.BACKBONES} - {"swin"}):  # for which nothing is published
         raise ValueError(f"'published' and '{min(other)}' exclude each other")
     if "deep" in extras and not published:
         raise ValueError(f"'{size}' and 'deep' exclude each other: 'deep' requires 'published'")

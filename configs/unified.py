@@ -19,9 +19,9 @@ anchor; with --config.borrow.best_metric=mean_sensitivity). --config.borrow.tole
 misaligned. --config.stages.borrowed.init_from: initial weights of B, by default sm; empty for C. --config.borrow.tap
 and --config.fused.model.tap: pyramid or backbone. docs/unified.md lists what the paper leaves open.
 Variants besides the size (quick, tiny, small, paper): scarce (sm has its own recipe, few, for
-configs/unified_scarce.py), tuned (the trunks are trained further, at a tenth of the rate), half, lite0, swin: these
-start from weights, --config.stages.STAGE.init_from=DIR for sm, ffdm and sm_again, and own and other of dropout. Pairs:
-data_prep/paired_images.py.
+configs/unified_scarce.py), tuned (the trunks are trained further, at a tenth of the rate), half, lite0, lite1,
+lite2, swin: these start from weights, --config.stages.STAGE.init_from=DIR for sm, ffdm and sm_again, and own and other
+of dropout. Pairs: data_prep/paired_images.py.
 Published: better than A and C, near the upper bound; without numbers.
 """
 

