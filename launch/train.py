@@ -11,8 +11,8 @@ small (hundreds of real images, a CPU or any GPU), paper (as published); and, af
 half (a ResNet-50 of half the width, for weights of such a network), lite0 (lite1 and lite2 are larger) or swin (other
 backbones), retinanet or efficientdet (other detectors), thorough (small lesions more often, three sizes in testing), as
 in small,half. Every key can be set on the command line: --config.detector.steps=2000. The run folder contains
-config.json, metrics.jsonl, TensorBoard files, checkpoints, predictions and report.html. Rerun the same command to resume an
-interrupted run; finished stages are not repeated.
+config.json, metrics.jsonl, TensorBoard files, checkpoints, predictions and report.html. Rerun the same command to
+resume an interrupted run; finished stages are not repeated.
 
 All GPUs or TPUs of a machine are used. To use several machines, start the same command on each, with a shared run
 folder. SLURM, Kubernetes and a Cloud TPU slice number the processes (launch/slurm.sh, launch/kubernetes.yaml,
