@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -211,7 +212,7 @@ def spared(network: Any, model: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"model": {**(model or {}), "backbone": settings(network)}, "optimizer": optimizer}
 
 
-BACKBONES = {
+BACKBONES: dict[str, Callable[[], dict[str, Any]]] = {
     "half": half_resnet50,
     **{name: partial(lite, name) for name in ("lite0", "lite1", "lite2")},
     "swin": swin_tiny,
