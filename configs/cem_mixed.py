@@ -9,7 +9,7 @@ healthy windows of the same breasts. Three detectors are trained: on real images
 stage compares them on real test images. With synthetic images from elsewhere:
 --config.data.synthetic.spec=coco:FILE.json --stages=real,synthetic,mixed,evaluate. Shares of real and painted images in
 the mix (default: by their numbers): "--config.stages.mixed.weights=(0.8,0.2)". Variants besides the size: fewshot,
-medium, double, retinanet, efficientdet, half, lite0, lite1, lite2, swin.
+medium, double, retinanet, efficientdet, half, lite0, lite1, lite2, swin, thorough.
 The embedded data of `quick` are scarce: three patients with lesions, and sixty without, into whose images 240 lesions
 are painted; the mix has four real images for each painted one. Use `small` or `paper` for your own images.
 Published (CDD-CESM test split, chosen by sensitivity): mean sensitivity real 0.71, synthetic alone 0.58 to 0.62,

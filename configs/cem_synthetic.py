@@ -6,7 +6,7 @@
 With an existing painted set: --config.data.synthetic.spec=coco:FILE.json --stages=synthetic,evaluate
 Published (CDD-CESM test split, chosen by sensitivity): mean sensitivity 0.58 to 0.62.
 Variants besides the size: fewshot, medium, double, retinanet, efficientdet, half, lite0, lite1, lite2,
-swin.
+swin, thorough.
 """
 
 from configs import variants

@@ -12,8 +12,8 @@ private data: a head on `labelled`, patches whose classes are public; `real` is 
 themselves, without privacy. `NAME_looks` compare each set, and `labelled`, with the validation split, also by
 radiomics; `NAME_fidelity` check with `real` whether the classes are recognisable. None of them reads a training patch,
 but `real` is not private: leave out `real` and the stages that use it (--stages) if its scores would reveal too much.
-Variants: tiny (tests), quick (default), small (the published crops: 128 px, lesions off centre); and votes, which
-releases votes for the most similar patches instead of mean features.
+Variants: tiny (tests), quick (default), small (the published crops: 128 px, lesions off centre); and means or votes,
+which release mean features, or votes for the most similar public patches, instead of a linear classifier.
 """
 
 from dataclasses import replace

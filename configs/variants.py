@@ -1,8 +1,8 @@
 """The variants of the experiments, and their common frame. An experiment file overrides only what differs.
 
 Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several are joined by commas):
-  quick     default: ResNet-18-FPN of half the width, with GroupNorm, from scratch on the embedded data: minutes on 2
-            CPU cores
+  quick     default: ResNet-18-FPN with GroupNorm, from scratch on the embedded data: minutes on 2 CPU cores. A Faster
+            R-CNN has a quarter of the width and images of 128 px; other detectors half of it and 256 px
   tiny      seconds, for tests
   small     ResNet-18-FPN at 384 px for a few hundred real images: about half an hour on 2 CPU cores
   paper     the published recipe: ResNet-101-FPN, frozen batch norm, SGD, 800 x 1333; for a GPU and imported weights

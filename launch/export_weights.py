@@ -12,8 +12,8 @@
 For JAX, a detector becomes one program per canvas of its input (StableHLO, for CPU, CUDA and TPU, any number of
 images), which needs only jax and flatbuffers: jax.export.deserialize(file.read()).call(image, image_size).
 detector.json describes inputs and outputs. For detectron2, torchvision and effdet it becomes a state dict,
-detector.safetensors, and detector.json also has the settings to build the model from (docs/torch.md). To load the
-others:
+detector.safetensors, and detector.json also has the settings to build the model from (docs/torch.md). An ensemble
+becomes one such folder for each member, and a detector.json that says how their boxes are fused. To load the others:
   diffusers   StableDiffusionInpaintPipeline.from_pretrained("exported")
   medigan     Generators().generate(model_id="00101_MCGAN_MASSES", num_samples=10, condition="malignant"), in the folder
               `exported`; sampling from a generator needs only NumPy

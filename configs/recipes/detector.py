@@ -161,7 +161,7 @@ def efficient_det(size: str, two_stages: dict[str, Any]) -> dict[str, Any]:
     """An EfficientDet on the backbone of the size's Faster R-CNN; paper: D0, for weights of effdet.
 
     Its anchors are the published ones, but 1.4 instead of 4 strides long, for the same reason as the RetinaNet's. The
-    learning rate of quick is three times that of the others: with theirs, 300 steps are too few.
+    learning rate of quick is three times that of a RetinaNet: with that, 300 steps are too few.
     """
     if size == "paper":
         network = efficientnet.named(

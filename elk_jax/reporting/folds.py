@@ -11,6 +11,12 @@ from elk_jax.reporting.report import Section
 from elk_jax.reporting.sections import plain_label
 
 
+def validated_on(summary: Mapping[str, Any]) -> str:
+    """What the checkpoint of a training was chosen on: "validation", or "5 folds". summary: of its stage."""
+    found = summary.get("folds")
+    return f"{len(found['curves'])} folds" if found else "validation"
+
+
 def folds_section(name: str, found: Mapping[str, Any]) -> Section:
     """The curve of every fold and their mean, and the step that was chosen. name: of the stage."""
     metric, step, count = plain_label(found["metric"]), found["step"], len(found["curves"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from dataclasses import replace
 from functools import lru_cache, partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -41,6 +43,9 @@ CONFIGS = {
     "inpaint_cem": inpaint_cem,
     "mammo": mammo_pretrain,
 }
+
+PLACES = sorted(Path(variants.__file__).parent.glob("*.py"))
+LISTING = [path.stem for path in PLACES if re.search(r"Variants.*^def get_config", path.read_text(), re.DOTALL | re.M)]
 
 
 @pytest.mark.parametrize("variant", [None, "tiny", "small", "paper", "fewshot", "paper,fewshot"])
@@ -197,6 +202,23 @@ def test_one_stage_detectors_have_anchors_for_a_lesion_at_any_place(size, kind):
     halves = np.geomspace(16, 200, 30)[:, None] / 2
     for at in (124.0, 120.0, 112.0, 96.0, 64.0, 121.5):  # between anchors of P3, ..., P6; at one of all; elsewhere
         assert iou(np.concatenate([at - halves, at - halves, at + halves, at + halves], 1), boxes).max(1).min() > 0.38
+
+
+@pytest.mark.parametrize("name", LISTING)
+def test_a_configuration_that_lists_its_variants_lists_all(name, monkeypatch):
+    known, parsed = [], variants.parse
+
+    def parse_words(variant, extras=variants.DETECTOR_EXTRAS, *others, **more):
+        known.extend(extras)
+        return parsed(variant, extras, *others, **more)
+
+    monkeypatch.setattr(variants, "parse", parse_words)
+    module = importlib.import_module(f"configs.{name}")
+    module.get_config()
+    listed = module.__doc__[module.__doc__.index("Variants") :]
+    if "as in configs/cem_real.py" in listed:
+        listed += " ".join(variants.DETECTOR_EXTRAS)
+    assert not set(known) - set(re.findall(r"\w+", listed))
 
 
 def test_an_unknown_variant_is_refused():

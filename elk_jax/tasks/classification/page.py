@@ -19,6 +19,7 @@ from elk_jax.reporting.classification import (
     errors_section,
     results_table,
 )
+from elk_jax.reporting.folds import validated_on
 from elk_jax.reporting.pictures import Picture
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part
@@ -155,16 +156,16 @@ def means_section(combined: Mapping[str, Mapping[str, Any]]) -> Section:
 
 
 def networks_section(trained: Mapping[str, Mapping[str, Any]]) -> Section:
-    """The networks, the checkpoints chosen on the validation split, and their privacy promises."""
+    """The networks, their checkpoints chosen on the validation split or by folds, and their privacy promises."""
     rows = []
     for name, summary in trained.items():
-        cells = [html.text(name), html.text(summary["protection"]), html.text(f"{summary['parameters']:,}")]
-        cells += [str(summary["best_step"]), html.number(summary["best"].get("auroc"))]
-        rows.append(html.row(cells, numeric_from=2))
-    head = ["Network", "Protection", "Parameters", "Best step", "Validation AUROC"]
+        cells = [html.text(name), html.text(summary["protection"]), html.text(validated_on(summary))]
+        cells += [html.text(f"{summary['parameters']:,}"), str(summary["best_step"])]
+        rows.append(html.row([*cells, html.number(summary["best"].get("auroc"))], numeric_from=3))
+    head = ["Network", "Protection", "Step chosen on", "Parameters", "Step", "AUROC"]
     promises = {name: summary["promise"] for name, summary in trained.items() if summary["promise"]}
-    note = "The checkpoint was chosen by this AUROC, so it is optimistic."
-    return Section("Networks", html.table(head, rows, numeric_from=2) + _said(promises), note)
+    note = "The step was chosen by this AUROC, with folds by their mean, so it is optimistic."
+    return Section("Networks", html.table(head, rows, numeric_from=3) + _said(promises), note)
 
 
 def _contained(models: Mapping[str, Mapping[str, Any]]) -> str:

@@ -6,11 +6,15 @@
   OUTPUT/detector.json                  inputs and outputs, arguments for building a model, classes, input, thresholds;
                                         written last
 
+Of an ensemble, OUTPUT/member_1, member_2, ... have the files of one member each, and OUTPUT/detector.json says how
+their boxes are fused.
+
 Shape legend: B images, any number of them; I images of a breast (2 for pairs); K detections; H W of the canvas.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +31,7 @@ from elk_jax.data.augment import Resize
 from elk_jax.data.batches.buckets import Canvas
 from elk_jax.errors import UserError
 from elk_jax.output import Console
-from elk_jax.tasks.detection.model import Trained, in_words, load_one
+from elk_jax.tasks.detection.model import Description, Ensemble, EnsembleDescription, Input, Trained, in_words, load
 from elk_jax.tasks.detection.predict import unlearned
 from elk_jax.tasks.run import new_console
 from elk_jax.weights import model_folder
@@ -65,35 +69,65 @@ class ExportSettings:
 
 
 def export_folder(model: Path, output: Path, settings: ExportSettings, console: Console | None = None) -> None:
-    """Write a detector's model folder in another format into a new or empty folder.
+    """Write the model folder of a detector, or of an ensemble, in another format into a new or empty folder.
 
-    UserError for an ensemble, for a folder of another kind, for parameters that do not fit its settings, for a detector
-    that the format does not support, and for an output folder that is not empty. After an error nothing is written.
+    UserError for a folder of another kind, for parameters that do not fit its settings, for a detector that the format
+    does not support, and for an output folder that is not empty. After an error nothing is written.
     """
     console = console or new_console()
-    trained = load_one(model)
-    model_folder.check_fits(trained.params, model_folder.shapes_of(trained.detector.init), model)
-    said = {**about(trained), "privacy": model_folder.promise(model)}
+    trained, file = load(model), model / model_folder.CONFIG
+    for member in trained.members:
+        model_folder.check_fits(member.params, model_folder.shapes_of(member.detector.init), model)
+    promise = model_folder.promise(model)
     with files.whole_folder(output, last=SETTINGS) as place:
-        how = FORMATS[settings.format](trained, place, model / model_folder.CONFIG, settings)
-        files.write_json(place / SETTINGS, {**how, **said})
-        names = sorted((path.name for path in place.iterdir()), key=lambda name: (name == SETTINGS, name))
-    for name in names:
-        console.print(f"wrote {output / name}")
+        if isinstance(trained, Ensemble):
+            names = [f"member_{number}" for number in range(1, len(trained.members) + 1)]
+            for name, member in zip(names, trained.members):
+                _write_one(member, files.make_folder(place / name), file, settings, promise)
+            files.write_json(place / SETTINGS, {**about_members(trained.description, names), "privacy": promise})
+        else:
+            _write_one(trained, place, file, settings, promise)
+        written = (path.relative_to(place) for path in place.rglob("*") if path.is_file())
+        paths = sorted(written, key=lambda path: (path == Path(SETTINGS), path.parent, path.name == SETTINGS, path))
+    for path in paths:
+        console.print(f"wrote {output / path}")
     for note in notes(trained, settings):
         console.print(f"note: {note}")
 
 
-def notes(trained: Trained, settings: ExportSettings) -> list[str]:
+def _write_one(trained: Trained, place: Path, file: Path, settings: ExportSettings, promise: str) -> None:
+    """The files of a detector. file: the model.json that has its settings, for errors."""
+    how = FORMATS[settings.format](trained, place, file, settings)
+    files.write_json(place / SETTINGS, {**how, **about(trained.description), "privacy": promise})
+
+
+def notes(trained: Trained | Ensemble, settings: ExportSettings) -> list[str]:
     """How the results of an exported detector may differ from those of the original, in words."""
-    entry, found = trained.description.input, unlearned(trained, "the detector")
-    if entry.flips or entry.scales != (1.0,):
-        what = "the image" + (f" and its mirrored views ({', '.join(entry.flips)})" if entry.flips else "")
-        what += in_words(entry.scales)
+    found = unlearned(trained, "the detector")
+    if isinstance(trained, Ensemble):
         found.append(
-            f"thresholds apply to the fused boxes of {what}, but the export reads one image, at the size of training: "
-            "choose new ones"
+            f"thresholds apply to the fused boxes of all {len(trained.members)} members in all their views: fuse them "
+            f"as {SETTINGS} says, or choose new ones"
         )
+    else:
+        found += _notes_on_views(trained.description.input)
+    canvases = (_notes_on_canvases(member, settings) for member in trained.members)
+    return found + list(dict.fromkeys(itertools.chain.from_iterable(canvases)))
+
+
+def _notes_on_views(entry: Input) -> list[str]:
+    if not entry.flips and entry.scales == (1.0,):
+        return []
+    what = "the image" + (f" and its mirrored views ({', '.join(entry.flips)})" if entry.flips else "")
+    what += in_words(entry.scales)
+    return [
+        f"thresholds apply to the fused boxes of {what}, but the export reads one image, at the size of training: "
+        "choose new ones"
+    ]
+
+
+def _notes_on_canvases(trained: Trained, settings: ExportSettings) -> list[str]:
+    entry, found = trained.description.input, list[str]()
     if settings.format == "stablehlo":
         return found
     strides = sorted(trained.detector.strides)
@@ -202,9 +236,8 @@ def program(trained: Trained, canvas: Canvas, platforms: Sequence[str] = PLATFOR
     return export.export(jax.jit(detect), platforms=platforms)(*given)
 
 
-def about(trained: Trained) -> dict[str, Any]:
-    """The entries of SETTINGS common to all formats."""
-    description = trained.description
+def about(description: Description) -> dict[str, Any]:
+    """The entries of SETTINGS of a detector that are common to all formats."""
     return {
         "detector": description.architecture,
         "classes": description.classes,
@@ -212,9 +245,37 @@ def about(trained: Trained) -> dict[str, Any]:
         "thresholds": {
             "of_the_fused_boxes_of": ["image", *description.input.flips],
             "at_scales": description.input.scales,
-            "points": [asdict(point) for point in description.operating_points],
-            "chosen_on": asdict(description.chosen_on),
+            **_points(description),
         },
+    }
+
+
+def about_members(description: EnsembleDescription, names: Sequence[str]) -> dict[str, Any]:
+    """The entries of SETTINGS of an ensemble. names: of the folders of its members.
+
+    fusion: at each of `scales` of its input, the boxes of a member's views are fused from its IoU `input.same` on; then
+    the boxes of all members and scales from `iou` on, with the weights of the members. Boxes below `score_floor` are
+    left out.
+    """
+    return {
+        "detector": description.architecture,
+        "members": list(names),
+        "classes": description.classes,
+        "fusion": {
+            "method": "weighted boxes",
+            "iou": description.same,
+            "weights": description.weights,
+            "scales": description.scales,
+            "score_floor": description.score_floor,
+        },
+        "thresholds": {"of_the_fused_boxes_of": list(names), **_points(description)},
+    }
+
+
+def _points(description: Description | EnsembleDescription) -> dict[str, Any]:
+    return {
+        "points": [asdict(point) for point in description.operating_points],
+        "chosen_on": asdict(description.chosen_on),
     }
 
 

@@ -41,13 +41,14 @@ TERMS = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A teacher or student. best, before: metrics on the validation split at `step`, and before training if known.
-    history: lines of metrics.jsonl."""
+    """A teacher or student. on: what `step` was chosen on (`validated_on`). best, before: metrics there, and before
+    training if known. history: lines of metrics.jsonl."""
 
     role: str
     mode: str
     intra_align: bool
     step: int
+    on: str
     best: Mapping[str, float]
     before: Mapping[str, float]
     history: Sequence[Mapping[str, Any]]
@@ -84,7 +85,8 @@ def learned_section(trained: Mapping[str, Trained]) -> Section:
             cells = [f"{html.number(e[0])} → {html.number(e[1])}" if e else html.ABSENT for e in ends]
             rows.append(html.row([label, *cells]))
     best = [html.number(one.best.get(MAIN)) for one in trained.values()]
-    rows.append(html.row([f"{metric_label(MAIN)}, validation", *best], style="main"))
+    on = ", ".join(dict.fromkeys(one.on for one in trained.values()))
+    rows.append(html.row([f"{metric_label(MAIN)}, {on}", *best], style="main"))
     note = (
         "Values before the training (or at its first log line) and at the last log line. If a distillation loss falls "
         "but the same loss without its learned map does not, the map has learned, not the student. If the points of a "

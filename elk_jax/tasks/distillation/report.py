@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from elk_jax.reporting.folds import validated_on
 from elk_jax.reporting.run import Part
 from elk_jax.tasks.distillation.page import Trained, distillation_part
 from elk_jax.tasks.run import Run
@@ -20,6 +21,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
                 mode=s["mode"],
                 intra_align=s["intra_align"],
                 step=s["best_step"],
+                on=validated_on(s),
                 best=s["best"],
                 before=s.get("before", {}),
                 history=read_metrics(run.folder / name / "metrics.jsonl"),

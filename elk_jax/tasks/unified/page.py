@@ -23,13 +23,14 @@ CURVES = (*FIRST_CURVES, f"eval/{MAIN}")
 @dataclass(frozen=True)
 class Fused:
     """A fused detector. members: setting -> model of each trunk. shares: of the second trunk in the layers that join
-    the maps. best: metrics of the validation split at `step`. history: lines of metrics.jsonl."""
+    the maps. on: what `step` was chosen on (`validated_on`). best: metrics there. history: lines of metrics.jsonl."""
 
     second: str
     drop: float
     members: Mapping[str, str]
     shares: Mapping[str, float]
     step: int
+    on: str
     best: Mapping[str, float]
     history: Sequence[Mapping[str, Any]]
 
@@ -66,7 +67,8 @@ def made_section(fused: Mapping[str, Fused]) -> Section:
         cells = [html.ABSENT if share is None else html.number(share) for share in shares]
         rows.append(html.row([f"Share of the second trunk at {html.text(level)}", *cells]))
     best = [html.number(one.best.get(MAIN)) for one in fused.values()]
-    rows.append(html.row([f"{metric_label(MAIN)}, validation", *best], style="main"))
+    on = ", ".join(dict.fromkeys(one.on for one in fused.values()))
+    rows.append(html.row([f"{metric_label(MAIN)}, {on}", *best], style="main"))
     note = (
         "The share is that of the weights in the layer that joins both maps of a level. At 0, the initial value, only "
         "the first trunk is used; at 0.5 both count equally. Two trunks can be better than one without any new "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from elk_jax.reporting.folds import validated_on
 from elk_jax.reporting.run import Part
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.unified.page import Fused, unified_part
@@ -21,6 +22,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
                 members=s["members"],
                 shares=s["shares_of_other"],
                 step=s["best_step"],
+                on=validated_on(s),
                 best=s["best"],
                 history=read_metrics(run.folder / name / "metrics.jsonl"),
             )

@@ -162,6 +162,7 @@ def test_thresholds_are_chosen_on_what_folds_say_of_patients_they_have_not_seen(
     for point in last.operating_points:
         again = thresholds.choose(both, last.positive, thresholds.rule_from_text(point.rule), "2 folds")
         assert point.chosen_on == "2 folds" and point.threshold == pytest.approx(again.threshold, abs=1e-5)
+    assert "<td>2 folds</td>" in (tmp_path / "report.html").read_text(), "what the step was chosen on"
 
 
 def test_the_folds_are_a_mean_whose_thresholds_are_those_of_single_members(tmp_path):

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import jax
@@ -102,6 +103,59 @@ def test_a_folder_runs_without_elk_jax(batch, tmp_path):
     wanted = jax.jit(detector.predict)(params, one)
     for name, own in zip(export.OUTPUTS, json.loads(done.stdout), strict=True):
         np.testing.assert_allclose(own, wanted[name], rtol=1e-5, atol=1e-4, err_msg=name)
+
+
+def test_the_members_of_an_ensemble_have_folders_of_their_own(tmp_path, monkeypatch):
+    """Each as if it were exported alone, and how their boxes are fused."""
+    monkeypatch.setattr(
+        export, "program", lambda member, canvas: SimpleNamespace(serialize=lambda: weights_of(member), in_avals=())
+    )
+    kinds = {"member_1": "retinanet", "member_2": "efficientdet"}
+    alone = {}
+    for name, kind in kinds.items():
+        save(tmp_path / kind, kind)
+        export.export_folder(tmp_path / kind, tmp_path / f"{kind}_alone", PROGRAMS, console=Console(quiet=True))
+        alone[name] = {path.name: path.read_bytes() for path in (tmp_path / f"{kind}_alone").iterdir()}
+    trained = [model.load_one(tmp_path / kind) for kind in kinds.values()]
+    points = (OperatingPoint(1.0, 0.2, sensitivity=0.5),)
+    description = model.EnsembleDescription(
+        architecture=model.ENSEMBLE,
+        classes=("lesion",),
+        members=tuple(asdict(one.description) for one in trained),
+        hashes=("", ""),
+        scales=(1.0, 2.0),
+        weights=(2.0, 1.0),
+        same=0.4,
+        operating_points=points,
+        chosen_on=ChosenOn("validation", 7, 20, 30, 40),
+        score_floor=0.02,
+    )
+    model.save_ensemble(tmp_path / "both", [one.params for one in trained], description)
+    printed = io.StringIO()
+    export.export_folder(tmp_path / "both", tmp_path / "exported", PROGRAMS, Console(file=printed, width=1000))
+    for name, files_alone in alone.items():
+        assert {path.name: path.read_bytes() for path in (tmp_path / "exported" / name).iterdir()} == files_alone
+    assert alone["member_1"] != alone["member_2"]
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {*kinds, export.SETTINGS}
+    about = json.loads((tmp_path / "exported" / export.SETTINGS).read_text())
+    assert about["members"] == list(kinds) and about["classes"] == ["lesion"]
+    assert about["fusion"] == {
+        "method": "weighted boxes",
+        "iou": 0.4,
+        "weights": [2.0, 1.0],
+        "scales": [1.0, 2.0],
+        "score_floor": 0.02,
+    }
+    assert about["thresholds"]["points"][0]["threshold"] == 0.2 and about["thresholds"]["chosen_on"]["patients"] == 7
+    assert about["thresholds"]["of_the_fused_boxes_of"] == list(kinds)
+    *wrote, note = printed.getvalue().splitlines()
+    assert wrote[-1] == f"wrote {tmp_path / 'exported' / export.SETTINGS}" and len(wrote) == 7
+    assert note.startswith("note:") and "2 members" in note
+
+
+def weights_of(member):
+    """Some bytes that tell the parameters of a detector."""
+    return np.asarray(jax.tree.leaves(member.params)[-1]).tobytes()
 
 
 def test_a_detector_of_pairs_takes_both_images():
