@@ -6,7 +6,7 @@
 # weights/coco is what launch/import_weights.py wrote; it and the data lie where all machines find them.
 # The batch is that of all machines together: a multiple of all GPUs (8 here), the learning rate in proportion.
 # One process a machine, which uses all its GPUs; the processes find each other through SLURM's own variables.
-# The run folder must lie on storage that all machines share. A job that is cut off goes on when it is queued again.
+# The run folder must lie on storage that all machines share. A job that is cut off resumes when it is queued again.
 #SBATCH --job-name=elk_jax
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

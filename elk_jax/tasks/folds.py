@@ -75,8 +75,9 @@ def train(
         return work(run, stage, recipe)
     where, parts = f"config.{stage.recipe}.folds", deal(run, stage, recipe, lacks)
     _check_images(run, stage, pairs)
-    sizes = sorted(map(len, parts))
-    run.say(f"  {count} folds of {sum(sizes)} patients, {sizes[0]} to {sizes[-1]} in each")
+    sizes = list(map(len, parts))
+    ends = dict.fromkeys((min(sizes), max(sizes)))
+    run.say(f"  {count} folds of {sum(sizes)} patients, {' to '.join(map(str, ends))} in each")
     seconds = 0.0
     for number, held_out in enumerate(parts, start=1):
         own = replace(stage, name=f"{stage.name}/{folder_name(number)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_every_task_that_trains_step_by_step_is_here():
 
 
 @pytest.mark.parametrize("task", ACCEPTED)
-def test_folds_of_every_task_hold_each_patient_out_once(task, tmp_path, monkeypatch):
+def test_folds_of_every_task_hold_each_patient_out_once(task, tmp_path, monkeypatch, capsys):
     """All but the training itself: what a stage would train and validate on, as its sources have it."""
     config, _, stages = folded(task)
     opened: dict[str, list] = {name: [] for name in stages}
@@ -94,6 +95,8 @@ def test_folds_of_every_task_hold_each_patient_out_once(task, tmp_path, monkeypa
     stand_in(monkeypatch, task, "train", look)
     monkeypatch.setattr(report, "write", lambda run, summaries: "nowhere")
     run_experiment(config, tmp_path, stages)
+    said = capsys.readouterr().out
+    assert "in each" in said and not re.search(r"(\d+) to \1 in each", said)
     whole = Run(parse(config), tmp_path, mesh=None)
     for name, (first, second, last) in opened.items():
         stage = whole.experiment.stages[name]

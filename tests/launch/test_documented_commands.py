@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -72,6 +73,38 @@ TRAININGS = [
     for page, script, words in RUNS
     if script == "launch/train.py" and not any("$" in word for word in words)
 ]
+
+
+RECORDED = """
+python() { printf '%s\\0' "$@" '|'; }
+ln() { :; }
+"""
+"""Commands of the pages, as functions of a shell that finds no other program: a script is not run, its words are
+printed."""
+
+
+def as_given(page: Path) -> list[list[str]]:
+    """The words of every command of a page, as a shell that is given the whole page passes them on."""
+    lines = [RECORDED, *shell_lines(page)]
+    shell, given = [shutil.which("bash") or "", "--norc", "-eu"], "\n".join(lines)
+    done = subprocess.run(shell, input=given, env={"PATH": ""}, capture_output=True, text=True, timeout=60)
+    assert not done.stderr
+    return [words.split("\0")[:-1] for words in done.stdout.split("|\0")[:-1]]
+
+
+WITH_VARIABLES = [page for page in RESULTS if any("$" in line for line in shell_lines(page))]
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in WITH_VARIABLES])
+def test_the_commands_of_a_page_have_their_variables(page, monkeypatch):
+    given = as_given(page)
+    assert given
+    for script, *words in given:
+        assert (ROOT / script).is_file() and not any("$" in word for word in words)
+        if script in ("launch/train.py", "launch/evaluate.py"):
+            assert all(word.startswith("--") for word in words), words
+        if script == "launch/train.py":
+            test_a_documented_training_has_settings_that_there_are(words, monkeypatch)
 
 
 @pytest.mark.parametrize("words", TRAININGS)
