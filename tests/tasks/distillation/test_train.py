@@ -83,8 +83,7 @@ def test_the_folds_of_a_student_are_an_ensemble_judged_by_who_has_not_seen_a_pat
     assert ensemble.description.chosen_on.data == f"2 folds, {folds.UNSEEN}"
     assert (found["role"], found["mode"], found["folds"]["step"]) == ("student", "lesion", 2)
     assert (tmp_path / "evaluate" / "student" / "evaluation.json").is_file()
-    page = (tmp_path / "report.html").read_text()
-    assert "members of the ensemble" in page and "<td>Mean sensitivity, 2 folds</td>" in page
+    assert "members of the ensemble" in (tmp_path / "report.html").read_text()
 
 
 def test_a_student_that_does_not_learn_to_detect_is_no_ensemble(tmp_path):
