@@ -27,19 +27,12 @@ from elk_jax.evaluation.hits import Criterion, criterion_from_text
 from elk_jax.evaluation.truth import read_measured, write_truth
 from elk_jax.fields import SHARE, check
 from elk_jax.progress import progress_bar
+from elk_jax.reporting.detections import MAIN, results_table
 from elk_jax.reporting.report import Report, write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.detection import predict, report, volumes
 from elk_jax.tasks.detection.model import ARCHITECTURES, Ensemble, Scales, Trained, load, with_views
-from elk_jax.tasks.detection.page import (
-    MAIN,
-    DetectionRun,
-    Evaluated,
-    detection_part,
-    gain_sentences,
-    notes_of,
-    results_table,
-)
+from elk_jax.tasks.detection.page import DetectionRun, Evaluated, detection_part, gain_sentences, notes_of
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage, Metric
 from elk_jax.tasks.detection.train import say_skipped
 from elk_jax.tasks.results import check_output, new_evaluation

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from elk_jax.reporting import html
+from elk_jax.reporting.detections import MAIN, metric_label
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part
 from elk_jax.reporting.training import FIRST_CURVES, Trainings, training_section
-from elk_jax.tasks.detection.page import MAIN, metric_label
 
 CURVES = (*FIRST_CURVES, f"eval/{MAIN}")
 """Keys of metrics.jsonl whose curves are shown first."""

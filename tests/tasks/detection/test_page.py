@@ -11,18 +11,10 @@ from rich.console import Console
 
 from elk_jax.evaluation.evaluate import SEVERAL, compare_detections, evaluate_detections
 from elk_jax.evaluation.operating import OperatingPoint
+from elk_jax.reporting.detections import classes_section, results_table
 from elk_jax.reporting.report import build_report
 from elk_jax.reporting.run import RunRecord, run_report
-from elk_jax.tasks.detection.page import (
-    DetectionRun,
-    Evaluated,
-    classes_section,
-    detection_part,
-    notes_of,
-    promises_section,
-    results_table,
-    verdict,
-)
+from elk_jax.tasks.detection.page import DetectionRun, Evaluated, detection_part, notes_of, promises_section, verdict
 from tests.evaluation.conftest import make_result
 from tests.pages import detection_run
 
