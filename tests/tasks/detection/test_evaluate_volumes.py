@@ -1,12 +1,9 @@
-"""Detectors over volumes, with a detector that finds what is bright: evaluation, the challenge's file and the pages."""
+"""The evaluation of detectors over volumes: the metric, the challenge's file and the page."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
-from threading import Lock
-from types import SimpleNamespace
 
 import cv2
 import jax
@@ -15,10 +12,8 @@ import numpy as np
 import pytest
 
 from elk_jax import files
-from elk_jax.data import half_precision
 from elk_jax.data.augment import Resize
 from elk_jax.data.batches.detection import LoaderConfig
-from elk_jax.data.slice_greys import SliceGreys, slices_in
 from elk_jax.data.sources.coco import write_coco
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
@@ -26,63 +21,18 @@ from elk_jax.data.sources.volumes import volumes_of
 from elk_jax.detection import detectors
 from elk_jax.errors import UserError
 from elk_jax.evaluation import submission
-from elk_jax.evaluation.detections import Detections, join
 from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
-from elk_jax.evaluation.volumes import evaluate_volumes
 from elk_jax.experiments.needs import check_needs
 from elk_jax.images.schema import ImageInfo
 from elk_jax.sweeps import results as sweeps
 from elk_jax.tasks.detection import evaluate, predict, report, volumes
-from elk_jax.tasks.detection.model import Trained, describe
+from elk_jax.tasks.detection.model import describe
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
 from elk_jax.tasks.run import Experiment, MeshSettings, Run
-from elk_jax.training.mesh import make_mesh
 from elk_jax.weights import model_folder
 from tests.data.sources import dbt_files
-from tests.data.sources.dicom_files import make
 from tests.detection import toy_detector
 from tests.refusals import refused
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return dbt_files.write(tmp_path_factory.mktemp("dbt"))
-
-
-@pytest.fixture
-def model(monkeypatch, tmp_path):
-    description = SimpleNamespace(classes=("lesion",), operating_points=(OperatingPoint(1.0, 0.5),), learned_maps="")
-    monkeypatch.setattr(volumes, "load", lambda folder: Trained(None, None, description))
-    monkeypatch.setattr(volumes, "patients_seen", lambda *arguments: ["a note"])
-
-    def detect_with(trained, source, mesh, score_floor=0.0, whole_volumes=False):
-        assert whole_volumes
-        found = {}
-        for position, info in enumerate(source.infos):
-            assert not len(info.boxes)
-            bright = (source.read(position)[..., 0] > 0.85).astype(np.uint8)
-            boxes = cv2.connectedComponentsWithStats(bright)[2][1:, :4].astype(float)
-            boxes[:, 2:] += boxes[:, :2]
-            found[info.image_id] = Detections(boxes, np.full(len(boxes), 0.9), np.zeros(len(boxes), int))
-        return join(source.infos, found)
-
-    monkeypatch.setattr(predict, "detect_with", detect_with)
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def trained(monkeypatch):
-    """slice_greys -> a detector that nothing has trained, with them."""
-    monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
-    one = toy_detector.detector(toy_detector.ToyConfig(width=4))
-    params, loader = one.init(jax.random.key(0)), LoaderConfig(buckets=((64, 64),))
-
-    def of(slice_greys: SliceGreys, white: int = 0) -> Trained:
-        choice = Choice((OperatingPoint(1.0, 0.5),), ChosenOn())
-        tested = replace(loader, resize=replace(loader.resize, float16_white=white))
-        return Trained(one, params, describe(one, ("lesion",), tested, False, (), choice, slice_greys=slice_greys))
-
-    return of
 
 
 def run(folder, output, model=None, split="train", data=None, **settings):
@@ -300,36 +250,6 @@ def test_detections_of_slices_are_written_on_demand_and_can_be_evaluated_as_imag
             )  # fmt: skip
 
 
-def test_whole_volumes_are_seen_in_the_greys_that_the_model_folder_names(folder, trained, tmp_path):
-    """As they are seen where the slices themselves are changed; images of a source of slices are not."""
-    mesh, own = make_mesh(), trained("own")
-    source = predict.without_truth(open_source(SourceSpec(f"bcs_dbt:{folder}", slices="all"), "train"))
-    changed = slices_in(source, "own")
-    found, expected, plain = (
-        volumes.detect_volumes(one, volumes_of(of), mesh, volumes.RULES["comoto"])
-        for one, of in ((own, source), (trained("window"), changed), (trained("window"), source))
-    )
-    scores = [np.concatenate([one.scores for one in by_slice]) for _, by_slice in (found, expected, plain)]
-    np.testing.assert_array_equal(scores[0], scores[1])
-    assert len(scores[0]) and scores[0].tolist() != scores[2].tolist()
-    for one, other in zip(found[0], expected[0], strict=True):
-        np.testing.assert_array_equal(one.boxes, other.boxes)
-    images = predict.detect_with(own, source, mesh)
-    members = predict.members_views([own, trained("window")], (1.0,), source, mesh, whole_volumes=True)
-    (of_own,), (of_other,) = members
-    assert [one.scores.tolist() for one in of_other] == [one.scores.tolist() for one in images]
-    assert [one.scores.tolist() for one in of_own] != [one.scores.tolist() for one in images]
-
-
-def test_slices_have_eight_bits_also_where_the_files_of_the_training_had_sixteen(folder, trained, caplog, monkeypatch):
-    """In which white would be infinite."""
-    monkeypatch.setattr(half_precision, "_WARNED", Lock())
-    source = open_source(SourceSpec(f"bcs_dbt:{folder}", slices="all"), "train")
-    one = volumes_of(source)[:1]
-    found, _ = volumes.detect_volumes(trained("own", 65535), one, make_mesh(), volumes.RULES["comoto"])
-    assert not caplog.text and np.isfinite(found[0].scores).all() and len(found[0].scores)
-
-
 def test_prediction_and_evaluation_of_volumes_read_the_greys_of_the_model_folder(folder, trained, tmp_path):
     """Slices that are nearly black, in which nothing but their own range shows anything."""
     stack = tmp_path / "stack"
@@ -511,115 +431,3 @@ def test_data_that_can_never_be_volumes_are_refused_by_the_configuration_alone(t
     good = replace(experiment, on_error="stop", data={"dbt": SourceSpec(VOLUMES)})
     check_needs(good, [stage])
     check_needs(replace(good, data={"dbt": SourceSpec("coco:none.json")}), [stage])  # its file may list slices
-
-
-def test_findings_in_files_are_written_with_their_pages(folder, model, tmp_path):
-    stack = tmp_path / "stack"
-    stack.mkdir()
-    for k in range(5):
-        image = np.zeros((40, 60), np.uint8)
-        image[10:20, 30:45] = 255 if k in (2, 3) else 0
-        cv2.imwrite(str(stack / f"{k}.png"), image)
-    settings = predict.PredictSettings(volumes=True)
-    how = {"model": model, "decoding": SourceSpec(), "output": tmp_path / "out", "settings": settings}
-    volumes.predict_inputs(inputs=[str(stack), str(folder)], on_error="stop", **how)
-    entries = json.loads((tmp_path / "out" / "findings.json").read_text())
-    of_stack = [entry for entry in entries if entry["volume"] == str(stack)]
-    assert [(e["slice"], e["slices"], e["box_xyxy"], e["finding"]) for e in of_stack] == [
-        (2, [2, 3], [30, 10, 45, 20], True)
-    ]
-    rows = (tmp_path / "out" / "findings.csv").read_text().splitlines()
-    assert rows[0] == ",".join((*submission.KEY, *submission.NUMBERS)) and len(rows) == 1 + len(entries) == 8
-    assert rows[1].rpartition(",")[0] == f"{stack},{stack},,30,15,10,10,2,1"
-    assert float(rows[1].rpartition(",")[2]) == pytest.approx(0.9)
-    assert (tmp_path / "out" / "report.html").read_text().count("<figure>") == 2 * 7
-    with refused("skip", where="--on_error"):
-        volumes.predict_inputs(inputs=[str(stack)], on_error="skip", **how)
-    with refused("an image", "folder", where=stack / "0.png"):
-        volumes.predict_inputs(inputs=[str(stack / "0.png")], on_error="stop", **how)
-    how["settings"] = predict.PredictSettings()
-    with refused("tables", "--volumes", where=f"bcs_dbt:{folder}"):
-        volumes.predict_inputs(inputs=[f"bcs_dbt:{folder}"], on_error="stop", **how)
-
-
-def test_a_rule_for_volumes_is_refused_where_the_inputs_are_images():
-    with refused("--volumes", where="volume_rule"):
-        predict.PredictSettings(volume_rule="comoto")
-    assert predict.PredictSettings(volume_rule="comoto", volumes=True).volume_rule == "comoto"
-
-
-def test_a_collection_without_labels_gives_the_file_that_the_challenge_takes(folder, model, tmp_path):
-    """Its volumes hang as their views say, and its rows have the names of the tables: judged beside the boxes, all
-    lesions are found."""
-    blind = tmp_path / "blind"
-    shutil.copytree(folder, blind, ignore=shutil.ignore_patterns("*labels*", "*boxes*"))
-    how = {"model": model, "decoding": SourceSpec(), "settings": predict.PredictSettings(volumes=True)}
-    volumes.predict_volumes(inputs=[f"bcs_dbt:{blind}"], output=tmp_path / "out", **how)
-    truths = [volumes.truth_of(one) for one in volumes_of(open_source(SourceSpec(f"bcs_dbt:{folder}", slices="all")))]
-    found = submission.read(tmp_path / "out" / "findings.csv", truths)
-    assert sum(len(one.found.scores) for one in found) == len(dbt_files.BOXES)
-    assert "DBT-P3,DBT-S3,rmlo,30,10,8,12,6,0," in (tmp_path / "out" / "findings.csv").read_text()
-    assert evaluate_volumes(found, resamples=0)["metrics"]["mean_sensitivity_positive"]["value"] == 1
-    with refused("two files", str(blind), str(folder)):  # of other folders, by the same names
-        volumes.predict_volumes(inputs=[f"bcs_dbt:{folder}", f"bcs_dbt:{blind}"], output=tmp_path / "again", **how)
-    next(blind.rglob("*.dcm")).unlink()
-    with refused("1 of 6 volumes have no file", where=f"bcs_dbt:{blind}"):
-        volumes.predict_volumes(inputs=[f"bcs_dbt:{blind}"], output=tmp_path / "again", **how)
-    with refused("no such folder", where=f"bcs_dbt:{tmp_path / 'none'}"):
-        volumes.predict_volumes(inputs=[f"bcs_dbt:{tmp_path / 'none'}"], output=tmp_path / "again", **how)
-    assert not (tmp_path / "again").exists()
-
-
-def test_two_files_of_one_volume_are_refused_and_two_volumes_of_one_view_are_named(tmp_path, model, capsys):
-    of = {"StudyInstanceUID": "1.2.3", "ImageLaterality": "L", "ViewPosition": "CC"}
-    dark = np.zeros((3, 64, 48), np.uint16)
-    data = [make(dark, bits=16, SharedFunctionalGroupsSequence=dbt_files.GROUPS, **of) for _ in range(2)]
-    for name, one in (("a", data[0]), ("b", data[1]), ("c", data[0])):
-        (tmp_path / f"{name}.dcm").write_bytes(one)
-    how = {
-        "model": model,
-        "decoding": SourceSpec(),
-        "output": tmp_path / "out",
-        "settings": predict.PredictSettings(volumes=True),
-    }
-    with refused("two files", "a.dcm", "c.dcm"):
-        volumes.predict_volumes(inputs=[str(tmp_path / "a.dcm"), str(tmp_path / "c.dcm")], **how)
-    assert not (tmp_path / "out").exists()
-    volumes.predict_volumes(inputs=[str(tmp_path / "a.dcm"), str(tmp_path / "b.dcm")], **how)
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "two volumes of the study 1.2.3 and the view 'lcc'" in printed
-
-
-def test_pictures_of_an_earlier_prediction_are_removed(tmp_path, model):
-    volume = make(np.zeros((3, 64, 48), np.uint16), bits=16, SharedFunctionalGroupsSequence=dbt_files.GROUPS)
-    (tmp_path / "a.dcm").write_bytes(volume)
-    out = tmp_path / "out"
-    (out / "pictures").mkdir(parents=True)
-    for name in ("findings.json", "pictures/0000_b.png", "pictures/mine.png"):
-        (out / name).write_text("[]")
-    settings = predict.PredictSettings(volumes=True)
-    volumes.predict_volumes(
-        model=model, inputs=[str(tmp_path / "a.dcm")], decoding=SourceSpec(), output=out, settings=settings
-    )
-    assert sorted(path.name for path in (out / "pictures").iterdir()) == ["mine.png"]
-    assert (out / "report.html").is_file() and (out / "findings.csv").is_file()
-
-
-def test_a_volume_that_is_given_twice_counts_once(tmp_path, model):
-    volume = make(np.zeros((3, 64, 48), np.uint16), bits=16, SharedFunctionalGroupsSequence=dbt_files.GROUPS)
-    (tmp_path / "a.dcm").write_bytes(volume)
-    slices = tmp_path / "slices"
-    slices.mkdir()
-    for k in range(2):
-        cv2.imwrite(str(slices / f"{k}.png"), np.full((64, 48), 10 * k, np.uint8))
-    twice = [tmp_path / "a.dcm", slices / ".." / "a.dcm", slices, tmp_path / "." / "slices" / ".." / "slices"]
-    how = {"model": model, "decoding": SourceSpec(), "settings": predict.PredictSettings(volumes=True)}
-    results = volumes.predict_volumes(inputs=[*map(str, twice)], output=tmp_path / "out", **how)
-    assert [result.truth.slices for result in results] == [3, 2]
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    for k in range(3):
-        (linked / f"{k}.png").symlink_to(slices / f"{k % 2}.png")
-    ordered = [str(place) for place in (slices, tmp_path / "a.dcm", slices, linked)]
-    results = volumes.predict_volumes(inputs=ordered, output=tmp_path / "again", **how)
-    assert [result.truth.slices for result in results] == [2, 3, 3], "a folder that links to slices is another volume"
