@@ -152,7 +152,8 @@ def saved_grids(folder: Path, name: str, count: int) -> list[tuple[int, np.ndarr
     """(step, grid [H, W] uint8) of `folder`/pictures/NAME-STEP.png: the first, the last, and evenly spaced ones between
     them. Damaged files are skipped.
     """
-    paths = sorted((folder / "pictures").glob(f"{name}-*.png"))
-    chosen = spread(len(paths), count)
-    read = [(int(paths[i].stem.rpartition("-")[2]), cv2.imread(str(paths[i]), cv2.IMREAD_GRAYSCALE)) for i in chosen]
+    step = lambda path: int(path.stem.rpartition("-")[2])
+    paths = sorted((folder / "pictures").glob(f"{name}-*.png"), key=step)
+    chosen = [paths[i] for i in spread(len(paths), count)]
+    read = [(step(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)) for path in chosen]
     return [(step, picture) for step, picture in read if picture is not None]

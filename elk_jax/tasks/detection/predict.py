@@ -335,8 +335,9 @@ def predict_files(
     description = trained.description
     classes = description.classes
     source = image_files.open_files(paths, classes, decoding, on_error, progress=progress_bar("  decoding"))
-    for index, info in enumerate(source.infos) if settings.pictures else ():
-        files.check_name(_picture_name(index, info))
+    names = _picture_names(source.infos) if settings.pictures else []
+    for name in names:
+        files.check_name(name)
     files.check_writable(output)
     threshold = chosen_threshold(description.operating_points) if settings.threshold is None else settings.threshold
     results = detect_with(trained, source, meshes.make_mesh(), settings.score_floor)
@@ -346,11 +347,9 @@ def predict_files(
         files.write_json_list(place / FINDINGS, entries)
         files.write_text(place / "findings.csv", _csv(results, infos, classes, threshold))
         write_skipped(place, source.skipped)
-        shown = results if settings.pictures else []
-        for index, result in enumerate(progress_bar("  drawing")(shown, len(shown))):
-            drawn = draw(source[index].image, result, threshold)
-            path = files.make_folder(place / PICTURES) / _picture_name(index, infos[index])
-            files.write_bytes(path, cv2.imencode(".png", drawn)[1].tobytes())
+        for index, name in enumerate(progress_bar("  drawing")(names, len(names))):
+            drawn = draw(source[index].image, results[index], threshold)
+            files.write_bytes(files.make_folder(place / PICTURES) / name, cv2.imencode(".png", drawn)[1].tobytes())
     report_skipped(not_images, source.skipped)
     count = sum(int((r.scores >= threshold).sum()) for r in results)
     for note in notes(trained, settings):
@@ -360,9 +359,12 @@ def predict_files(
     return results
 
 
-def _picture_name(index: int, info: ImageInfo) -> str:
-    frame = f"_{info.slice}" if info.volume else ""
-    return f"{index:04d}_{Path(info.file_name).stem}{frame}.png"
+def _picture_names(infos: Sequence[ImageInfo]) -> list[str]:
+    """Names that sort in the order of the images; all numbers have the same width."""
+    width = max(4, len(str(len(infos) - 1)))
+    frames = [f"_{info.slice}" if info.volume else "" for info in infos]
+    stems = [f"{Path(info.file_name).stem}{frame}" for info, frame in zip(infos, frames)]
+    return [f"{index:0{width}d}_{stem}.png" for index, stem in enumerate(stems)]
 
 
 def chosen_threshold(points: Sequence[OperatingPoint]) -> float:

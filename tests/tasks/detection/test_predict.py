@@ -327,6 +327,12 @@ def test_pictures_of_an_earlier_prediction_are_replaced(found, tmp_path):
     assert sorted(kept[0].parent.iterdir()) == sorted(kept)
 
 
+@pytest.mark.parametrize("count, last", [(1, "0000_a.png"), (10_000, "9999_a.png"), (10_001, "10000_a.png")])
+def test_names_of_pictures_sort_in_the_order_of_the_images(count, last):
+    names = predict._picture_names([SimpleNamespace(file_name="in/a.dcm", volume="")] * count)
+    assert names == sorted(names) and len(set(names)) == count and names[-1] == last
+
+
 def test_the_page_of_an_earlier_prediction_of_volumes_is_removed(found, tmp_path):
     found()
     (tmp_path / "out" / "report.html").write_text("")
