@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+import optax
 
 from elk_jax.data.batches import poisson
 from elk_jax.data.batches.stream import Stream
@@ -24,50 +25,74 @@ from elk_jax.tasks.run import Opened, Run
 from elk_jax.tasks.stages import TrainStage
 from elk_jax.training import loop
 from elk_jax.training import mesh as meshes
+from elk_jax.training import optimizer as optimizers
 from elk_jax.training.loop import Evaluation, Intervals, TrainResult
-from elk_jax.training.model import Game, Model, Params
+from elk_jax.training.model import DISCRIMINATOR, GENERATOR, Game, Model, Params
+from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import AdversarialRecipe, TrainingRecipe
 from elk_jax.training.step.adversarial import adversarial
 from elk_jax.training.step.gradient import gradient
 from elk_jax.training.step.private import private
 from elk_jax.training.step.private_adversarial import judge, private_adversarial
-from elk_jax.training.step.separable import check_model
+from elk_jax.training.step.separable import check_model as check_separable
 from elk_jax.training.step.step import Protection, Step
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights import model_folder
 
 
-def check_frozen(stage: TrainStage, recipe: TrainingRecipe, params: Params, frozen: Iterable[str]) -> None:
-    """UserError if a training from random weights would leave some of them untrained.
+def check_model(
+    stage: TrainStage, recipe: TrainingRecipe, model: Model | Game, infos: Sequence[ImageInfo] = ()
+) -> None:
+    """UserError for a model or two players that the recipe cannot train. Nothing is computed: parameters are shapes.
 
-    params: or their shapes. frozen: expressions of the parameters that the model itself does not train. Norms may be
-    frozen: they start as the identity.
+    If the recipe protects its data: for a model or discriminator in whose loss examples interact; and if it protects
+    patients and the training images `infos` do not name them. For expressions of an optimiser that match no parameter.
+    For a training from random weights that would leave some of them untrained.
     """
+    if recipe.privacy is not None:
+        try:
+            check_separable(judge(model) if isinstance(model, Game) else model)
+            poisson.members(infos, recipe.privacy.unit)
+        except UserError as error:
+            raise error.within(f"config.{stage.recipe}") from error
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    if isinstance(model, Game):
+        assert isinstance(recipe, AdversarialRecipe)
+        _check_optimizer(stage, "", recipe.optimizer, shapes[GENERATOR])
+        _check_optimizer(stage, "discriminator_", recipe.discriminator_optimizer, shapes[DISCRIMINATOR])
+    else:
+        _check_optimizer(stage, "", recipe.optimizer, shapes, model.frozen, model.statistics)
+
+
+def _check_optimizer(
+    stage: TrainStage,
+    player: str,
+    optimizer: OptimizerConfig,
+    params: Params,
+    frozen: Iterable[str] = (),
+    statistics: Iterable[str] = (),
+) -> None:
+    """See `check_model`. player: prefix of the names of its settings. frozen, statistics: as in `Model`.
+
+    Norms of random weights may be frozen: they start as the identity.
+    """
+    place = f"config.{stage.recipe}.{player}"
+    try:
+        optimizers.build(optimizer, optax.constant_schedule(1.0), params, frozen, statistics)
+    except UserError as error:
+        raise UserError(error.what, where=f"{place}{error.where}", todo=error.todo) from error
     if stage.starts_trained:
         return
     random = [name for name in model_folder.flatten(params) if "/norm/" not in name]
     todo = f"name weights to start from, --config.stages.{stage.name}.init_from=DIR, or freeze"
-    for place, patterns, instead in (
-        ("optimizer.frozen", recipe.optimizer.frozen, "nothing: '()'"),
+    for setting, patterns, instead in (
+        ("optimizer.frozen", optimizer.frozen, "nothing: '()'"),
         ("model", frozen, "no stages"),
     ):
         kept = [name for name in random if any(re.search(pattern, name) for pattern in patterns)]
         if kept:
             what = f"stage {stage.name} starts from random weights but freezes {kept[0]}"
-            raise UserError(what, where=f"config.{stage.recipe}.{place}", todo=f"{todo} {instead}")
-
-
-def check_private(
-    stage: TrainStage, recipe: TrainingRecipe, model: Model | Game, infos: Sequence[ImageInfo] = ()
-) -> None:
-    """UserError if a recipe protects its data but examples interact in the loss of the model or of the discriminator;
-    or if it protects patients and the training images `infos` do not name them."""
-    if recipe.privacy is not None:
-        try:
-            check_model(judge(model) if isinstance(model, Game) else model)
-            poisson.members(infos, recipe.privacy.unit)
-        except UserError as error:
-            raise error.within(f"config.{stage.recipe}") from error
+            raise UserError(what, where=f"{place}{setting}", todo=f"{todo} {instead}")
 
 
 def train(
@@ -96,13 +121,17 @@ def train(
     the number of steps that they chose, with the same schedule and without evaluation.
     """
     seed = run.seed if seed is None else seed
+    try:
+        step = step_of(model, recipe, run.mesh, seed, protection)
+    except UserError as error:  # only here where the model is that of the weights to start from
+        raise error.within(f"config.{stage.recipe}") from error
     for warning in recipe.warnings():
         run.say(f"  warning: {warning}")
     folder, steps = run.folder / stage.name, None if run.fold is None else run.fold.steps
     evaluation = Evaluation(evaluate, best_metric, best_mode, draw) if steps is None else None  # none is left out of it
     try:
         result = loop.train(
-            step_of(model, recipe, run.mesh, seed, protection),
+            step,
             workdir=folder,
             data_iterator=batches,
             total_steps=steps or recipe.steps,
@@ -136,7 +165,7 @@ def step_of(
             return private_adversarial(model, recipe, protection, mesh, seed)
         return private(model, recipe, protection, mesh, seed)
     if recipe.privacy is not None:
-        check_model(judge(model) if isinstance(model, Game) else model)
+        check_separable(judge(model) if isinstance(model, Game) else model)
         todo = "leave privacy out; also for tasks that do not make batches of units"
         what = "a private step needs the data, because the number of units determines its noise"
         raise UserError(what, where="privacy", todo=todo)

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from configs import bridge_le_to_cem, cem_mixed, cem_real, mammo_pretrain
+from configs import bridge_le_to_cem, cem_mixed, cem_real, mammo_pretrain, mcgan, patch_denoiser, swin_real
 from elk_jax import files
 from elk_jax.data.batches import detection as batches
 from elk_jax.errors import UserError
@@ -119,6 +119,30 @@ def test_values_of_a_translator_that_cannot_be_are_named(ran, tmp_path, key, val
     config = bridge_le_to_cem.get_config("tiny")
     config.update_from_flattened_dict({f"bridge.{key}": value})
     assert_refused(config, tmp_path / "run", where=f"config.bridge.{key}")
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    "config, setting, value, words",
+    [
+        (cem_real, "detector.optimizer.frozen", ("nothing",), ("'nothing'",)),
+        (cem_mixed, "inpainter.optimizer.frozen", ("nothing",), ("'nothing'",)),
+        (cem_mixed, "inpainter.optimizer.frozen", ("^unet/conv_in",), ("random", "unet/conv_in/bias")),
+        (bridge_le_to_cem, "bridge.optimizer.multipliers", (("nothing", 0.1),), ("'nothing'",)),
+        (bridge_le_to_cem, "bridge.optimizer.frozen", ("^unet/conv_in",), ("random", "unet/conv_in/bias")),
+        (mcgan, "gan.optimizer.frozen", ("nothing",), ("'nothing'",)),
+        (mcgan, "gan.optimizer.frozen", ("^condition",), ("random", "condition/bias")),
+        (mcgan, "gan.discriminator_optimizer.multipliers", (("nothing", 0.1),), ("'nothing'",)),
+        (mcgan, "gan.discriminator_optimizer.frozen", ("^condition",), ("random", "condition/bias")),
+        (patch_denoiser, "denoiser.optimizer.frozen", (".",), ("every",)),
+        (swin_real, "network.optimizer.multipliers", (("nothing", 0.1),), ("'nothing'",)),
+    ],
+)
+def test_what_an_optimizer_cannot_train_is_refused_before_the_first_stage(ran, tmp_path, config, setting, value, words):
+    """Expressions that match no parameter, and random weights that would stay so, in the trainings of every task."""
+    config = config.get_config("tiny")
+    config.update_from_flattened_dict({setting: value})
+    assert_refused(config, tmp_path / "run", *words, where=f"config.{setting}")
     assert not ran
 
 

@@ -18,9 +18,11 @@ from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks import training
 from elk_jax.tasks.run import Run
 from elk_jax.training import mesh as meshes
+from elk_jax.training.model import Model
 from elk_jax.training.schedules import WarmupCosine
 from elk_jax.weights import model_folder
 from elk_jax.weights.model_folder import Training
+from tests.refusals import refused
 
 
 def info(image: str, patient: str, **meta) -> ImageInfo:
@@ -100,12 +102,25 @@ def test_promises_to_others_or_nobody_are_not_added_up(other):
     assert together(statements) is None and "not accounted for" in in_words(statements)
 
 
+OPTIONS = {"initial": None, "evaluate": None, "best_metric": "", "settings": {}, "validation": ()}
+"""Of `training.train`, where nothing is trained."""
+
+
 def test_a_training_says_what_its_schedule_does_not_reach(run, monkeypatch, capsys):
     monkeypatch.setattr(training, "step_of", lambda *_: None)
     monkeypatch.setattr(training.loop, "train", lambda *_, **__: None)
     stage = run.experiment.stages["real"]
     recipe = replace(run.experiment.recipe_of(stage), steps=4, schedule=WarmupCosine(base=1.0, warmup_steps=9))
     batches = SimpleNamespace(close=lambda: None)
-    options = {"initial": None, "evaluate": None, "best_metric": "", "settings": {}, "validation": ()}
-    training.train(run, stage, recipe, None, batches, **options)
+    training.train(run, stage, recipe, None, batches, **OPTIONS)
     assert "warning" in (said := capsys.readouterr().out) and "9 steps" in said
+
+
+def test_an_expression_that_does_not_match_the_weights_to_start_from_is_named_by_its_place(run):
+    """Which layers an imported model has is only known once it is read."""
+    stage, batches = run.experiment.stages["inpainter"], SimpleNamespace(close=lambda: None)
+    recipe = run.experiment.recipe_of(stage)
+    recipe = replace(recipe, optimizer=replace(recipe.optimizer, frozen=("nothing",)))
+    model = Model(init=lambda rng: {"kernel": rng}, loss=None, predict=None, per_example=False)
+    with refused("'nothing'", where="config.inpainter.optimizer.frozen"):
+        training.train(run, stage, recipe, model, batches, **OPTIONS)

@@ -54,9 +54,8 @@ def check_train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, na
         check_named(listed["train"], f"config.{stage.recipe}.privacy.unit")
     private.check_start(run, stage, recipe)
     network = model.trainable(recipe.model)
-    training.check_private(stage, recipe, network)
+    training.check_model(stage, recipe, network)
     fresh = jax.eval_shape(network.init, jax.random.key(0))
-    training.check_frozen(stage, recipe, fresh, network.frozen)
     if stage.init_from and stage.init_from not in names:
         _start(run.model_folder(stage.init_from), stage, recipe, listed["val"].classes, fresh)
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from elk_jax.data import breast
 from elk_jax.data.batches import detection as batches
@@ -49,7 +48,6 @@ from elk_jax.tasks.private import Learned, Public
 from elk_jax.tasks.run import Experiment, Run, skipped_images, skipped_lines
 from elk_jax.tasks.stages import Data, Need
 from elk_jax.tasks.task import Summary, Workload
-from elk_jax.training import optimizer as optimizers
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import classifiers, model_folder
 from elk_jax.weights.detectors import Imported
@@ -74,13 +72,8 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
         )
     detector = detectors.build(settings(recipe, recipe.model.num_classes))
     fresh = jax.eval_shape(detector.init, jax.random.key(0))
-    training.check_private(stage, recipe, trainable(detector, per_image=True))
-    training.check_frozen(stage, recipe, fresh, detector.frozen)
+    training.check_model(stage, recipe, trainable(detector, per_image=True))
     _check_whole_branches(detector, recipe, fresh, f"config.{stage.recipe}.model.backbone.drop_path")
-    try:
-        optimizers.build(recipe.optimizer, optax.constant_schedule(1.0), fresh, detector.frozen, detector.statistics)
-    except UserError as error:
-        raise error.within(f"config.{stage.recipe}") from error
     if stage.init_from and stage.init_from not in names:
         flat = model_folder.flatten(fresh)
         layers = {path: shape for path, shape in flat.items() if not re.search(detector.class_layers, path)}

@@ -54,7 +54,7 @@ def check_data(run: Run, stage: PrivateTrainStage, recipe: Any, model: Model | G
     train = run.list(stage.train_on, "train")
     check_classes(train, recipe.model.classes, f"config.{stage.recipe}.model.classes")
     private.check_start(run, stage, recipe)
-    training.check_private(stage, recipe, model, train.infos)
+    training.check_model(stage, recipe, model, train.infos)
     validation = run.list(stage.validate_on, "val")
     if len(validation) < LEAST:
         what = f"{len(validation)} validation images"

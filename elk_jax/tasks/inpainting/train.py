@@ -37,7 +37,8 @@ from elk_jax.weights.tokenizer import Tokenizer
 
 
 def check_start(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe, names: Collection[str]) -> None:
-    """UserError if there is no model to train, or if patients of a private training are known elsewhere."""
+    """UserError if there is no model to train, if patients of a private training are known elsewhere, or if the recipe
+    cannot train its model."""
     private.check_public(stage, recipe)
     private.check_start(run, stage, recipe)
     if not stage.init_from and recipe.model is None:
@@ -47,7 +48,7 @@ def check_start(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe, 
             todo="name a folder written by launch/import_weights.py --format=diffusers",
         )
     if not stage.init_from:
-        _check_no_adapters(stage, recipe)
+        training.check_model(stage, recipe, workload(stage, recipe, 1).model)
 
 
 def lacks(recipe: InpaintingRecipe, source: ImageSource) -> str:

@@ -33,10 +33,12 @@ SHOWN = 6
 
 
 def check_pairs(run: Run, stage: Stage, recipe: TranslationRecipe, names: Collection[str]) -> None:
-    """Raise UserError if images have no partners, or are smaller than a tile. Decodes no image and draws no phantom."""
+    """Raise UserError if images have no partners, or are smaller than a tile, or if the recipe cannot train the model.
+    Decodes no image and draws no phantom."""
     if isinstance(stage, TrainTranslatorStage):
         private.check_public(stage, recipe)
         private.check_start(run, stage, recipe)
+        training.check_model(stage, recipe, workload(stage, recipe, 1).model)
     for source, split in stage.data():
         if not run.is_listed(source):
             continue

@@ -305,9 +305,9 @@ def test_statistics_of_a_batch_are_refused_where_privacy_is_wanted():
     recipe = DetectionRecipe(model=RetinaNetConfig(backbone=network))
     live = trainable(detectors.build(recipe.model), per_image=True)
     stage = TrainDetectorStage(name="a", train_on=("a",), validate_on="a")
-    training.check_private(stage, recipe, live)
+    training.check_model(stage, recipe, live)
     with refused("statistics of the batch", where="config.detector.privacy"):
-        training.check_private(stage, SimpleNamespace(privacy=True), live)
+        training.check_model(stage, SimpleNamespace(privacy=True), live)
 
 
 def test_mammograms_without_a_lesion_are_refused(finished, tmp_path):
