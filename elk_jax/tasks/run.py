@@ -18,7 +18,7 @@ from elk_jax.data.patches import resized
 from elk_jax.data.sources import folds, patients
 from elk_jax.data.sources.coco import SYNTHETIC
 from elk_jax.data.sources.duplicates import pixel_hash
-from elk_jax.data.sources.open import check_readable, drawn, read_source, select, split_read
+from elk_jax.data.sources.open import check_readable, drawn, read_source, reading, select
 from elk_jax.data.sources.source import ImageSource, concatenate, with_images
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.fields import AtLeast
@@ -127,7 +127,7 @@ class Run:
     mesh: jax.sharding.Mesh
     console: Console = field(default_factory=lambda: new_console())
     fold: Fold | None = None
-    _read: dict[Data, ImageSource] = field(default_factory=dict, repr=False)
+    _read: dict[tuple[SourceSpec, str], ImageSource] = field(default_factory=dict, repr=False)
     _listed: dict[Data, ImageSource] = field(default_factory=dict, repr=False)
     _opened: dict[tuple[Data, int], ImageSource] = field(default_factory=dict, repr=False)
     _hashes: dict[tuple[str, str, str, int], str] = field(default_factory=dict, repr=False)
@@ -189,9 +189,9 @@ class Run:
         if place not in self._listed:
             name, split = place
             spec = self.spec(name)
-            whole = Data(name, split_read(spec, split))
+            whole = reading(spec, split)
             if whole not in self._read:
-                self._read[whole] = read_source(spec, whole.split, name=name, progress=progress_bar("  opening"))
+                self._read[whole] = read_source(*whole, name=name, progress=progress_bar("  opening"))
             self._listed[place] = select(self._read[whole], spec, split, name=name, seed=self.seed)
         return self._listed[place]
 

@@ -73,6 +73,21 @@ def test_annotations_are_read_once_for_all_splits(coco, tmp_path):
     assert [info.image_id for info in run.list("real", "").infos] == [*"0123"]
 
 
+def test_sources_of_one_file_share_its_reading(coco, tmp_path):
+    """Healthy canvases, say, beside the lesions; a setting of the reading itself needs another one."""
+    one, other = (
+        SourceSpec(coco, where="view=CC", clean_boxes=True),
+        SourceSpec(coco, train_where="view=MLO", patients=1),
+    )
+    run = run_on(tmp_path, real=one, canvases=other, deep=SourceSpec(coco, bit_depth=12))
+    assert len(run.list("real", "train").infos) == 4
+    (tmp_path / "data.json").unlink()
+    found = run.list("canvases", "train")
+    assert found.name == "canvases" and [info.image_id for info in found.infos] in (["4"], ["5"])
+    with refused("no such file"):
+        run.list("deep", "train")
+
+
 def test_an_unreadable_image_stops_or_is_skipped_when_opened_and_not_when_listed(coco, tmp_path):
     (tmp_path / "6.png").unlink()
     run = run_on(tmp_path, real=SourceSpec(coco))

@@ -154,9 +154,18 @@ def list_source(
     return select(source, spec, split, name=name, seed=seed, cache_bytes=cache_bytes)
 
 
-def split_read(spec: SourceSpec, split: str) -> str:
-    """The split for `read_source`: "" if one reading serves all splits."""
-    return "" if spec.split_shares or (spec.kind in KINDS and KINDS[spec.kind].reads_all) else split
+SELECTED_BY = (
+    *("where", "train_where", "clean_boxes", "ignore_over"),
+    *("patients", "train_share", "train_share_of", "shuffled_partners"),
+)
+"""The settings of a source that only `select` reads."""
+
+
+def reading(spec: SourceSpec, split: str) -> tuple[SourceSpec, str]:
+    """(spec, split) for `read_source`, the same for all sources and splits that one reading serves."""
+    all_splits = spec.split_shares or (spec.kind in KINDS and KINDS[spec.kind].reads_all)
+    unselected = {name: getattr(SourceSpec(), name) for name in SELECTED_BY}
+    return replace(spec, **unselected), "" if all_splits else split
 
 
 def read_source(spec: SourceSpec, split: str = "", *, name: str = "", progress: ProgressBar = no_bar) -> ImageSource:
@@ -177,7 +186,7 @@ def read_source(spec: SourceSpec, split: str = "", *, name: str = "", progress: 
         what = f"slices={spec.slices}, but {spec.spec} has no slices"
         raise UserError(what, where=spec.spec, todo=todo)
     check_partner(spec)
-    source = kind.open(spec, split_read(spec, split), progress)
+    source = kind.open(*reading(spec, split), progress)
     if spec.patient_pattern:
         source = replace(source, infos=patients.from_file_names(source.infos, spec.patient_pattern, source.name))
     if spec.made_from:
