@@ -9,6 +9,7 @@ Boxes are xywh in the file and xyxy, px, everywhere else.
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -43,6 +44,8 @@ SYNTHETIC = "synthetic.json"
 UNKNOWN = "The privacy cost of the training runs behind these images is not recorded."
 PATIENT_FIELDS = ("patient", "patientid", "patientname", "patientnumber", "subjectid")
 """Letters in the names of fields that mean `patient_id`."""
+ANONYMOUS = re.compile(r"(?i)anon(ymous|ymi[sz]ed)?\W*(patient|name)?\W*")
+"""What a program that removes names writes for every patient."""
 _IMAGE_FIELDS = {"id", "file_name", "width", "height", "patient_id", "split", "volume", "slice"}
 
 
@@ -108,11 +111,13 @@ def check_patients(content: CocoFile, path: str | Path) -> None:
 
 
 def _names(value: Any) -> bool:
-    """Whether a field of an image names something: a text or number that is not a spelling of "unknown"."""
+    """Whether a field of an image names a patient: a text or number that is not a spelling of "unknown" or
+    "anonymous"."""
     try:
-        return bool(checked_text(value, "", ""))
+        text = checked_text(value, "", "")
     except UserError:
         return False
+    return bool(text) and not ANONYMOUS.fullmatch(text)
 
 
 def check_partners(infos: Sequence[ImageInfo], named: Sequence[ImageInfo], path: str | Path) -> None:

@@ -259,6 +259,24 @@ def test_slices_and_frames_without_a_patient_are_of_one(coco_folder):
 
 
 @pytest.mark.parametrize(
+    "name, refuses",
+    [("ANONYMOUS", False), ("Anonymized^Patient", False), ("anon", False), ("Anon0012", True), ("Anona Maria", True)],
+)
+def test_a_name_that_every_patient_has_does_not_ask_for_patients(coco_folder, name, refuses):
+    def change(content):
+        for image in content["images"]:
+            del image["patient_id"]
+            image["PatientName"] = name
+
+    path = coco_folder(change)
+    if refuses:
+        with refused("PatientName", "patient_pattern", where=path):
+            open_coco(SourceSpec(f"coco:{path}"))
+    else:
+        assert len({info.patient_id for info in open_coco(SourceSpec(f"coco:{path}")).infos}) == 6
+
+
+@pytest.mark.parametrize(
     "place", [lambda k: {"volume": "v", "slice": k}, lambda k: {"frame": k, "file_name": "v"}], ids=["slices", "frames"]
 )
 @pytest.mark.parametrize("lacking", [0, 5])
