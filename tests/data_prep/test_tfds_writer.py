@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,10 +44,11 @@ INFOS = [
 ]
 
 
-def test_round_trip(tmp_path):
+def test_round_trip(tmp_path, tmp_path_factory, monkeypatch):
     import tensorflow_datasets as tfds
 
-    seen = []
+    seen, temporary = [], tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     tfds_writer.write_tfds(
         tmp_path / "set",
         "toy",
@@ -57,6 +59,7 @@ def test_round_trip(tmp_path):
         on_image=lambda: seen.append(1),
     )
     assert len(seen) == 3 and [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert not list(temporary.iterdir())
     builder = tfds.builder_from_directory(tmp_path / "set")
     assert {name: split.num_examples for name, split in builder.info.splits.items()} == {"train": 2, "odd": 1}
     (record,) = builder.as_data_source("odd")
