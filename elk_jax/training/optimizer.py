@@ -18,8 +18,13 @@ from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, AtLeast, check
 from elk_jax.spread import spread
 from elk_jax.training.model import Params
 
-NORMS_AND_BIASES = (r"(^|/)(bias|scale)$", r"(?i)(norm|(^|[/_])(bn|gn|ln))[_\d]*(/|$)")
-"""Parameters without weight decay by default: biases, and every parameter of a normalisation layer."""
+NO_DECAY = (
+    r"(^|/)(bias|scale)$",
+    r"(?i)(norm|(^|[/_])(bn|gn|ln))[_\d]*(/|$)",
+    r"(^|/)(relative_position|weights)$",
+)
+"""Expressions of parameters without weight decay by default: biases, every parameter of a normalisation layer and, as
+published, the tables of relative positions of a Swin and the fusion weights of a BiFPN."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class OptimizerConfig:
     eps: Annotated[float, ABOVE_ZERO] = 1e-8
     weight_decay: Annotated[float, AtLeast(0)] = 1e-4
     clip_norm: Annotated[float, AtLeast(0)] = 0.0
-    no_decay: tuple[str, ...] = NORMS_AND_BIASES
+    no_decay: tuple[str, ...] = NO_DECAY
     multipliers: tuple[tuple[str, Annotated[float, AtLeast(0)]], ...] = ()
     frozen: tuple[str, ...] = ()
 

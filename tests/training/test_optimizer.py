@@ -62,16 +62,28 @@ def test_decay_spares_norms_and_biases_only():
     }
 
 
-@pytest.mark.parametrize("path", ["bn1/weight", "layer/norm/mean", "gn/scale", "LayerNorm_0/x", "a/bias", "scale"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "bn1/weight",
+        "layer/norm/mean",
+        "gn/scale",
+        "LayerNorm_0/x",
+        "a/bias",
+        "scale",
+        "attention/relative_position",
+        "node_0/weights",
+    ],
+)
 def test_default_no_decay_matches(path):
-    assert any(optimizer.compile_pattern(p, "").search(path) for p in optimizer.NORMS_AND_BIASES)
+    assert any(optimizer.compile_pattern(p, "").search(path) for p in optimizer.NO_DECAY)
 
 
 @pytest.mark.parametrize(
-    "path", ["conv/kernel", "biased/kernel", "scaled/kernel", "fpn/lateral2/kernel", "design/kernel"]
+    "path", ["conv/kernel", "biased/kernel", "scaled/kernel", "fpn/lateral2/kernel", "design/kernel", "stem/depthwise"]
 )
 def test_default_no_decay_leaves_kernels(path):
-    assert not any(optimizer.compile_pattern(p, "").search(path) for p in optimizer.NORMS_AND_BIASES)
+    assert not any(optimizer.compile_pattern(p, "").search(path) for p in optimizer.NO_DECAY)
 
 
 def test_multipliers_scale_the_update_and_the_first_match_counts():
