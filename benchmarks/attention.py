@@ -58,11 +58,13 @@ class Case(NamedTuple):
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="sd15", choices=sorted(painter.MODELS), help="see diffusion.py")
-    parser.add_argument("--size", type=int, default=512, help="side of the images in pixels; an eighth for latents")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument(
+        "--size", type=measure.count, default=512, help="side of the images in pixels; an eighth for latents"
+    )
+    parser.add_argument("--batch", type=measure.count, default=8)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--forms", default="", help=f"of {','.join(FORMS)}; default: all, cudnn on a GPU only")
-    parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
+    parser.add_argument("--repetitions", type=measure.count, default=5, help="rounds; each times every program once")
     parser.add_argument("--least_seconds", type=float, default=0.2, help="least time per program and round")
     parser.add_argument("--topology", default="", help="compile only, for a slice of TPUs such as v5e:2x2")
     options = parser.parse_args(arguments)

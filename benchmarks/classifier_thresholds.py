@@ -14,12 +14,19 @@ Thresholds are chosen on a few simulated patients, each with similar images, by 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
 import numpy as np
 
-from elk_jax.evaluation import bootstrap, roc, thresholds
-from elk_jax.evaluation.predictions import Predictions
-from elk_jax.evaluation.thresholds import Rule, at_corner, called, chosen_corner, rule_from_text
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks import measure  # noqa: E402
+from elk_jax.evaluation import bootstrap, roc, thresholds  # noqa: E402
+from elk_jax.evaluation.predictions import Predictions  # noqa: E402
+from elk_jax.evaluation.thresholds import Rule, at_corner, called, chosen_corner, rule_from_text  # noqa: E402
 
 RULES = ("youden", "f1", "sensitivity:0.9", "specificity:0.9")
 OWN = {"youden": "balanced_accuracy", "f1": "f1"}
@@ -83,13 +90,13 @@ def trial(patients: int, ill: float, separation: float, fresh: Predictions, resa
     return found
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patients", type=int, nargs="+", default=[11, 30, 60])
+    parser.add_argument("--patients", type=measure.count, nargs="+", default=[11, 30, 60])
     parser.add_argument("--separation", type=float, nargs="+", default=[1.4, 2.8])
-    parser.add_argument("--trials", type=int, default=400)
+    parser.add_argument("--trials", type=measure.count, default=400)
     parser.add_argument("--resamples", type=int, default=500)
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
     print("share of intervals that contain the later value / their mean width; missing intervals are left out")
     for separation in flags.separation:
         for kind, ill in ILL.items():

@@ -54,13 +54,13 @@ AIM = 1.4
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="384x256", help="canvas, HEIGHTxWIDTH")
-    parser.add_argument("--batch", type=int, default=2, help="images of the student, and of the teacher")
+    parser.add_argument("--batch", type=measure.count, default=2, help="images of the student, and of the teacher")
     parser.add_argument(
         "--stride", type=int, default=32, help="pixels per cell of the level that lesion and image read"
     )
     parser.add_argument("--modes", default=",".join(MODES), help="modes of configs/comoto.py, separated by commas")
     parser.add_argument("--tiny", action="store_true", help="a few channels, for tests")
-    parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
+    parser.add_argument("--repetitions", type=measure.count, default=5, help="rounds; each times every program once")
     parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
     measure.add_clock(parser)
     options = parser.parse_args(arguments)

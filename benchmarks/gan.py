@@ -40,14 +40,16 @@ from elk_jax.training.timing import peak_memory  # noqa: E402
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=128, help="side of the patches in pixels")
-    parser.add_argument("--width", type=int, default=64, help="channels of the largest maps; 64 as published")
-    parser.add_argument("--batch", type=int, default=8, help="real patches per update of the discriminator")
-    parser.add_argument("--ratio", type=int, default=2, help="updates of the discriminator per update of the generator")
+    parser.add_argument("--size", type=measure.count, default=128, help="side of the patches in pixels")
+    parser.add_argument("--width", type=measure.count, default=64, help="channels of the largest maps; 64 as published")
+    parser.add_argument("--batch", type=measure.count, default=8, help="real patches per update of the discriminator")
+    parser.add_argument(
+        "--ratio", type=measure.count, default=2, help="updates of the discriminator per update of the generator"
+    )
     parser.add_argument("--upsampling", default="transposed", choices=("transposed", "resize"),
                         help="upsampling of our generator; torch's is transposed")  # fmt: skip
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times both sides once")
+    parser.add_argument("--repetitions", type=measure.count, default=5, help="rounds; each times both sides once")
     parser.add_argument("--least_seconds", type=float, default=1.0, help="least time per side and round")
     parser.add_argument("--torch_python", default="auto", help="a Python with torch; or auto or none")
     measure.add_clock(parser)

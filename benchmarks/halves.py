@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from elk_jax import files  # noqa: E402
+from elk_jax.data.sources import coco  # noqa: E402
 from elk_jax.data.sources.folds import deal  # noqa: E402
 from elk_jax.data.sources.open import list_source  # noqa: E402
 from elk_jax.data.sources.spec import SourceSpec  # noqa: E402
@@ -63,22 +64,15 @@ def divide(data: Path, where: str, output: Path, seed: int) -> None:
     """Write both files, with patients balanced by their numbers of lesions. UserError for existing files."""
     source = list_source(SourceSpec(f"coco:{data}", where=where))
     infos = [info for info in source.infos if info.split in ("train", "val")]
-    content = files.read_object(data, "images", "annotations")
-    given = {info.image_id: info.patient_id for info in infos}
     paths = [output / f"{name}.json" for name in HALVES]
     for path in filter(Path.exists, paths):
         raise UserError("the file already exists", where=path, todo="remove it, or name another folder")
     for path, trains in zip(paths, deal(infos, len(HALVES), seed, data), strict=True):
-        images = [
-            {**image, "split": "train" if given[str(image["id"])] in trains else "val"}
-            for image in content["images"]
-            if str(image["id"]) in given
-        ]
-        kept = {image["id"] for image in images}
-        annotations = [entry for entry in content["annotations"] if entry["image_id"] in kept]
+        half = [replace(info, split="train" if info.patient_id in trains else "val") for info in infos]
         output.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, {**content, "images": images, "annotations": annotations})
-        print(f"{path}: {len(trains)} of {len(set(given.values()))} patients train")
+        seen, promises = source.seen_patients, source.promises
+        coco.write_coco(path, half, source.classes, seen_patients=seen, promises=promises)
+        print(f"{path}: {len(trains)} of {len({info.patient_id for info in infos})} patients train")
 
 
 def read_setting(text: str, model: str) -> tuple[str, list[ImageResult]]:

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", default="800x1333", help="image height x width")
     parser.add_argument("--depth", type=int, default=50, choices=tuple(BLOCKS))
     parser.add_argument("--tiny", action="store_true", help="a few channels instead of --depth, for tests")
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=measure.count, default=2)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
         "--conventions",
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         choices=sorted(workload.CONVENTIONS),
         help="sets, among others, ROIAlign: 2 samples per bin (torchvision), or as many as it has pixels, up to 8",
     )
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=measure.count, default=5)
     parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
     parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS), help="see detector.py")
     options = parser.parse_args(arguments)

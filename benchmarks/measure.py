@@ -43,6 +43,13 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 """cpu: processor time of all threads, which measures the work of a program even on a busy CPU."""
 
 
+def count(text: str) -> int:
+    """A whole number of at least 1, as the `type` of a flag."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
 def add_clock(parser: argparse.ArgumentParser) -> None:
     """The flag --clock, one of CLOCKS."""
     words = "cpu: processor time of all threads, for a busy CPU"

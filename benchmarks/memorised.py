@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from benchmarks import measure  # noqa: E402
 from elk_jax.data.sources.open import open_source  # noqa: E402
 from elk_jax.data.sources.source import ImageSource  # noqa: E402
 from elk_jax.data.sources.spec import SourceSpec  # noqa: E402
@@ -44,7 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="patches with a split train, and others of other patients")
     parser.add_argument("--patient_pattern", default="", help="the patient in a file name, if the data do not tell")
     parser.add_argument("--synthetic", default="", help="a set of synthetic patches to search as well")
-    parser.add_argument("--copies", type=int, default=100, help="number of copies that are planted for each change")
+    parser.add_argument(
+        "--copies", type=measure.count, default=100, help="number of copies that are planted for each change"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     source = open_source(SourceSpec(options.data, patient_pattern=options.patient_pattern))

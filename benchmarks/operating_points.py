@@ -11,12 +11,19 @@ sensitivity, and how optimistic the sensitivity is on the patients for whom the 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
 import numpy as np
 
-from elk_jax.evaluation import froc, operating
-from elk_jax.evaluation.detections import ImageResult
-from elk_jax.evaluation.hits import ELK_RULE
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks import measure  # noqa: E402
+from elk_jax.evaluation import froc, operating  # noqa: E402
+from elk_jax.evaluation.detections import ImageResult  # noqa: E402
+from elk_jax.evaluation.hits import ELK_RULE  # noqa: E402
 
 RATES = (0.5, 1.0, 2.0)
 FRESH = 4000
@@ -88,11 +95,11 @@ def described(found: np.ndarray) -> str:
     return f"mean {found.mean():.2f}, standard deviation of the logarithm {spread:.2f}, within a third {within:.0%}"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patients", type=int, nargs="+", default=[11, 30, 60])
-    parser.add_argument("--trials", type=int, default=400)
-    flags = parser.parse_args()
+    parser.add_argument("--patients", type=measure.count, nargs="+", default=[11, 30, 60])
+    parser.add_argument("--trials", type=measure.count, default=400)
+    flags = parser.parse_args(arguments)
     rng = np.random.default_rng(0)
     others = simulated(FRESH, rng)
     fresh = false_positives(others)

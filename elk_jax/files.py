@@ -513,3 +513,38 @@ def fingerprint(folder: str | os.PathLike, pattern: str = "*") -> str:
     for path in paths:
         digest.update(os.fsencode(path.name) + f" {sha256(path)} ".encode())
     return digest.hexdigest()[:16] if paths else ""
+
+
+# ---- Folders of results ---------------------------------------------------------------------------------------------
+
+MODEL, EVALUATION, PREDICTION, COMPARISON = "a model", "an evaluation", "a prediction", "a comparison of sets"
+FOLDERS = {
+    "versions.json": "a run",
+    "finished.json": "a stage of a run",
+    "sweep.json": "a sweep",
+    "model.json": MODEL,
+    "evaluation.json": EVALUATION,
+    "comparison.json": COMPARISON,
+    "findings.json": PREDICTION,
+    "predictions.csv": PREDICTION,
+}
+"""File -> what a folder that has it is; the first counts."""
+
+
+def results_folder(path: str | os.PathLike, own: str) -> Path:
+    """A folder for results of the kind `own`. UserError for a folder of another kind, as they would replace its report
+    or be taken for a part of it."""
+    what = next((what for name, what in FOLDERS.items() if (Path(path) / name).is_file()), own)
+    if what != own:
+        raise UserError(f"the folder is that of {what}", where=path, todo="give another --output for the results")
+    return Path(path)
+
+
+def imports_folder(path: str | os.PathLike) -> Path:
+    """A folder for an imported model, new or of an earlier import. UserError for that of a training, whose model would
+    be lost, and for one of results or of a run, which would be taken for a model."""
+    written = results_folder(path, MODEL) / "model.json"
+    content = read_json(written) if written.is_file() else {}
+    if isinstance(content, dict) and content.get("trained") is not None:
+        raise UserError("the folder has a trained model", where=path, todo="give another --output for the import")
+    return Path(path)

@@ -44,42 +44,6 @@ def required(flag: flags.FlagHolder, example: str = "") -> Any:
     return flag.value
 
 
-MODEL, EVALUATION, PREDICTION, COMPARISON = "a model", "an evaluation", "a prediction", "a comparison of sets"
-FOLDERS = {
-    "versions.json": "a run",
-    "finished.json": "a stage of a run",
-    "sweep.json": "a sweep",
-    "model.json": MODEL,
-    "evaluation.json": EVALUATION,
-    "comparison.json": COMPARISON,
-    "findings.json": PREDICTION,
-    "predictions.csv": PREDICTION,
-}
-"""File -> what a folder that has it is; the first counts."""
-
-
-def results_folder(path: str, own: str) -> Path:
-    """A folder for results of the kind `own`. UserError for a folder of another kind, as they would replace its report
-    or be taken for a part of it."""
-    what = next((what for name, what in FOLDERS.items() if (Path(path) / name).is_file()), own)
-    if what != own:
-        raise UserError(f"the folder is that of {what}", where=path, todo="give another --output for the results")
-    return Path(path)
-
-
-def imports_folder(path: str) -> Path:
-    """A folder for an imported model, new or of an earlier import. UserError for that of a training, whose model would
-    be lost, and for one of results or of a run, which would be taken for a model."""
-    from elk_jax import files
-    from elk_jax.weights import model_folder
-
-    written = results_folder(path, MODEL) / model_folder.CONFIG
-    content = files.read_json(written) if written.is_file() else {}
-    if isinstance(content, dict) and content.get("trained") is not None:
-        raise UserError("the folder has a trained model", where=path, todo="give another --output for the import")
-    return Path(path)
-
-
 class _Numbers(flags.ArgumentParser):
     """Reads `1,0.8` as numbers."""
 

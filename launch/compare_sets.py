@@ -66,7 +66,7 @@ def main() -> None:
     from elk_jax.tasks.run import new_console
 
     settings = command_line.of_flags(lambda: fields.build(Settings, command_line.given(OWN)))
-    output = command_line.results_folder(OUTPUT.value, command_line.COMPARISON)
+    output = files.results_folder(OUTPUT.value, files.COMPARISON)
     files.check_writable(output)
     networks = network.load_all([Path(folder) for folder in NETWORK.value])
     if INCEPTION.value:

@@ -26,6 +26,8 @@ import command_line
 import source_flags
 from absl import flags
 
+from elk_jax import files
+
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
 STAGE = flags.DEFINE_string("stage", None, "The trained stage of the run. Default: the last one.")
 DATA = source_flags.define("data", "The images")
@@ -70,11 +72,14 @@ OF_DETECTORS = (
 
 def main() -> None:
     data = DATA.read()
+    if PREDICTIONS.value and STAGE.value:
+        what = f"the stage '{STAGE.value}' of a run is given, and predictions to evaluate instead of its model"
+        raise command_line.UserError(what, where="--stage", todo="leave --stage or --predictions out")
     workdir = command_line.required(WORKDIR, "runs/cem_mixed") if not PREDICTIONS.value else None
     output = OUTPUT.value or (WORKDIR.value and f"{WORKDIR.value}/evaluation-{SPLIT.value or 'all'}")
     if not output:
         raise command_line.UserError("no --output given", todo="give a folder for the results")
-    folder = command_line.results_folder(output, command_line.EVALUATION)
+    folder = files.results_folder(output, files.EVALUATION)
     from elk_jax.tasks import TASKS, find_model
 
     model, task = None, TASKS["detection"]

@@ -34,7 +34,7 @@ UNIT = flags.DEFINE_enum("unit", "image", ["image", "patient"], "The unit of pro
 ACCOUNTANT = flags.DEFINE_enum("accountant", "pld", ["pld", "rdp"], "The accountant that gives the answer.")
 RUNS = flags.DEFINE_integer("runs", 1, "Runs on the same data (seeds, tuning); they share the budget.")
 CURVE = flags.DEFINE_bool("curve", False, "Plot epsilon over steps and over noise.")
-OUTPUT = flags.DEFINE_string("output", "privacy.svg", "File of the plot.")
+OUTPUT = flags.DEFINE_string("output", "privacy.svg", "File of the plot of --curve.")
 
 OWN = (EXAMPLES, BATCH_SIZE, EPOCHS, STEPS, EPSILON, NOISE_MULTIPLIER, DELTA, UNIT, ACCOUNTANT, RUNS)
 
@@ -52,6 +52,8 @@ def main() -> None:
                 f"'{output}' is not the name of an SVG file", where="--output", todo="end it in .svg"
             )
         files.check_writable(output.parent)
+    elif OUTPUT.present:
+        raise command_line.UserError("--output names the file of a plot", where="--output", todo="add --curve")
     found = command_line.of_flags(lambda: privacy.answer(question))
     console = Console(soft_wrap=True)
     privacy.print_answer(found, console)

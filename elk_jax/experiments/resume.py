@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from elk_jax import files
+from elk_jax.data.sources.decode import DECODING
+from elk_jax.data.sources.slices import OF_BOXES
+from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
 from elk_jax.tasks import folds, private
 from elk_jax.tasks.run import Experiment, Run
@@ -59,26 +63,46 @@ def inputs(experiment: Experiment, folder: Path, stage: Stage) -> dict[str, Any]
 
 
 def annotation_hash(run: Run, stage: Stage) -> str:
-    """Hash of the annotations of the data that a stage reads: images, patients, boxes and classes.
+    """Hash of the annotations of the data that a stage reads: images, files, volumes, patients, boxes and classes.
 
     "" if unknown: for data that a stage makes or that are drawn, for protected ones, and for those that are not where
     they were, which a finished stage needs no longer.
     """
+    return _annotation_hash(run, stage, _described)
+
+
+def _annotation_hash(run: Run, stage: Stage, describe: Callable[[ImageSource, str], list]) -> str:
+    """describe: (source, its `SourceSpec.partner`) -> its annotations, for JSON."""
     places = [place for place in stage.data() if run.is_listed(place.source)]
     if not places or private.is_withheld(run.experiment, stage):
         return ""
     try:
-        found = [[*place, annotated(run.list(*place).infos)] for place in places]
+        found = [[*place, describe(run.list(*place), run.spec(place.source).partner)] for place in places]
     except UserError:
         return ""
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(found, default=lambda array: array.tolist()).encode()).hexdigest()[:16]
+
+
+def _described(source: ImageSource, partner: str) -> list:
+    fields = (*OF_BOXES, *DECODING, *((partner, *(f"{partner}_{name}" for name in DECODING)) if partner else ()))
+    places = [
+        [info.file_name, info.volume, info.slice, *(info.meta.get(field) for field in fields)] for info in source.infos
+    ]
+    return [source.classes, annotated(source.infos), places]
+
+
+def _described_earlier(source: ImageSource, partner: str) -> list:
+    """As earlier versions did, whose finished stages stay finished."""
+    return annotated(source.infos)
 
 
 def have_changed(run: Run, stage: Stage) -> bool:
     """Whether the annotations of a finished stage are known to have changed."""
     finished = run.folder / stage.name / FINISHED
     known = files.read_object(finished).get("annotations", "") if finished.exists() else ""
-    return bool(known) and annotation_hash(run, stage) not in ("", known)
+    if not known or annotation_hash(run, stage) in ("", known):
+        return False
+    return _annotation_hash(run, stage, _described_earlier) != known
 
 
 def check_annotations(run: Run, stage: Stage) -> None:

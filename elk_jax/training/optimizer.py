@@ -55,6 +55,10 @@ class OptimizerConfig:
         for name, patterns in {"no_decay": self.no_decay, "frozen": self.frozen, "multipliers": scaled}.items():
             for pattern in patterns:
                 compile_pattern(pattern, name)
+        own = {"momentum": self.momentum != OptimizerConfig.momentum, "nesterov": self.nesterov}
+        if self.name != "sgd" and (unread := next((name for name, is_set in own.items() if is_set), "")):
+            what = f"{unread} is {getattr(self, unread)}, which {self.name} does not read"
+            raise UserError(what, where=unread, todo="leave it out, or set name=sgd")
 
 
 FOLLOWED = 2
@@ -157,14 +161,20 @@ def build(
 
 
 def _scales(params: Params, multipliers, trainable: Any) -> list[optax.GradientTransformation]:
-    """One masked scale per distinct factor; every parameter follows the first pair that matches it."""
+    """One masked scale per distinct factor; every parameter follows the first pair that matches it. UserError for a
+    pair that none follows."""
     for pattern, _ in multipliers:
         matches(params, (pattern,), "optimizer.multipliers")
 
-    def factor(name: str) -> float:
-        return next((value for pattern, value in multipliers if re.search(pattern, name)), 1.0)
+    def first(name: str) -> int:
+        return next((i for i, (pattern, _) in enumerate(multipliers) if re.search(pattern, name)), -1)
 
-    factors = jax.tree.map(factor, paths(params))
+    followed = jax.tree.map(first, paths(params))
+    for number, (pattern, _) in enumerate(multipliers):
+        if number not in jax.tree.leaves(followed):
+            what = f"the expression {pattern!r} has no effect: earlier ones match all of its parameters"
+            raise UserError(what, where="optimizer.multipliers", todo="give the narrower expression first")
+    factors = jax.tree.map(lambda number: multipliers[number][1] if number >= 0 else 1.0, followed)
     distinct = sorted({value for value in jax.tree.leaves(factors) if value != 1.0})
     return [
         optax.masked(optax.scale(value), _inside(jax.tree.map(lambda f, v=value: f == v, factors), trainable))

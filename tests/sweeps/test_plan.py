@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -231,6 +232,32 @@ def test_an_evaluation_on_annotations_that_have_changed_is_not_taken(tmp_path):
     found, file = on_file(tmp_path)
     with_image(file, "test")
     assert plans.take_finished(found, found.runs[1]) == ["train"]
+
+
+def test_names_of_classes_and_files_are_annotations_too(tmp_path):
+    """What an earlier version knows of a finished stage, without them, still holds for it."""
+    found, file = on_file(tmp_path)
+    first = found.runs[0]
+    stage, before = first.experiment.stages["evaluate"], files.read_json(file)
+    changed = lambda: resume.have_changed(Run(first.experiment, first.folder, None), stage)
+    assert not changed()
+    for part, position, change in (
+        ("categories", 0, {"name": "calcification"}),
+        ("images", 2, {"file_name": "other.png"}),
+        ("images", 2, {"frame": 3}),
+        ("images", 2, {"volume": "v", "slice": 1}),
+    ):
+        content = json.loads(json.dumps(before))
+        content[part][position] |= change
+        files.write_json(file, content)
+        assert changed(), change
+    files.write_json(file, before)
+    end = first.folder / "evaluate" / "finished.json"
+    kept = resume._annotation_hash(Run(first.experiment, first.folder, None), stage, resume._described_earlier)
+    files.write_json(end, files.read_json(end) | {"annotations": kept})
+    assert not changed()
+    with_image(file, "test")
+    assert changed()
 
 
 def no_links(*arguments):

@@ -156,6 +156,7 @@ def test_wrong_settings_are_named(section, where):
     [
         ({"frozen": ("backbone",)}, "optimizer.frozen", "'backbone'"),
         ({"multipliers": (("neck", 0.1),)}, "optimizer.multipliers", "'neck'"),
+        ({"multipliers": (("head", 0.1), ("head/kernel", 0.5))}, "optimizer.multipliers", "'head/kernel'"),
         ({"frozen": (".",)}, "optimizer.frozen", "every"),
     ],
 )

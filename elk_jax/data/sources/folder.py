@@ -26,15 +26,16 @@ AS_STORED = SourceSpec()
 
 
 def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
-    """(images, skipped files): files as given and, for folders, every file below them, sorted by name.
+    """(images, skipped files): files as given and, for folders, every file below them, sorted by name; each
+    once, however its path is written.
 
     An image has one of SUFFIXES, or is a DICOM file with any name. In folders, DICOM objects that are not images
     (reports, presentation states, the DICOMDIR of an export) are skipped, as are hidden files, such as those that a Mac
     creates beside every copied image.
     UserError for a missing file or folder, a data source, a device or a pipe, and for a folder without an image.
     """
-    found: list[Path] = []
-    skipped: list[Path] = []
+    found: dict[Path, Path] = {}
+    skipped: dict[Path, Path] = {}
     for entry in map(Path, inputs):
         if entry.is_dir():
             below = files.below(entry)
@@ -42,13 +43,14 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
             if not images:
                 todo = f"give DICOM files, or images that end in {', '.join(SUFFIXES)}"
                 raise UserError("no image in the folder", where=entry, todo=todo)
-            found += images
-            skipped += sorted(set(below) - set(images))
+            for paths, own in ((images, found), (sorted(set(below) - set(images)), skipped)):
+                for path in paths:
+                    own.setdefault(entry.resolve() / path.relative_to(entry), path)
         else:
             check_no_source(entry)
             files.open_regular(entry).close()
-            found.append(entry)
-    return list(dict.fromkeys(found)), list(dict.fromkeys(skipped))
+            found.setdefault(entry.parent.resolve() / entry.name, entry)
+    return list(found.values()), list(skipped.values())
 
 
 def check_no_source(entry: Path) -> None:

@@ -78,6 +78,14 @@ class DetectionRecipe(TrainingRecipe):
             what = f"{len(self.test_same)} IoUs for fusing boxes, but only one view"
             todo = "give mirrored views with test_flips or sizes with test_scales, or leave it out"
             raise UserError(what, where="test_same", todo=todo)
+        if self.model.score_floor != type(self.model).score_floor:
+            what = f"model.score_floor is {self.model.score_floor:g}, in place of which training sets score_floor"
+            raise UserError(what, where="model.score_floor", todo="leave it out, and set score_floor of the recipe")
+        for name, resize in (("loader.resize", self.loader.resize), ("test_resize", self.test_resize)):
+            if resize.jitter and resize.max_long_side:
+                what = f"max_long_side is {resize.max_long_side}, but with jitter the canvas limits the size"
+                todo = "set it to 0, or give short_sides and jitter=()"
+                raise UserError(what, where=f"{name}.max_long_side", todo=todo)
         if self.privacy is not None:
             self._check_private()
 

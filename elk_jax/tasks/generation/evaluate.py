@@ -23,6 +23,7 @@ from elk_jax.evaluation.radiomics_table import Table
 from elk_jax.progress import progress_bar
 from elk_jax.spread import spread
 from elk_jax.tasks import private, sampling
+from elk_jax.tasks.generation.model import check_names
 from elk_jax.tasks.generation.page import notes_of, samples_tables
 from elk_jax.tasks.generation.recipe import EvaluateSamplesStage
 from elk_jax.tasks.generation.train import LEAST, SHOWN, check_sizes
@@ -44,6 +45,10 @@ def check_sources(run: Run, stage: EvaluateSamplesStage, recipe: None, names: Co
 
 def check_source(source: ImageSource) -> None:
     """UserError for images that cannot be compared."""
+    check_names(source.classes, source.name)
+    if ALL in source.classes:
+        what = f"a class has the name '{ALL}', under which the measures of all patches are written"
+        raise UserError(what, where=source.name, todo="rename the class")
     labels = image_labels(source)
     check_sizes(source)
     small = [info for info in source.infos if 0 < info.width < appearance.COARSE]

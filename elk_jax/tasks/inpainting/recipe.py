@@ -77,6 +77,9 @@ class LoraConfig:
     def __post_init__(self) -> None:
         check(self)
         compile_pattern(self.targets, "targets")
+        if self.alpha and not self.rank:
+            what = f"alpha is {self.alpha:g}, but there are no adapters"
+            raise UserError(what, where="alpha", todo="give a rank, or set alpha=0")
 
 
 SAMPLER = SamplerConfig(steps=20, lambda_min=-5.1)

@@ -29,6 +29,14 @@ def test_images_are_found_by_name_once(images):
     found, left_out = folder.find_images([images, images / "a.png"])
     assert [path.name for path in found] == ["a.png", "broken.png", "c.png"]
     assert left_out == [images / "notes.txt"]
+    (images / "again").symlink_to("b")
+    ways = [images / "b", images / "b" / ".." / "a.png", images / "b" / ".." / "b", images / "again", images / "a.png"]
+    assert [str(path.relative_to(images)) for path in folder.find_images(ways)[0]] == [
+        "b/broken.png",
+        "b/c.png",
+        "b/../a.png",
+    ]
+    (images / "again").unlink()
     (images / "with,comma.png").write_bytes((images / "a.png").read_bytes())
     assert folder.find_images([str(images / "with,comma.png")]) == ([images / "with,comma.png"], [])
     with refused("no such file", where="/nowhere/x.png"):

@@ -6,7 +6,7 @@ import io
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import jax
@@ -49,8 +49,8 @@ print(json.dumps([np.asarray(one).tolist() for one in found]))
 
 def detector_of(kind):
     recipe = recipe_of("tiny", frozenset({kind} - {"faster_rcnn"}))
-    built = fields.build(DetectionRecipe, {"model": {**recipe["model"], "score_floor": 0.0}}, "recipe")
-    return detectors.build(built.model)
+    built = fields.build(DetectionRecipe, {"model": recipe["model"]}, "recipe")
+    return detectors.build(replace(built.model, score_floor=0.0))
 
 
 def save(folder, kind, loader=LOADER):

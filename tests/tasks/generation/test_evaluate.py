@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -236,6 +237,13 @@ def test_sets_that_cannot_be_compared_are_refused_before_the_first_stage(tmp_pat
         run_experiment(config, tmp_path / "run", stages=["looks"])
     assert "--" not in raised.value.todo  # no setting scales them
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["all", "mass/benign"])
+def test_classes_whose_measures_could_not_be_written_under_their_name_are_refused(tmp_path, name):
+    source = open_source(SourceSpec(f"folders:{write(tmp_path / 'made')}"))
+    with refused(repr(name), where=source.name):
+        evaluate.check_source(replace(source, classes=("benign", name)))
 
 
 def test_a_class_of_one_image_is_refused(tmp_path):
