@@ -52,6 +52,9 @@ class Settings(Checked):
             raise UserError(
                 f"frd is {','.join(self.frd) or 'empty'}", where="frd", todo="name v0, v1 or v1_log, each once"
             )
+        if self.paper_log and all(frd.RECIPES[kind].logarithm == "none" for kind in self.frd):
+            what = f"the distance {', '.join(self.frd)} has no logarithm"
+            raise UserError(what, where="paper_log", todo="leave it out, or compare v1 too")
         if self.count == 1:
             raise UserError("count is 1", where="count", todo="give at least 2 images, or 0 for all")
 

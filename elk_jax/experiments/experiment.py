@@ -57,7 +57,7 @@ def run_experiment(
         resume.check_annotations(run, stage)
     for stage in experiment.stages.values():
         if stage not in chosen or not repeat:  # repeated evaluations are written again
-            resume.check_results(run, stage)
+            resume.check_results(folder / stage.name)
     checks.check_inputs(run, [stage.name for stage in chosen if not resume.is_finished(run, stage, repeat)])
     files.make_folder(folder)
     meet("settings compared")

@@ -131,9 +131,8 @@ def results(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): files.sha256(path) for path in found if path not in own}
 
 
-def check_results(run: Run, stage: Stage) -> None:
-    """Refuse a finished evaluation if one of its result files has changed, as the report would show it."""
-    folder = run.folder / stage.name
+def check_results(folder: Path) -> None:
+    """Refuse a finished evaluation, in its folder, if one of its result files has changed, as reports would show it."""
     if not (folder / FINISHED).exists():
         return
     known, now = files.read_object(folder / FINISHED).get("results", {}), results(folder)

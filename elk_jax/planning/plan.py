@@ -154,6 +154,9 @@ def plan(
     chosen = _train_stage(experiment, stage)
     check_needs(experiment, [chosen])
     found = _slices(slices)
+    if quick and found[0].is_here:
+        what = "the compiler of this machine has no least effort, only that of TPUs"
+        raise UserError(what, where="--quick", todo="leave it out, or name a slice of TPUs")
     meshed = [meshes.make_mesh(experiment.mesh.data, experiment.mesh.fsdp, target.devices) for target in found]
     make, chips = _workloads(experiment, chosen), len(found[0].devices)
     recipes_own = make(None, chips)

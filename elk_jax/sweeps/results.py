@@ -243,11 +243,12 @@ def _entry(
 
 
 def _evaluations(run: PlannedRun) -> Iterator[tuple[Place, _Evaluated]]:
-    """The evaluations of the finished evaluation stages of a run."""
+    """The evaluations of the finished evaluation stages of a run. UserError if one has changed since."""
     for name, end in run.finished.items():
         stage, folder = run.experiment.stages[name], run.folder / name
         if not isinstance(stage, EvaluateStage):
             continue
+        resume.check_results(folder)
         statistics: Mapping[str, PatientStatistic] = {}
         kind, annotations = kind_of(stage), files.read_object(end).get("annotations", "")
         if kind.statistics is not None:

@@ -194,6 +194,7 @@ def test_refusals():
         ({"frd": ("v1", "v1")}, "frd"),
         ({"count": 1}, "count"),
         ({"count": -1}, "count"),
+        ({"frd": ("v0",), "paper_log": True}, "paper_log"),
     ],
 )
 def test_impossible_settings(values, where):

@@ -93,6 +93,7 @@ from tests.refusals import refused
         ("inpainter.lora.rank", 2),  # no model to adapt
         ("inpainter.lora.targets", "("),
         ("inpainter.lora.alpha", 8.0),  # without adapters
+        ("stages.lesion_quality.synthetic", "real"),  # compared with themselves
         ("detector.model.score_floor", 0.5),  # the recipe's own is read
         ("detector.loader.resize.max_long_side", 640),  # its images are fitted to a canvas
         ("detector.test_resize.max_long_side", 640),

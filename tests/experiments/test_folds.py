@@ -259,7 +259,7 @@ def test_an_ensemble_that_cannot_be_is_refused(ran, toy, coco, tmp_path):
     config.stages.tuned = ConfigDict({**config.stages.real.to_dict(), "init_from": "real"})
     assert_refused(config, tmp_path / "run", "'real'", "ensemble", where="config.stages.tuned.init_from")
     del config.stages["tuned"]
-    quality = LesionQualityStage(on="real", synthetic="real", features="real")
+    quality = LesionQualityStage(on="real", split="test", synthetic="real", features="real")
     config.stages.quality = ConfigDict(dataclasses.asdict(quality))
     assert_refused(config, tmp_path / "run", "'real'", "quality", where="config.stages.quality.features")
     config = small()

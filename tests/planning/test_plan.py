@@ -203,6 +203,11 @@ def test_all_slices_are_checked_before_the_first_is_compiled(name):
     assert not said
 
 
+def test_only_the_compiler_of_tpus_has_a_least_effort():
+    with refused("TPUs", where="--quick"):
+        plan(config(), "", ["here"], quick=True)
+
+
 def test_an_experiment_without_training():
     with refused("no stage that trains"):
         _train_stage(replace(parse(config()), stages={}), "")

@@ -135,6 +135,17 @@ def test_runs_that_learned_from_other_annotations_are_named(sweep):
         assert len(noted) == ("c" in known) and all(note.startswith("train: ") for note in noted)
 
 
+def test_results_that_have_changed_since_they_were_written_are_refused(sweep):
+    write(sweep)
+    folder = sweep.runs[0].folder / "evaluate"
+    end = files.read_json(folder / "finished.json")
+    files.write_json(folder / "finished.json", end | {"results": resume.results(folder)})
+    collect(sweep, BASELINES, 0)
+    files.write_json(folder / "evaluation.json", {"train": {"score": {"value": 0.99}}})
+    with refused("changed", where=folder / "evaluation.json"):
+        collect(sweep, BASELINES, 0)
+
+
 def test_runs_that_are_missing_are_left_out(sweep):
     write(sweep, leave_out=[("plain", 43)])
     plain, better, _ = collect(sweep, BASELINES, 300).metrics["evaluate", ""]["train/score"]

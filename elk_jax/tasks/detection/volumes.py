@@ -161,7 +161,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     Leaves `<model>/evaluation.json`, `<model>/volumes.json`, `<model>/submission.csv` and `comparisons.json`.
     """
     folder = run.folder / stage.name
-    volumes = volumes_of(_opened(run.spec(stage.on), stage.split, run.experiment.on_error, run.seed))
+    volumes = volumes_of(_opened(run.spec(stage.on), stage.split, run.seed))
     run.say(f"  {stage.split} {len(volumes)} volumes, {sum(map(len, volumes))} slices")
     evaluations, statistics = {}, {}
     for model in stage.models:
@@ -242,17 +242,18 @@ def evaluate_dbtex(
     detections in each slice.
     """
     check_output(output, [] if predictions is None else [predictions])
+    _check_stops(on_error)
     notes: list[str] = []
     volumes: tuple[Volume, ...] = ()
     shown: tuple[Volume, ...] = ()
     in_slices: list[ImageResult] = []
     categories: Sequence[int] | None = None
     if model is None and predictions is not None:
-        truths, volumes = _truths(data, split, on_error)
+        truths, volumes = _truths(data, split)
         results = submission.read(predictions, truths)
     else:
         assert model is not None
-        source = _opened(data, split, on_error)
+        source = _opened(data, split)
         volumes, categories = volumes_of(source), source.category_ids
         _check_views(volumes, data.spec)
         shown = volumes
@@ -336,27 +337,26 @@ def classes_notes(found: Sequence[VolumeDetections]) -> list[str]:
     return [f"findings of {count} classes: a finding of any class hits a lesion, whatever class the lesion has"]
 
 
-def _opened(data: SourceSpec, split: str, on_error: OnError, seed: int = 0) -> ImageSource:
+def _opened(data: SourceSpec, split: str, seed: int = 0) -> ImageSource:
     """The slices of whole volumes, which are not kept in memory. seed: of the run, for drawing patients."""
-    _check_stops(on_error, "on_error")
     if data.partner:
         raise UserError("volumes have no partners", where=f"partner={data.partner}", todo="leave it out")
     whole = replace(data, slices="all") if has_volumes(data) else data
     bar = progress_bar("  opening")
-    return open_source(whole, split, seed=seed, on_error=on_error, cache_bytes=0, progress=bar)
+    return open_source(whole, split, seed=seed, cache_bytes=0, progress=bar)
 
 
-def _check_stops(on_error: OnError, where: str) -> None:
+def _check_stops(on_error: OnError) -> None:
     if on_error != "stop":
         todo = "leave it at stop, and give only readable volumes"
-        raise UserError("volumes are read during evaluation, so none can be skipped", where=where, todo=todo)
+        raise UserError("volumes are read during evaluation, so none can be skipped", where="--on_error", todo=todo)
 
 
-def _truths(data: SourceSpec, split: str, on_error: OnError) -> tuple[list[VolumeTruth], tuple[Volume, ...]]:
+def _truths(data: SourceSpec, split: str) -> tuple[list[VolumeTruth], tuple[Volume, ...]]:
     """The truth for evaluating predictions of other programs, and its volumes; without volumes for BCS-DBT, of which
     only the tables are read."""
     if data.kind != "bcs_dbt":
-        volumes = volumes_of(_opened(data, split, on_error))
+        volumes = volumes_of(_opened(data, split))
         return [truth_of(volume) for volume in volumes], volumes
     if data != SourceSpec(data.spec):
         todo = "leave conditions and other settings out"
@@ -404,7 +404,7 @@ def predict_inputs(
         return predict.predict_files(
             model=model, inputs=inputs, decoding=decoding, on_error=on_error, output=output, settings=settings
         )
-    _check_stops(on_error, "--on_error")
+    _check_stops(on_error)
     return predict_volumes(model=model, inputs=inputs, decoding=decoding, output=output, settings=settings)
 
 

@@ -68,7 +68,13 @@ class Lesions:
 
 
 def check_start(run: Run, stage: LesionQualityStage, recipe: None, names: Collection[str]) -> None:
-    """UserError for protected lesions, and if the model for comparing the lesions is not a detector."""
+    """UserError for lesions that would be compared with themselves, for protected ones, and if the model for comparing
+    the lesions is not a detector."""
+    splits = {stage.split, stage.synthetic_split}
+    if run.spec(stage.on) == run.spec(stage.synthetic) and ("" in splits or len(splits) == 1):
+        what = f"'{stage.on}' and '{stage.synthetic}' are the same images, which would be compared with themselves"
+        where = f"config.stages.{stage.name}.synthetic"
+        raise UserError(what, where=where, todo="name the synthetic images, or another split")
     setting = "split" if stage.split in ("train", "") else "repeated"
     todo = "compare with another split, such as val, and set repeated=False"
     private.check_described(run.experiment, stage, stage.on, setting, todo)

@@ -61,10 +61,7 @@ def translate_files(
     The result for an 8-bit image has 8 bits, for others 16. UserError for two files with the same name.
     """
     paths, not_images = folder.find_images(inputs)
-    twice = [name for name, count in Counter(map(_answer_name, paths)).items() if count > 1]
-    if twice:
-        both = " and ".join([str(path) for path in paths if _answer_name(path) == twice[0]][:2])
-        raise UserError(f"two files would be written to {twice[0]}", where=both, todo="translate them into two folders")
+    _check_apart([_answer_name(path) for path in paths], paths)
     taken = [path for path in paths if (output / _answer_name(path)).resolve() == path.resolve()]
     if taken:
         raise UserError("the result would overwrite the image", where=taken[0], todo="give another --output")
@@ -81,7 +78,7 @@ def translate_files(
     def translate(tiles: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         return sample(placed, {"image": tiles, "seed": sampling.seeds(settings.seed, numbers)})
 
-    names = [_frame_name(info) for info in source.infos]
+    names = _frame_names(source.infos)
     with (
         files.new_results(output, names[0], (), paths) as place,
         Progress("  translating", len(source), unit="image") as bar,
@@ -125,10 +122,23 @@ def _answer_name(path: Path) -> str:
     return f"{path.stem if path.suffix.lower() in SUFFIXES else path.name}.png"
 
 
-def _frame_name(info: ImageInfo) -> str:
-    """The name of the result for an image, a file or one frame of it."""
-    path = Path(_answer_name(Path(info.file_name)))
-    return f"{path.stem}_{info.slice}.png" if info.volume else path.name
+def _frame_names(infos: Sequence[ImageInfo]) -> list[str]:
+    """The name of the result for each image, a file or one frame of it. UserError for a frame and a file, such as frame
+    1 of a.dcm and a_1.png, whose results have one name."""
+    names = []
+    for info in infos:
+        path = Path(_answer_name(Path(info.file_name)))
+        names.append(f"{path.stem}_{info.slice}.png" if info.volume else path.name)
+    _check_apart(names, [info.file_name for info in infos])
+    return names
+
+
+def _check_apart(names: Sequence[str], images: Sequence[object]) -> None:
+    """UserError for results of two `images` with one name."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        both = " and ".join([str(image) for name, image in zip(names, images) if name == twice[0]][:2])
+        raise UserError(f"two files would be written to {twice[0]}", where=both, todo="translate them into two folders")
 
 
 def blending_weight(size: int) -> np.ndarray:

@@ -35,12 +35,12 @@ from tests.detection import toy_detector
 from tests.refusals import refused
 
 
-def run(folder, output, model=None, split="train", data=None, **settings):
+def run(folder, output, model=None, split="train", data=None, on_error="stop", **settings):
     return evaluate.evaluate_source(
         model=model,
         data=data or SourceSpec(f"bcs_dbt:{folder}"),
         split=split,
-        on_error="stop",
+        on_error=on_error,
         output=output,
         settings=evaluate.EvaluateSettings(metric="dbtex", bootstrap=50, **settings),
     )
@@ -334,6 +334,9 @@ def test_what_the_metric_has_no_use_for_is_refused(folder, model, tmp_path):
     with refused("all volumes", where=f"bcs_dbt:{folder}"):
         data = SourceSpec(f"bcs_dbt:{folder}", where="class=normal")
         run(folder, tmp_path / "out", predictions="a.csv", data=data)
+    for given in ({"model": model}, {"predictions": "a.csv"}):
+        with refused("skipped", where="--on_error"):
+            run(folder, tmp_path / "out", on_error="skip", **given)
     central = volumes_of(open_source(SourceSpec(f"bcs_dbt:{folder}"), "train"))
     with refused(2, 12, "slices"):
         volumes.detect_volumes(volumes.load(model), central, None, volumes.RULES["group"])

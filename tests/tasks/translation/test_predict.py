@@ -14,6 +14,7 @@ from configs import bridge_le_to_cem
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.diffusion import translator
 from elk_jax.experiments.parse import parse
+from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.run import SKIPPED
 from elk_jax.tasks.translation import predict
 from elk_jax.tasks.translation.model import Greys, Translator, describe
@@ -121,6 +122,16 @@ def test_two_files_of_one_name_are_refused(model, tmp_path):
     with refused("x.png", where=" and ".join(both)):
         translate(model, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_frame_and_a_file_of_one_name_are_refused():
+    """The result of one replaced that of the other."""
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+    frames = [ImageInfo(f"a.dcm {k}", "a", 8, 8, *none, file_name="a.dcm", volume="a.dcm", slice=k) for k in (0, 1)]
+    file = ImageInfo("b/a_1.png", "b", 8, 8, *none, file_name="b/a_1.png")
+    assert predict._frame_names(frames) == ["a_0.png", "a_1.png"]
+    with refused("a_1.png", where="a.dcm and b/a_1.png"):
+        predict._frame_names([*frames, file])
 
 
 def test_no_image_is_replaced_by_its_answer(model, tmp_path):
