@@ -518,6 +518,7 @@ def fingerprint(folder: str | os.PathLike, pattern: str = "*") -> str:
 # ---- Folders of results ---------------------------------------------------------------------------------------------
 
 MODEL, EVALUATION, PREDICTION, COMPARISON = "a model", "an evaluation", "a prediction", "a comparison of sets"
+SYNTHESIS = "a synthetic set"
 FOLDERS = {
     "versions.json": "a run",
     "finished.json": "a stage of a run",
@@ -527,6 +528,7 @@ FOLDERS = {
     "comparison.json": COMPARISON,
     "findings.json": PREDICTION,
     "predictions.csv": PREDICTION,
+    "synthesis.json": SYNTHESIS,
 }
 """File -> what a folder that has it is; the first counts."""
 

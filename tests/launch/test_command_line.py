@@ -241,12 +241,16 @@ def test_sets_are_compared(quick_start, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"comparison.json", "report.html"}
 
 
-@pytest.mark.parametrize("script", ["evaluate", "predict", "translate", "compare_sets"])
+@pytest.mark.parametrize("script", ["evaluate", "predict", "translate", "compare_sets", "synthesize"])
 @pytest.mark.parametrize("name", ["versions.json", "finished.json", "sweep.json", "model.json"])
 def test_results_do_not_go_where_a_training_keeps_its_own(quick_start, tmp_path, script, name):
     """Its report was replaced."""
     (tmp_path / name).write_text("{}")
-    sources = {"evaluate": ["--data=phantom:"], "compare_sets": ["--real=phantom:", "--synthetic=phantom:"]}
+    sources = {
+        "evaluate": ["--data=phantom:"],
+        "compare_sets": ["--real=phantom:", "--synthetic=phantom:"],
+        "synthesize": ["--count=1"],
+    }
     given = sources.get(script, ["--input=a.png"]) + ([] if script == "compare_sets" else [f"--workdir={tmp_path}"])
     done = quick_start(script, *given, f"--output={tmp_path}")
     assert_one_line(done, f"({tmp_path})", "--output")
@@ -257,6 +261,7 @@ NOTHING_THERE = {
     "evaluate": ["--data=phantom:", "--workdir=none"],
     "predict": ["--input=a.png", "--workdir=none"],
     "compare_sets": ["--real=folders:none", "--synthetic=folders:none"],
+    "synthesize": ["--count=1", "--workdir=none"],
 }
 
 
@@ -268,6 +273,7 @@ NOTHING_THERE = {
         (["predictions.csv"], "predict"),
         (["evaluation.json", "predictions.csv"], "evaluate"),
         (["comparison.json"], "compare_sets"),
+        (["synthesis.json"], "synthesize"),
     ],
 )
 def test_results_do_not_go_into_a_folder_of_other_results(quick_start, tmp_path, script, names, of):
