@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,8 +48,11 @@ def matched(first: ImageSource, second: ImageSource) -> Matched:
     """The images of two sources that show the same view.
 
     If a view has several images, the first in the order of acquisition is matched with the other source's first, and so
-    on. UserError for an image without laterality or view, a pair in two splits, or no pairs.
+    on. UserError for an image without laterality or view, a pair in two splits, no pairs, or one source given twice.
     """
+    if os.path.realpath(first.name) == os.path.realpath(second.name):
+        what = "both sources are the same images, each of which would be its own partner"
+        raise UserError(what, where=second.name, todo="name the images of the other kind")
     one, other = by_view(first), by_view(second)
     pairs = sorted(pair for key in one.keys() & other.keys() for pair in zip(one[key], other[key]))
     if not pairs:

@@ -189,6 +189,8 @@ def test_sets_that_are_no_pairs_are_refused(sets, tmp_path):
         with refused() as raised:
             prepare(sets[0], write_set(tmp_path / name, "low_energy", 1, **changes), out)
         assert all(word in str(raised.value) for word in words), raised.value
+    with refused("same images", where=sets[0].parent / ".." / sets[0].parent.name / sets[0].name):
+        prepare(sets[0], sets[0].parent / ".." / sets[0].parent.name / sets[0].name, out)
     for flag, value in (("least_overlap", 1.5), ("shift", -1.0), ("zoom", 0.7), ("seed", -1)):
         with refused(value, where=f"--{flag}"):
             prepare(*sets, out, f"--{flag}={value}")
