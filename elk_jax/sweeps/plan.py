@@ -311,6 +311,9 @@ def _check_varied(rows: Sequence[Row]) -> None:
             raise UserError(
                 "the seed is not a setting: every setting runs with the same seeds", where="seed", todo=todo
             )
+        if "name" in row.overrides:
+            what = "the name of an experiment is not a setting: it changes nothing"
+            raise UserError(what, where="name", todo="leave it out")
 
 
 def _parsed(config: ConfigDict, row: Row, stages: Sequence[str] | None) -> Experiment:

@@ -80,6 +80,7 @@ def test_a_row_may_have_a_configuration_of_its_own(tmp_path):
         ({"toy.steps": 0}, ("x",), "config.toy.steps"),
         ({"stages.evaluate.models": ("other",)}, ("x", "other"), "stages.evaluate.models"),
         ({"seed": 3}, ("--seeds",), "seed"),
+        ({"name": "other"}, ("experiment",), "name"),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_runs(tmp_path, overrides, words, where):
