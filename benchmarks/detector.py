@@ -74,9 +74,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--depth", type=int, default=50, choices=tuple(BLOCKS), help="layers of the ResNet of the other detectors"
     )
     parser.add_argument("--tiny", action="store_true", help="a few channels instead of --depth, for tests")
-    parser.add_argument("--batch", type=measure.count, default=2, help="images per step")
+    parser.add_argument("--batch", type=int, default=2, help="images per step")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--repetitions", type=measure.count, default=5, help="rounds; each times every program once")
+    parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
     parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
     parser.add_argument("--loop_steps", type=int, default=10, help="steps of the actual training loop; 0: none")
     parser.add_argument(

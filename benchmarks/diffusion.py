@@ -82,19 +82,17 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="small", choices=sorted(painter.MODELS), help="sd15: Stable Diffusion 1.5")
-    parser.add_argument(
-        "--size", type=measure.count, default=256, help="side of the images in pixels; an eighth for latents"
-    )
-    parser.add_argument("--batch", type=measure.count, default=1, help="images per step and per sampling")
+    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels; an eighth for latents")
+    parser.add_argument("--batch", type=int, default=1, help="images per step and per sampling")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", action="store_true", help="recompute activations in the backward pass")
     parser.add_argument("--attention", default="auto", choices=("auto", "xla", "cudnn"))
-    parser.add_argument("--steps", type=measure.count, default=50, help="sampling steps")
+    parser.add_argument("--steps", type=int, default=50, help="sampling steps")
     parser.add_argument("--guidance", type=float, default=2.0, help="1: no doubled batch")
     parser.add_argument("--text_encoder", action="store_true", help="also train the text encoder (not with diffusers)")
     parser.add_argument("--only", default="", choices=("", *painter.PROGRAMS), help="default: both")
     parser.add_argument("--memory", action="store_true", help="only the memory of a training step, without running it")
-    parser.add_argument("--repetitions", type=measure.count, default=5, help="rounds; each times every program once")
+    parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
     parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
     parser.add_argument("--torch_python", default="auto", help="a Python with torch and diffusers; or auto or none")
     parser.add_argument("--torch_compile", default="auto", choices=("auto", "yes", "no"),

@@ -33,9 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=measure.count, default=512, help="side of an image, pixels")
-    parser.add_argument("--images", type=measure.count, default=20, help="images per repetition, always the same")
-    parser.add_argument("--repetitions", type=measure.count, default=5)
+    parser.add_argument("--size", type=int, default=512, help="side of an image, pixels")
+    parser.add_argument("--images", type=int, default=20, help="images per repetition, always the same")
+    parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--clock", default="cpu", choices=sorted(measure.CLOCKS),
                         help="cpu: processor time, for a busy CPU; wall: elapsed time")  # fmt: skip
     options = parser.parse_args(arguments)

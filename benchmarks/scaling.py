@@ -82,7 +82,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--devices", default="", help="such as 1,2,4; default: powers of two up to all")
     parser.add_argument("--scaling", default="strong,weak", help="strong: one global batch; weak: one batch per device")
     parser.add_argument("--layouts", default="data,fsdp", help="fsdp: parameters and optimiser state are split")
-    parser.add_argument("--batch", type=measure.count, default=1,
+    parser.add_argument("--batch", type=int, default=1,
                         help="images per device in weak scaling, and in strong scaling on all devices")  # fmt: skip
     parser.add_argument("--size", default="", help="detector: HEIGHTxWIDTH (512x512); inpainter: a side (256)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
@@ -90,10 +90,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--depth", type=int, default=50, choices=tuple(BLOCKS), help="layers of the detector's ResNet")
     parser.add_argument("--model", default="", choices=("", "tiny", *painter.MODELS),
                         help="size of the inpainter; sd15: Stable Diffusion 1.5; tiny: for tests of both")  # fmt: skip
-    parser.add_argument("--updates", type=measure.count, default=5, help="updates whose losses are compared")
-    parser.add_argument(
-        "--repetitions", type=measure.count, default=5, help="rounds; each times every run once, in turn"
-    )
+    parser.add_argument("--updates", type=int, default=5, help="updates whose losses are compared")
+    parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every run once, in turn")
     parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per run and round")
     parser.add_argument("--tolerance", type=float, help="largest relative difference of losses; default by --dtype")
     options = parser.parse_args(arguments)

@@ -55,17 +55,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", type=measure.count, default=70)
+    parser.add_argument("--slices", type=int, default=70)
     parser.add_argument("--size", default="2457x1890", help="rows x columns of a slice")
     parser.add_argument("--syntax", default="uncompressed", choices=SYNTAXES, help="compression of the file")
-    parser.add_argument(
-        "--short_side", type=measure.count, default=800, help="shorter side of the detector's input in px"
-    )
+    parser.add_argument("--short_side", type=int, default=800, help="shorter side of the detector's input in px")
     parser.add_argument(
         "--depth", type=int, default=18, choices=(18, 34, 50, 101), help="layers of the detector's ResNet"
     )
     parser.add_argument("--tiny", action="store_true", help="a detector with few channels, for tests")
-    parser.add_argument("--repetitions", type=measure.count, default=3)
+    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
                         help="cpu: processor time of all cores, for a busy CPU; wall: elapsed time")  # fmt: skip
     options = parser.parse_args(arguments)

@@ -38,7 +38,7 @@ def test_seconds_per_call_counts_every_call(measure):
     assert len(calls) == 3 and seconds >= 0.01
 
 
-@pytest.mark.parametrize("script", ["classifier_thresholds", "operating_points", "phantom", "detector"])
+@pytest.mark.parametrize("script", ["classifier_thresholds", "operating_points", "kernels", "gan"])
 @pytest.mark.parametrize("number", ["0", "-1", "few"])
 def test_a_number_of_rounds_is_at_least_one(script, number, capsys):
     """Trials on no patients would never end, and no repetition has no median."""
