@@ -128,7 +128,7 @@ def detecting(path: Path, trained: Trained, found: list[VolumeDetections]) -> Ca
         volume = dicom_volume(path, view="lcc")
         source = as_source([volume], description.classes)
         config = predict.input_of(description.input, source.infos)
-        results = predict.detect(predictor, placed, source, config, mesh, progress=False)
+        results = predict.detect(predictor, placed, source, config, mesh, title="")
         found.append(findings_of(RULES["group"], results, volume, PER_SLICE))
 
     return once

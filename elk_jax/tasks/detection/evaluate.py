@@ -99,6 +99,8 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     evaluations: dict[str, Any] = {}
     thresholds: dict[str, dict[str, Any]] = {}
     for model in stage.models:
+        if len(stage.models) > 1:
+            run.say(f"  model {model}")
         found = predict.detect_with(loaded[model], source, run.mesh, _lowest(loaded[model], floor))
         thresholds[model] = promises_kept(loaded[model], found, recipe.bootstrap)
         results[model] = detections.above(found, floor)

@@ -39,6 +39,7 @@ from elk_jax.tasks.detection.model import (
     Input,
     Trained,
     at_scale,
+    in_words,
     load,
     trainable,
 )
@@ -103,11 +104,11 @@ def detect(
     config: LoaderConfig,
     mesh: Mesh,
     score_floor: float = 0.0,
-    progress: bool = True,
+    title: str = "  detecting",
     pad: bool = False,
 ) -> list[ImageResult]:
-    """Run a detector on a source and join its detections with the truth, in the source's own pixels. pad: as of
-    `eval_batches`."""
+    """Run a detector on a source and join its detections with the truth, in the source's own pixels. title: of
+    the progress bar; "": none is shown. pad: as of `eval_batches`."""
     needed = ("image", "image_size", "index", "scale", "valid")
     # the batch size of a private training is an expected number, which the devices need not divide
     config = replace(config, batch_size=-(-config.batch_size // mesh.size) * mesh.size)
@@ -129,7 +130,7 @@ def detect(
             bar.update(bar.done + int(host["batch"]["valid"].sum()))
         return host["batch"], host["predictions"]
 
-    with Progress("  detecting", len(source), unit="image") if progress else nullcontext() as bar:
+    with Progress(title, len(source), unit="image") if title else nullcontext() as bar:
         return detections.join_batches(source.infos, outputs(host_batches), score_floor)
 
 
@@ -165,8 +166,9 @@ def detect_views(
     def find(look: Look) -> list[ImageResult]:
         flip = flips[look.mirrored - 1] if look.mirrored else ""
         source = flipped(seen.source, flip) if flip else seen.source
-        pad = look.scale != 1
-        found = detect(predictor, params, source, inputs[look.scale], mesh, score_floor, progress, pad)
+        how = (f" mirrored ({flip})" if flip else "") + in_words((look.scale,))
+        title, pad = f"  detecting{how}" if progress else "", look.scale != 1
+        found = detect(predictor, params, source, inputs[look.scale], mesh, score_floor, title, pad)
         found = _unflipped(found, flip) if flip else found
         return found if seen.windows is None else _uncut(found, seen.whole, seen.windows)
 

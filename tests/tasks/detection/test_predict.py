@@ -99,8 +99,8 @@ def test_mirrored_views_are_brought_back_and_fused(source, monkeypatch):
 def test_every_scale_has_its_own_canvas_and_all_mirrored_views(source, monkeypatch):
     asked = []
 
-    def found(predictor, params, seen, config, mesh, score_floor, progress, pad):
-        asked.append((config.buckets, pad))
+    def found(predictor, params, seen, config, mesh, score_floor, title, pad):
+        asked.append((config.buckets, pad, title.strip()))
         return join(seen.infos, {"1": Detections(np.array([BREAST], float), np.array([0.8]), np.array([0]))})
 
     monkeypatch.setattr(predict, "detect", found)
@@ -108,7 +108,10 @@ def test_every_scale_has_its_own_canvas_and_all_mirrored_views(source, monkeypat
     inputs = {scale: predict.input_of(at_scale(entry, scale), source.infos) for scale in entry.scales}
     views = predict.detect_views(None, None, predict.view(source, False), inputs, None, flips=entry.flips)
     assert list(views) == predict.looks(entry.flips, entry.scales)
-    assert asked == [(((64, 128),), False)] * 2 + [(((70, 141),), True)] * 2
+    assert [one[:2] for one in asked] == [(((64, 128),), False)] * 2 + [(((70, 141),), True)] * 2
+    titles = [title for *_, title in asked]
+    assert titles[0] == "detecting" and "horizontal" in titles[1] and "1.1" not in titles[1]
+    assert "1.1" in titles[2] and "horizontal" not in titles[2] and "1.1" in titles[3] and "horizontal" in titles[3]
 
 
 @pytest.mark.parametrize("scale", [0.8, 1.0, 1.01, 1.25])
@@ -228,7 +231,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_filled_up(source, monkeypatch
 
     for batch_size in (1, 4, 5):
         loader = LoaderConfig(batch_size=batch_size, buckets=((64, 128),))
-        (found,) = predict.detect(predictor, None, source, loader, SimpleNamespace(size=4), progress=False)
+        (found,) = predict.detect(predictor, None, source, loader, SimpleNamespace(size=4), title="")
         assert found.scores.tolist() == [0.5]
     assert placed == [4, 4, 8]
 
