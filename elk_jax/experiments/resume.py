@@ -11,8 +11,10 @@ from typing import Any
 
 from elk_jax import files
 from elk_jax.data.sources.decode import DECODING
+from elk_jax.data.sources.open import has_volumes
 from elk_jax.data.sources.slices import OF_BOXES
 from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.tasks import folds, private
 from elk_jax.tasks.run import Experiment, Run
@@ -71,27 +73,30 @@ def annotation_hash(run: Run, stage: Stage) -> str:
     return _annotation_hash(run, stage, _described)
 
 
-def _annotation_hash(run: Run, stage: Stage, describe: Callable[[ImageSource, str], list]) -> str:
-    """describe: (source, its `SourceSpec.partner`) -> its annotations, for JSON."""
+def _annotation_hash(run: Run, stage: Stage, describe: Callable[[ImageSource, SourceSpec], list]) -> str:
+    """describe: (source, its settings) -> its annotations, for JSON."""
     places = [place for place in stage.data() if run.is_listed(place.source)]
     if not places or private.is_withheld(run.experiment, stage):
         return ""
     try:
-        found = [[*place, describe(run.list(*place), run.spec(place.source).partner)] for place in places]
+        found = [[*place, describe(run.list(*place), run.spec(place.source))] for place in places]
     except UserError:
         return ""
     return hashlib.sha256(json.dumps(found, default=lambda array: array.tolist()).encode()).hexdigest()[:16]
 
 
-def _described(source: ImageSource, partner: str) -> list:
+def _described(source: ImageSource, spec: SourceSpec) -> list:
+    """The file of a whole volume is left out: its path is that of this machine, and its name identifies it."""
+    partner, whole = spec.partner, has_volumes(spec)
     fields = (*OF_BOXES, *DECODING, *((partner, *(f"{partner}_{name}" for name in DECODING)) if partner else ()))
     places = [
-        [info.file_name, info.volume, info.slice, *(info.meta.get(field) for field in fields)] for info in source.infos
+        ["" if whole else info.file_name, info.volume, info.slice, *(info.meta.get(field) for field in fields)]
+        for info in source.infos
     ]
     return [source.classes, annotated(source.infos), places]
 
 
-def _described_earlier(source: ImageSource, partner: str) -> list:
+def _described_earlier(source: ImageSource, spec: SourceSpec) -> list:
     """As earlier versions did, whose finished stages stay finished."""
     return annotated(source.infos)
 

@@ -43,9 +43,10 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
             if not images:
                 todo = f"give DICOM files, or images that end in {', '.join(SUFFIXES)}"
                 raise UserError("no image in the folder", where=entry, todo=todo)
+            place = entry.resolve()
             for paths, own in ((images, found), (sorted(set(below) - set(images)), skipped)):
                 for path in paths:
-                    own.setdefault(entry.resolve() / path.relative_to(entry), path)
+                    own.setdefault(place / path.relative_to(entry), path)
         else:
             check_no_source(entry)
             files.open_regular(entry).close()
