@@ -83,7 +83,7 @@ def export_folder(model: Path, output: Path, settings: ExportSettings, console: 
         if isinstance(trained, Ensemble):
             names = [f"member_{number}" for number in range(1, len(trained.members) + 1)]
             for name, member in zip(names, trained.members):
-                _write_one(member, files.make_folder(place / name), file, settings, promise)
+                _write_one(member, files.make_folder(place / name), f"{file}, {name}", settings, promise)
             files.write_json(place / SETTINGS, {**about_members(trained.description, names), "privacy": promise})
         else:
             _write_one(trained, place, file, settings, promise)
@@ -95,8 +95,8 @@ def export_folder(model: Path, output: Path, settings: ExportSettings, console: 
         console.print(f"note: {note}")
 
 
-def _write_one(trained: Trained, place: Path, file: Path, settings: ExportSettings, promise: str) -> None:
-    """The files of a detector. file: the model.json that has its settings, for errors."""
+def _write_one(trained: Trained, place: Path, file: object, settings: ExportSettings, promise: str) -> None:
+    """The files of a detector. file: the model.json that has its settings, and which member's they are, for errors."""
     how = FORMATS[settings.format](trained, place, file, settings)
     files.write_json(place / SETTINGS, {**how, **about(trained.description), "privacy": promise})
 
@@ -143,7 +143,7 @@ def _notes_on_canvases(trained: Trained, settings: ExportSettings) -> list[str]:
     return found
 
 
-def write_programs(trained: Trained, folder: Path, file: Path, settings: ExportSettings) -> dict[str, Any]:
+def write_programs(trained: Trained, folder: Path, file: object, settings: ExportSettings) -> dict[str, Any]:
     """Write the programs of a detector and return their entries for SETTINGS. file: its model.json, for errors."""
     shapes = {}
     for canvas in _canvases(trained, file):
@@ -154,19 +154,19 @@ def write_programs(trained: Trained, folder: Path, file: Path, settings: ExportS
     return {"programs": shapes, "outputs": OUTPUTS, "platforms": PLATFORMS, "jax": jax.__version__}
 
 
-def write_torchvision(trained: Trained, folder: Path, file: Path, settings: ExportSettings) -> dict[str, Any]:
+def write_torchvision(trained: Trained, folder: Path, file: object, settings: ExportSettings) -> dict[str, Any]:
     """The same for a state dict of torchvision."""
     detector, params, description = trained
     resizing = torchvision_resizing(description.input.resize)
     return _write_tensors(to_torchvision(detector.config, params, resizing, file), folder)
 
 
-def write_detectron2(trained: Trained, folder: Path, file: Path, settings: ExportSettings) -> dict[str, Any]:
+def write_detectron2(trained: Trained, folder: Path, file: object, settings: ExportSettings) -> dict[str, Any]:
     """The same for a state dict of detectron2."""
     return _write_tensors(to_detectron2(trained.detector.config, trained.params, file), folder)
 
 
-def write_effdet(trained: Trained, folder: Path, file: Path, settings: ExportSettings) -> dict[str, Any]:
+def write_effdet(trained: Trained, folder: Path, file: object, settings: ExportSettings) -> dict[str, Any]:
     """The same for a state dict of effdet, whose anchors are for one canvas that contains all canvases of the
     detector."""
     config, step = trained.detector.config, max(trained.detector.strides)
@@ -174,7 +174,7 @@ def write_effdet(trained: Trained, folder: Path, file: Path, settings: ExportSet
     return _write_tensors(to_effdet(config, trained.params, settings.name, (height, width), file), folder)
 
 
-FORMATS: dict[str, Callable[[Trained, Path, Path, ExportSettings], dict[str, Any]]] = {
+FORMATS: dict[str, Callable[[Trained, Path, object, ExportSettings], dict[str, Any]]] = {
     "stablehlo": write_programs,
     "detectron2": write_detectron2,
     "torchvision": write_torchvision,
@@ -208,7 +208,7 @@ def _write_tensors(made: Renamed, folder: Path) -> dict[str, Any]:
     return made.about
 
 
-def _canvases(trained: Trained, file: Path) -> tuple[Canvas, ...]:
+def _canvases(trained: Trained, file: object) -> tuple[Canvas, ...]:
     """The canvases of a detector's input at the size of training. UserError if it names none."""
     if not trained.description.input.buckets:
         what = "the detector has no fixed canvas: it derives one from its images"
@@ -255,7 +255,7 @@ def about_members(description: EnsembleDescription, names: Sequence[str]) -> dic
 
     fusion: at each of `scales` of its input, the boxes of a member's views are fused from its IoU `input.same` on; then
     the boxes of all members and scales from `iou` on, with the weights of the members. Boxes below `score_floor` are
-    left out.
+    left out (None, in folders of earlier versions: of any score).
     """
     return {
         "detector": description.architecture,

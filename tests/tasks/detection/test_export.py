@@ -151,6 +151,12 @@ def test_the_members_of_an_ensemble_have_folders_of_their_own(tmp_path, monkeypa
     *wrote, note = printed.getvalue().splitlines()
     assert wrote[-1] == f"wrote {tmp_path / 'exported' / export.SETTINGS}" and len(wrote) == 7
     assert note.startswith("note:") and "2 members" in note
+    first, second = description.members
+    uneven = replace(description, members=(first, second | {"input": second["input"] | {"buckets": ()}}))
+    model.save_ensemble(tmp_path / "both", [one.params for one in trained], uneven)
+    with refused("canvas", where="model.json, member_2: input.buckets"):
+        export.export_folder(tmp_path / "both", tmp_path / "none", PROGRAMS, Console(quiet=True))
+    assert not (tmp_path / "none").exists()
 
 
 def weights_of(member):
