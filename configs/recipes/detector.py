@@ -217,7 +217,7 @@ BACKBONES: dict[str, Callable[[], dict[str, Any]]] = {
     **{name: partial(lite, name) for name in ("lite0", "lite1", "lite2")},
     "swin": swin_tiny,
 }
-"""Variants that change the backbone, with settings that preserve its weights; at most one at a time."""
+"""Variants that change the backbone, with settings that preserve its weights; a detector has at most one of them."""
 
 
 def published() -> dict[str, Any]:
