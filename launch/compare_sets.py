@@ -57,7 +57,7 @@ OWN = (FRD, COUNT, PAPER_LOG, BY_CLASS, REGIONS, SEED)
 
 def main() -> None:
     sources = REAL.read(), SYNTHETIC.read()
-    from elk_jax import fields, files
+    from elk_jax import fields, files, output_folders
     from elk_jax.distances import inception, network, sets
     from elk_jax.distances.compare import Settings, compare
     from elk_jax.distances.folder import write_comparison
@@ -66,7 +66,7 @@ def main() -> None:
     from elk_jax.tasks.run import new_console
 
     settings = command_line.of_flags(lambda: fields.build(Settings, command_line.given(OWN)))
-    output = files.results_folder(OUTPUT.value, files.COMPARISON)
+    output = output_folders.for_results(OUTPUT.value, output_folders.COMPARISON)
     files.check_writable(output)
     networks = network.load_all([Path(folder) for folder in NETWORK.value])
     if INCEPTION.value:

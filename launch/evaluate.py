@@ -26,7 +26,7 @@ import command_line
 import source_flags
 from absl import flags
 
-from elk_jax import files
+from elk_jax import output_folders
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
 STAGE = flags.DEFINE_string("stage", None, "The trained stage of the run. Default: the last one.")
@@ -79,7 +79,7 @@ def main() -> None:
     output = OUTPUT.value or (WORKDIR.value and f"{WORKDIR.value}/evaluation-{SPLIT.value or 'all'}")
     if not output:
         raise command_line.UserError("no --output given", todo="give a folder for the results")
-    folder = files.results_folder(output, files.EVALUATION)
+    folder = output_folders.for_results(output, output_folders.EVALUATION)
     from elk_jax.tasks import TASKS, find_model
 
     model, task = None, TASKS["detection"]

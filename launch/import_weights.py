@@ -45,7 +45,7 @@ from typing import Any
 import command_line
 from absl import flags
 
-from elk_jax import files
+from elk_jax import output_folders
 
 FORMAT = flags.DEFINE_enum(
     "format",
@@ -124,7 +124,7 @@ def settings(pairs: list[str]) -> dict[str, Any]:
 def main() -> None:
     file_format = command_line.required(FORMAT, "detectron2")
     path = command_line.required(INPUT, "model_final.pkl")
-    output = files.imports_folder(command_line.required(OUTPUT, "weights/coco"))
+    output = output_folders.for_import(command_line.required(OUTPUT, "weights/coco"))
     if file_format == "diffusers":
         refuse((*_OF_DETECTORS, SET, MODEL), f"--format={file_format}")
         from elk_jax.weights import stable_diffusion

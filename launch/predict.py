@@ -25,7 +25,7 @@ import command_line
 import source_flags
 from absl import flags
 
-from elk_jax import files
+from elk_jax import output_folders
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
 STAGE = flags.DEFINE_string("stage", None, "The trained stage of the run. Default: the last one.")
@@ -58,7 +58,7 @@ OF_DETECTORS = (THRESHOLD, FLOOR, PICTURES, VOLUMES, VOLUME_RULE)
 def main() -> None:
     workdir = Path(command_line.required(WORKDIR, "runs/cem_mixed"))
     inputs = command_line.required(INPUT, "FOLDER")
-    output = files.results_folder(command_line.required(OUTPUT, "FOLDER"), files.PREDICTION)
+    output = output_folders.for_results(command_line.required(OUTPUT, "FOLDER"), output_folders.PREDICTION)
     from elk_jax.tasks import find_model
     from elk_jax.tasks.run import new_console
     from elk_jax.weights import model_folder

@@ -27,7 +27,7 @@ import command_line
 import source_flags
 from absl import flags
 
-from elk_jax import files
+from elk_jax import output_folders
 from elk_jax.randomness import WORD
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
@@ -65,7 +65,7 @@ OWN = (AREA, BATCH, LESION_FREE, WHOLE_WINDOW, GRAIN, CLASSES, GUIDANCE, STEPS)
 def main() -> None:
     workdir = Path(command_line.required(WORKDIR, "runs/inpaint_cem"))
     count = command_line.required(COUNT, "312")
-    output = files.results_folder(command_line.required(OUTPUT, "synthetic"), files.SYNTHESIS)
+    output = output_folders.for_results(command_line.required(OUTPUT, "synthetic"), output_folders.SYNTHESIS)
     from elk_jax.tasks import find_model
 
     model, task = find_model(workdir, STAGE.value, lambda task: task.synthesize)

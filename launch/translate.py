@@ -17,7 +17,7 @@ import command_line
 import source_flags
 from absl import flags
 
-from elk_jax import files
+from elk_jax import output_folders
 from elk_jax.randomness import WORD
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
@@ -33,7 +33,7 @@ ON_ERROR = source_flags.define_on_error()
 def main() -> None:
     workdir = Path(command_line.required(WORKDIR, "runs/bridge_le_to_cem"))
     inputs = command_line.required(INPUT, "FOLDER")
-    output = files.results_folder(command_line.required(OUTPUT, "FOLDER"), files.PREDICTION)
+    output = output_folders.for_results(command_line.required(OUTPUT, "FOLDER"), output_folders.PREDICTION)
     from elk_jax.tasks import TASKS, find_model
     from elk_jax.tasks.translation.predict import TranslateSettings, translate_files
 

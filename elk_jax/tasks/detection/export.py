@@ -6,7 +6,7 @@
   OUTPUT/detector.json                  inputs and outputs, arguments for building a model, classes, input, thresholds;
                                         written last
 
-Of an ensemble, OUTPUT/member_1, member_2, ... have the files of one member each, and OUTPUT/detector.json says how
+For an ensemble, OUTPUT/member_1, member_2, ... have the files of one member each, and OUTPUT/detector.json says how
 their boxes are fused.
 
 Shape legend: B images, any number of them; I images of a breast (2 for pairs); K detections; H W of the canvas.

@@ -78,7 +78,7 @@ class LoraConfig:
         check(self)
         compile_pattern(self.targets, "targets")
         if self.alpha and not self.rank:
-            what = f"alpha is {self.alpha:g}, but there are no adapters"
+            what = f"alpha is {self.alpha:g}, but the rank is 0, without adapters"
             raise UserError(what, where="alpha", todo="give a rank, or set alpha=0")
 
 

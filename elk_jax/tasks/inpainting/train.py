@@ -37,7 +37,7 @@ from elk_jax.weights.tokenizer import Tokenizer
 
 
 def check_start(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe, names: Collection[str]) -> None:
-    """UserError if there is no model to train, if patients of a private training are known elsewhere, or if the recipe
+    """UserError without a model to train, if patients of a private training are known elsewhere, or if the recipe
     cannot train its model."""
     private.check_public(stage, recipe)
     private.check_start(run, stage, recipe)
