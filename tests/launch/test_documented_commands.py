@@ -97,6 +97,7 @@ WITH_VARIABLES = [page for page in RESULTS if any("$" in line for line in shell_
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in WITH_VARIABLES])
 def test_the_commands_of_a_page_have_their_variables(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
     given = as_given(page)
     assert given
     for script, *words in given:
@@ -104,12 +105,17 @@ def test_the_commands_of_a_page_have_their_variables(page, monkeypatch):
         if script in ("launch/train.py", "launch/evaluate.py"):
             assert all(word.startswith("--") for word in words), words
         if script == "launch/train.py":
-            test_a_documented_training_has_settings_that_there_are(words, monkeypatch)
+            parse_training(words)
 
 
 @pytest.mark.parametrize("words", TRAININGS)
 def test_a_documented_training_has_settings_that_there_are(words, monkeypatch):
     monkeypatch.chdir(ROOT)
+    parse_training(words)
+
+
+def parse_training(words: list[str]) -> None:
+    """Parse the flags of launch/train.py and its configuration, in the root of the project."""
     values, line = flags.FlagValues(), ["train.py", *words]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=line)
     for name in ("workdir", "stages"):
