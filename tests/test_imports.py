@@ -17,6 +17,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "precision": {"errors"},
     "fields": {"errors"},
     "files": {"errors", "budget"},
+    "output_folders": {"errors", "files"},
     "randomness": {"errors", "fields"},
     "spread": set(),
     "progress": {"threads", "output"},
